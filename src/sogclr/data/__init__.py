@@ -1,0 +1,1 @@
+"""Images in: manifest with stable ids, resumable sampler, views that are a function of (seed, epoch, id)."""

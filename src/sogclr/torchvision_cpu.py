@@ -1,0 +1,35 @@
+"""Import timm where torchvision's compiled operators cannot load.
+
+The PyPI wheel of torchvision is a CUDA build. Beside a CPU-only torch its C++ operators stay unregistered and
+`import torchvision`, hence `import timm`, fails with `operator torchvision::nms does not exist`. Nothing here uses
+those operators, so after that very error, and only then, their schemas are declared and the import is repeated.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+_MISSING = "operator torchvision::nms does not exist"
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_declared: list[object] = []  # a torch.library.Library forgets its operators when it is collected
+
+
+def import_timm() -> ModuleType:
+    """`import timm`, also where torchvision was built for another torch."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if _MISSING not in str(error):
+            raise
+        import torch
+
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(name + _SCHEMA)
+        _declared.append(library)
+        for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
+            del sys.modules[name]
+    import timm
+
+    return timm
