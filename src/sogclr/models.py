@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import BadInput
+from .files import replacing
 from .torchvision_cpu import import_timm
 
 timm = import_timm()
@@ -80,11 +82,18 @@ def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
     """
     small = image_size < SMALL_IMAGE
     if model is None:
-        return ("resnet18_small" if small else "resnet50"), f"chosen for {image_size}-pixel images; --model picks another"
+        return (
+            "resnet18_small" if small else "resnet50"
+        ), f"chosen for {image_size}-pixel images; --model picks another"
     if small and f"{model}_small" in timm.list_models("*_small", module="models"):
-        return f"{model}_small", f"{model} with a 3x3 stem and no max-pooling, for images below {SMALL_IMAGE} pixels"
+        return (
+            f"{model}_small",
+            f"{model} with a 3x3 stem and no max-pooling, for images below {SMALL_IMAGE} pixels",
+        )
     if model.startswith(("hf-hub:", "hf_hub:")):
-        raise BadInput(f"model {model!r} would be downloaded; give a timm name and --pretrained FILE, or local-dir:PATH")
+        raise BadInput(
+            f"model {model!r} would be downloaded; give a timm name and --pretrained FILE, or local-dir:PATH"
+        )
     if not model.startswith("local-dir:") and not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models() for the names"
@@ -134,11 +143,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise BadInput(f"{path} cannot be read as weights ({type(error).__name__}); it may be truncated or pickled code") from None
+        raise BadInput(
+            f"{path} cannot be read as weights ({type(error).__name__}); it may be truncated or pickled code"
+        ) from None
     while isinstance(state, dict) and isinstance(state.get("state_dict", state.get("model")), dict):
         state = state.get("state_dict", state.get("model"))
     if not isinstance(state, dict):
-        raise BadInput(f"{path} holds a {type(state).__name__}, not a state_dict; save model.state_dict() and give that file")
+        raise BadInput(
+            f"{path} holds a {type(state).__name__}, not a state_dict; save model.state_dict() and give that file"
+        )
     return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
@@ -152,7 +165,7 @@ class ProjectionHead(nn.Sequential):
     def __init__(self, in_features: int, hidden: int, out_features: int, layers: int = 2) -> None:
         widths = [in_features] + [hidden] * (layers - 1)
         parts: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             parts += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
         parts += [nn.Linear(widths[-1], out_features, bias=False), nn.BatchNorm1d(out_features, affine=False)]
         super().__init__(*parts)
@@ -226,9 +239,12 @@ def normalise(crops: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
 def save_encoder(path: Path, backbone: nn.Module, info: EncoderInfo) -> None:
     """Write the backbone so that `timm.create_model(name, num_classes=0, checkpoint_path=path)` loads it strictly."""
     weights = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(weights, temporary, metadata={"format": "pt", "sogclr": ENCODER_FORMAT, "info": json.dumps(asdict(info))})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(
+            weights,
+            temporary,
+            metadata={"format": "pt", "sogclr": ENCODER_FORMAT, "info": json.dumps(asdict(info))},
+        )
 
 
 def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device = "cpu") -> Encoder:
@@ -245,14 +261,18 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
     if path.is_dir():
         path = path / "encoder.safetensors"
         if not path.is_file():
-            raise BadInput(f"{path.parent} holds no finished encoder (encoder.safetensors); train or resume that run first")
+            raise BadInput(
+                f"{path.parent} holds no finished encoder (encoder.safetensors); train or resume that run first"
+            )
     elif not path.is_file():
         raise BadInput(f"there is no run or encoder file {path}; give a run folder or an exported .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError):
-        raise BadInput(f"{path} is no readable safetensors file (truncated, or of another kind); export it again") from None
+        raise BadInput(
+            f"{path} is no readable safetensors file (truncated, or of another kind); export it again"
+        ) from None
     if metadata.get("sogclr") != ENCODER_FORMAT:
         raise BadInput(
             f"{path} is marked {metadata.get('sogclr')!r}, this version reads {ENCODER_FORMAT!r}; give a file made by `sogclr export`"

@@ -1,0 +1,51 @@
+"""sogclr: global contrastive learning at a small batch size.
+
+    loss_fn = sogclr.GlobalContrastiveLoss(num_samples=n, temperature=0.1)
+    loss = loss_fn(z0, z1, index)
+
+    run = sogclr.train("photos/", out="runs/photos")
+    encoder = sogclr.load_encoder("runs/photos")
+
+Names are imported when they are first used, so that `sogclr --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GlobalContrastiveLoss": "losses",
+    "NTXentLoss": "losses",
+    "estimators": "losses.estimators",
+    "train": "workflow",
+    "resume": "workflow",
+    "embed": "embedding",
+    "evaluate": "evaluation.evaluate",
+    "load_encoder": "models",
+    "BadInput": "errors",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from .embedding import embed as embed
+    from .errors import BadInput as BadInput
+    from .evaluation.evaluate import evaluate as evaluate
+    from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
+    from .losses import NTXentLoss as NTXentLoss
+    from .losses import estimators as estimators
+    from .models import load_encoder as load_encoder
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sogclr' has no attribute {name!r}")
+    module = importlib.import_module(f".{_HOMES[name]}", __name__)
+    return module if _HOMES[name].endswith(f".{name}") else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,100 @@
+"""The mathematics of global contrastive losses: pure functions of tensors, everything in log space.
+
+Symbols (Yuan et al., arXiv 2202.12387): B samples in the batch, two views each; s_ab cosine similarity; tau temperature;
+log_g  log of the mean over an anchor's negatives of exp(s_ab / tau);  log_u  the running estimate of it, one a sample;
+nu     the normalizer of the dual form  log g = min over nu of { g exp(-nu) + nu - 1 },  held constant in the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """(..., D) floating -> the same directions with norm one; float32, or float64 for float64 input."""
+    return normalize(at_least_float32(z), dim=-1)
+
+
+def at_least_float32(z: Tensor) -> Tensor:
+    """Half precisions become float32; float32 and float64 stay."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def same_sample(index: Tensor) -> Tensor:
+    """(B,) ids -> (B, B) bool, true where two rows are views of one sample and so never negatives of each other."""
+    return index[:, None] == index[None, :]
+
+
+def log_mean_negatives(z0: Tensor, z1: Tensor, same: Tensor, temperature: float) -> Tensor:
+    """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau), over the negatives at hand.
+
+    Args:
+        z0, z1: (B, D) unit rows, the two views.
+        same: (B, B) bool from `same_sample`; each row needs one false entry at least.
+
+    Returns:
+        (2, B): the anchors of view 0, then those of view 1.
+    """
+    z = torch.cat([z0, z1])
+    sim = (z @ z.T) / temperature
+    log_sum = sim.masked_fill(same.repeat(2, 2), -math.inf).logsumexp(dim=1)
+    return log_sum.view(2, -1) - (2 * (~same).sum(dim=1)).to(z.dtype).log()
+
+
+def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
+    """s_{a,p(a)}: (B, D) unit rows twice -> (B,)."""
+    return (z0 * z1).sum(dim=1)
+
+
+def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float) -> Tensor:
+    """Mean over the views a of  -s_{a,p(a)} + tau (exp(log ĝ_a - nu_a) + nu_a - 1).
+
+    Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, and equals
+    -s + tau log ĝ where nu = log ĝ.
+
+    Args:
+        s_pos: (B,); log_g: (2, B); nu: (2, B), carries no gradient.
+
+    Returns:
+        (B,), one value a sample.
+    """
+    nu = nu.detach()
+    return -s_pos + temperature * (torch.exp(log_g - nu) + nu - 1).mean(dim=0)
+
+
+def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (2002.05709): mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
+
+    Args:
+        s_pos: (B,); log_g: (2, B); negatives: (B,), how many negatives each row has.
+
+    Returns:
+        (B,), one value a sample.
+    """
+    s = s_pos / temperature
+    return (torch.logaddexp(s, log_g + negatives.log()) - s).mean(dim=0)
+
+
+def moving_average(log_u: Tensor, log_g: Tensor, gamma: Tensor) -> Tensor:
+    """log of  (1 - gamma) u + gamma ĝ;  where log_u is -inf (unseen) it is log ĝ.
+
+    Args:
+        log_u: (B,); log_g: (B,) or (2, B); gamma: () in (0, 1], the weight of the NEW value.
+    """
+    blended = torch.logaddexp(torch.log1p(-gamma) + log_u, gamma.log() + log_g)
+    return torch.where(torch.isneginf(log_u), log_g, blended)
+
+
+def log_mean(values: Tensor) -> Tensor:
+    """log of the mean over the first dimension of exp(values)."""
+    return values.logsumexp(dim=0) - math.log(values.shape[0])
+
+
+def merge_duplicates(values: Tensor, same: Tensor) -> Tensor:
+    """Rows of one sample get the log-mean of all its rows, bit for bit the same in each: (B,), (B, B) -> (B,)."""
+    grouped = values.expand_as(same).masked_fill(~same, -math.inf).logsumexp(dim=1)
+    return torch.where(same.sum(dim=1) == 1, values, grouped - same.sum(dim=1).to(values.dtype).log())

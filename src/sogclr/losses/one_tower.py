@@ -1,0 +1,133 @@
+"""Two views of each image, one encoder: the global contrastive loss (SogCLR, arXiv 2202.12387) and what all losses share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import check_equal_batches, gather, scale_gradient, world_size
+from ..errors import BadInput
+from . import functional as F
+from .estimators import Convention, CosineGamma, MovingAverage
+from .validation import check_pairs
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class OneTowerLoss(nn.Module):
+    """What the losses on two views have in common: checks, unit rows, float32, ids, ranks, reduction, statistics.
+
+    A loss adds `per_sample(s_pos, log_g, index, same)`, which returns the (B,) values.
+
+    After a call, `statistics` holds 0-d tensors on the embeddings' device: `objective` (the batch's estimate of
+    E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu) and `weight_max` (the largest exp(log ĝ - nu)).
+    """
+
+    num_samples: int | None = None
+
+    def __init__(self, temperature: float, reduction: Reduction, normalize: bool) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise BadInput(f"temperature must be greater than 0 and was {temperature}; 0.1 is the paper's")
+        if reduction not in ("mean", "sum", "none"):
+            raise BadInput(f"reduction must be 'mean', 'sum' or 'none' and was {reduction!r}")
+        self.temperature, self.reduction, self.normalize = float(temperature), reduction, normalize
+        self.statistics: dict[str, Tensor] = {}
+
+    def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+
+        With several ranks every rank gives its own rows, sees everybody's, and returns the loss of the whole batch.
+
+        Raises:
+            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+        """
+        index = check_pairs(z0, z1, index, self.num_samples)
+        with torch.autocast(device_type=z0.device.type, enabled=False):
+            check_equal_batches(len(z0), z0.device)
+            unit = F.unit_rows if self.normalize else F.at_least_float32
+            z0, z1, index = gather(unit(z0)), gather(unit(z1)), gather(index)
+            same = F.same_sample(index)
+            s_pos = F.positive_similarity(z0, z1)
+            log_g = F.log_mean_negatives(z0, z1, same, self.temperature)
+            values = self.per_sample(s_pos, log_g, index, same)
+        if self.reduction == "mean":
+            values = values.mean()
+        elif self.reduction == "sum":
+            values = values.sum()
+        return scale_gradient(values, world_size())
+
+    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor, same: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def record(self, s_pos: Tensor, log_g: Tensor, nu: Tensor) -> Tensor:
+        """The (B,) dual values; fills `statistics` from them, without waiting for the device."""
+        values = F.dual_loss(s_pos, log_g, nu, self.temperature)
+        nu, log_g = nu.detach(), log_g.detach()
+        self.statistics = {
+            "objective": values.detach().mean(),
+            "normalizer_mean": nu.mean(),
+            "normalizer_std": nu.std(),
+            "weight_max": (log_g - nu).max().exp(),
+        }
+        return values
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, reduction={self.reduction!r}, normalize={self.normalize}"
+
+
+class GlobalContrastiveLoss(OneTowerLoss):
+    r"""Global contrastive loss: each positive pair against ALL negatives of the data set, at any batch size.
+
+    Value of a batch, over its anchors a (sample i, view A):
+
+        mean of  -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_i after
+        u_i <- (1 - gamma) u_i + gamma ĝ_i
+
+    ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is SogCLR's;
+    the value is an estimate of the global objective itself, so it can be watched.
+
+    Args:
+        num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
+        temperature: tau > 0.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma`; 1 is the mini-batch loss.
+        convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
+        estimator: another source of nu, instead of `gamma` and `convention`.
+        reduction: `mean`, `sum` or `none` (one value a sample).
+        normalize: scale embeddings to norm one first; pass False only if they have it already.
+
+    All state is in `state_dict()`: `estimator.log_u` (float32, one number a sample) and `estimator.step`. It changes
+    in training mode only (`loss_fn.eval()` leaves it alone).
+
+    Example:
+        >>> import torch, sogclr
+        >>> loss_fn = sogclr.GlobalContrastiveLoss(num_samples=1000, temperature=0.1, gamma=0.9)
+        >>> z0, z1 = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss = loss_fn(z0, z1, index=torch.arange(8))
+        >>> loss.backward()
+        >>> int(torch.isfinite(loss_fn.estimator.log_u).sum())
+        8
+
+    Source: arXiv 2202.12387, Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        temperature: float = 0.1,
+        gamma: float | CosineGamma = 0.9,
+        convention: Convention = "per_view",
+        estimator: nn.Module | None = None,
+        reduction: Reduction = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        self.num_samples = num_samples
+        self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
+
+    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor, same: Tensor) -> Tensor:
+        with torch.no_grad():
+            nu = self.estimator(log_g.detach(), index, same, self.training)
+        return self.record(s_pos, log_g, nu)

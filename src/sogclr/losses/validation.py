@@ -1,0 +1,85 @@
+"""What a loss refuses. On the CPU errors are raised and name the rows; on CUDA nothing here waits for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+
+
+class NonFinite(BadInput):
+    """Embeddings that hold NaN or infinity; `rows` are their positions in the batch. The loss's state is untouched."""
+
+    def __init__(self, message: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None) -> Tensor:
+    """`index` as int64 on the embeddings' device, after every check that needs no wait for that device.
+
+    Raises:
+        BadInput: shapes, dtypes or the range of the ids are wrong (ids on CUDA: a device-side assertion instead).
+        NonFinite: an embedding on the CPU is not finite.
+    """
+    _check_shapes(z0, z1, index)
+    if torch.compiler.is_compiling():
+        return index.to(device=z0.device, dtype=torch.int64)
+    if num_samples is not None:
+        _check_range(index, num_samples)
+    if index.device.type == "cpu" and bool((index == index[0]).all()):
+        raise BadInput(
+            f"all {len(index)} rows of the batch have id {int(index[0])}, so there are no negatives; mix samples in a batch"
+        )
+    if z0.device.type == "cpu":
+        _check_finite(z0, z1, index)
+    return index.to(device=z0.device, dtype=torch.int64, non_blocking=True)
+
+
+def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor) -> None:
+    if z0.ndim != 2 or z0.shape != z1.shape:
+        raise BadInput(
+            f"the two views' embeddings must be (B, D) and alike, and are {tuple(z0.shape)} and {tuple(z1.shape)}"
+        )
+    if not (z0.is_floating_point() and z1.is_floating_point()):
+        raise BadInput(
+            f"embeddings must be floating and are {z0.dtype} and {z1.dtype}; pass the projection head's output"
+        )
+    if z0.device != z1.device:
+        raise BadInput(f"the two views' embeddings are on {z0.device} and {z1.device}; move them to one device")
+    if len(z0) < 2:
+        raise BadInput(f"a batch of {len(z0)} has no negatives; use 2 samples or more (32 or more works well)")
+    if index.ndim != 1 or len(index) != len(z0):
+        raise BadInput(f"index must be ({len(z0)},), an id for each row of the embeddings, and is {tuple(index.shape)}")
+    if index.dtype not in (torch.int64, torch.int32):
+        raise BadInput(f"index must be int64 or int32 and is {index.dtype}; convert it with index.long()")
+
+
+def _check_range(index: Tensor, num_samples: int) -> None:
+    outside = (index < 0) | (index >= num_samples)
+    if index.device.type != "cpu":
+        torch._assert_async(~outside.any(), f"index out of range for a loss built for {num_samples} samples")
+    elif bool(outside.any()):
+        raise BadInput(
+            f"index {int(index[outside][0])} is out of range for a loss built for {num_samples} samples "
+            f"(valid: 0..{num_samples - 1}); build it with num_samples=len(dataset)"
+        )
+
+
+def _check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
+    if bool(torch.isfinite(z0.detach().sum() + z1.detach().sum())):
+        return  # one pass is enough nearly always; a sum of finite numbers that overflows is sorted out below
+    finite = torch.isfinite(z0).all(dim=1) & torch.isfinite(z1).all(dim=1)
+    rows = (~finite).nonzero().flatten().tolist()
+    if rows:
+        ids = index[~finite.to(index.device)].tolist()
+        raise NonFinite(
+            f"{len(rows)} of {len(z0)} embeddings are not finite (rows {_few(rows)}, ids {_few(ids)}); "
+            "lower the learning rate or look at these inputs",
+            rows,
+        )
+
+
+def _few(values: list[int], most: int = 8) -> str:
+    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
