@@ -1,0 +1,341 @@
+"""The command line. Torch is imported by the commands that need it, not by this file: `--help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from tyro import MISSING
+from tyro.conf import Positional, arg
+
+from . import __version__
+from .config import TrainConfig, from_options, read_table
+from .errors import BadInput, Interrupted, RunFailed
+from .screen import Screen
+
+
+class Command:
+    """A command: its fields are its options, `run` does it."""
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Options of the commands that read images."""
+
+    workers: int | None = None
+    """Processes that read images; chosen from the cores when left out."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+@dataclass(frozen=True)
+class Demo(Command):
+    """See it work: trains on real digits, compares, writes a report. Nothing is downloaded."""
+
+    quick: bool = False
+    """A short run, only to see that everything works."""
+    out: str | None = None
+    """Folder for the data and the runs; a cache folder when left out."""
+
+    def run(self) -> None:
+        from .demo import run_demo
+
+        run_demo(main, quick=self.quick, folder=None if self.out is None else Path(self.out))
+
+
+@dataclass(frozen=True)
+class Resume(Command):
+    """Continue a run from its last checkpoint, bit for bit as if it had never stopped."""
+
+    folder: Annotated[Positional[str], arg(metavar="RUN")]
+    """The run's folder."""
+    workers: int | None = None
+    """Another number of reader processes; the result does not depend on it."""
+    device: str | None = None
+    """Another device; the result then agrees to rounding only."""
+
+    def run(self) -> None:
+        from . import workflow
+
+        _finished(workflow.resume(self.folder, workers=self.workers, device=self.device))
+
+
+@dataclass(frozen=True)
+class Embed(Reading, Command):
+    """Write the embeddings of a folder of images. The same command again goes on where an interrupted one stopped."""
+
+    encoder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
+    """A run's folder, or an exported encoder (.safetensors)."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = MISSING
+    """A folder of images, or a .txt list of files."""
+    out: str = MISSING
+    """The file to write: .parquet, .npz or .safetensors, with ids and paths."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers."""
+    batch_size: int = 256
+    """Images at a time."""
+
+    def run(self) -> None:
+        from .embedding import embed
+
+        with Screen() as screen:
+            progress = screen.progress("embedding")
+            result = embed(
+                self.encoder, self.data, self.out, dtype=self.dtype, batch_size=self.batch_size, workers=self.workers,
+                device=self.device, progress=progress,
+            )  # fmt: skip
+        print(result)
+
+
+@dataclass(frozen=True)
+class Eval(Reading, Command):
+    """How good an encoder is: kNN and linear probes, or label-free health where there are no labels."""
+
+    encoder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
+    """A run's folder, or an exported encoder (.safetensors)."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = MISSING
+    """A folder with train/ and test/ (or val/), or one that is split 80/20."""
+    labels: str = "auto"
+    """auto, folder, none, or a CSV file of path,label."""
+    baselines: bool = False
+    """Score raw pixels and an untrained encoder too."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    k: int = 20
+    """Neighbours of kNN."""
+    seed: int = 0
+    """Seed of the split and of the few-label draws."""
+    batch_size: int = 256
+    """Images at a time."""
+
+    def run(self) -> None:
+        from .evaluation.evaluate import evaluate, table
+        from .files import write_text
+        from .run_folder import RunFolder
+
+        with Screen() as screen:
+            result = evaluate(
+                self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
+                batch_size=self.batch_size, workers=self.workers, device=self.device, say=screen.say,
+                progress=screen.progress("evaluating"),
+            )  # fmt: skip
+        if Path(self.encoder).is_dir():
+            write_text(RunFolder(self.encoder).eval_file, _json(result))
+        _show(_json(result) if self.json else table(result))
+
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Write the encoder for use elsewhere, checked against PyTorch."""
+
+    encoder: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run's folder, or an exported encoder."""
+    format: Literal["timm", "safetensors", "torchscript", "onnx"] = "timm"
+    """timm and safetensors: weights that timm.create_model(checkpoint_path=) loads."""
+    out: str | None = None
+    """The file; in the run's folder when left out."""
+
+    def run(self) -> None:
+        from .export import export
+
+        print(export(self.encoder, self.format, self.out))
+
+
+@dataclass(frozen=True)
+class Report(Reading, Command):
+    """Write RUN/report.html: curves, nearest neighbours, a map of the embeddings, the normalizers, the configuration."""
+
+    folder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
+    """The run's folder."""
+    data: str | None = None
+    """Where the images are now, if they moved."""
+    images: int = 3000
+    """The most images on the map."""
+
+    def run(self) -> None:
+        from .report import write_report
+
+        with Screen() as screen:
+            path = write_report(
+                self.folder, data=self.data, images=self.images, workers=self.workers, device=self.device,
+                progress=screen.progress("reading images"),
+            )  # fmt: skip
+        print(path)
+
+
+@dataclass(frozen=True)
+class Inspect(Command):
+    """What is in a run, a folder of images or an encoder: sizes, bad files, configuration."""
+
+    path: Annotated[Positional[str], arg(metavar="PATH")]
+    """A run, a folder or list of images, or an encoder file."""
+    decode: bool = False
+    """Decode every image, to find the truncated ones too."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> None:
+        from .inspection import inspect_path, render
+
+        with Screen() as screen:
+            result = inspect_path(self.path, decode=self.decode, progress=screen.progress("reading images"))
+        _show(_json(result) if self.json else render(result))
+
+
+@dataclass(frozen=True)
+class Train(Command):
+    """Train an encoder on a folder of images, without labels."""
+
+    config: TrainConfig
+
+    def run(self) -> None:
+        from . import workflow
+
+        with Screen() as screen:
+            _finished(workflow.start(self.config, screen))
+
+
+def _finished(run: Any) -> None:
+    print(f"encoder   {run.encoder_file}")
+    print(
+        f"next      sogclr report {run.path}   |   sogclr eval {run.path} DATA   |   sogclr embed {run.path} DATA --out F.parquet"
+    )
+
+
+def _json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2)
+
+
+def _show(what: Any) -> None:
+    if isinstance(what, str):
+        print(what)
+    else:
+        Console(highlight=False).print(what)
+
+
+# ------------------------------------------------------------------------------------------------------------ dispatch
+COMMANDS: dict[str, tuple[type[Command], str]] = {
+    "demo": (Demo, "see it work on real digits, in a few minutes; nothing is downloaded"),
+    "train": (Train, "train an encoder on a folder of images, without labels"),
+    "resume": (Resume, "continue a run from its last checkpoint"),
+    "embed": (Embed, "write the embeddings of a folder of images"),
+    "eval": (Eval, "score an encoder: kNN and linear probes, or label-free health"),
+    "export": (Export, "write the encoder for timm, TorchScript or ONNX"),
+    "report": (Report, "write one HTML page about a run"),
+    "inspect": (Inspect, "what is in a run, a folder of images or an encoder"),
+}
+
+
+def usage() -> str:
+    """The text of `sogclr --help`."""
+    lines = [f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"sogclr {__version__}: contrastive learning of image encoders at a small batch size",
+            "",
+            "usage: sogclr COMMAND ...      sogclr COMMAND --help",
+            "",
+            *lines,
+            "",
+            "  sogclr train photos/ --out runs/photos      a first run; exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Errors are one sentence on standard error."""
+    args = sys.argv[1:] if argv is None else argv
+    # A thread that waits for others should sleep, not spin: on shared cores spinning starves the very thread it waits for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        command = parse(args[0], args[1:])
+        if command is not None:
+            command.run()
+        return 0
+    except BadInput as error:
+        return _complain(str(error), 2)
+    except RunFailed as error:
+        return _complain(str(error), 1)
+    except Interrupted as error:
+        return _complain(str(error), 130)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that the flush at exit does not complain too
+        return 0
+
+
+def parse(name: str, args: list[str]) -> Command | None:
+    """The command with its options, or None after its help was shown.
+
+    Raises:
+        BadInput: an unknown command or option (the nearest is given), or a value that does not fit.
+    """
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise BadInput(
+            f"there is no command {name!r}; "
+            + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
+        )
+    kind = COMMANDS[name][0]
+    options: dict[str, Any] = {"prog": f"sogclr {name}", "config": (tyro.conf.OmitArgPrefixes,)}
+    if kind is Train:
+        args, file = _take_config(args)
+        table = read_table(file) if file else {}
+        needed = [name for name in ("data", "out") if name not in table.get("data", {})]
+        config = from_options(dict.fromkeys(needed, ""), table)
+        options["default"] = Train(replace(config, data=replace(config.data, **dict.fromkeys(needed, MISSING))))
+        options["description"] = f"{Train.__doc__} Any of these options may stand in a TOML file: --config FILE."
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=args, **options)
+    except SystemExit as exit:
+        if exit.code:
+            raise BadInput(_sentence(said.getvalue())) from None
+        return None
+
+
+def _take_config(args: list[str]) -> tuple[list[str], str | None]:
+    for i, word in enumerate(args):
+        if word == "--config":
+            if i + 1 == len(args):
+                raise BadInput("--config needs the path of a TOML file")
+            return args[:i] + args[i + 2 :], args[i + 1]
+        if word.startswith("--config="):
+            return args[:i] + args[i + 1 :], word.removeprefix("--config=")
+    return args, None
+
+
+def _sentence(box: str) -> str:
+    """The parser's framed message as one sentence."""
+    lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
+    body = [line for line in lines[1:] if line and not re.match(r"For full helptext|sogclr \S+ --help$", line)]
+    return re.sub(r"^Error parsing \S+: ", "", " ".join(body)).replace("Perhaps you meant:", "; did you mean")
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"sogclr: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,321 @@
+"""The configuration of a run: one tree of small frozen dataclasses. The command line and `config.toml` come from it.
+
+No torch in this file: `sogclr --help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tomli_w
+from tyro.conf import Positional, Suppress
+
+from .data.recipe import Recipe, recipe_from_table
+from .errors import BadInput
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise BadInput(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on, and where the run goes."""
+
+    data: Positional[str]
+    """A folder of images (its train/ part, if it has one), or a .txt list of files."""
+    out: str
+    """The run's folder; it must not hold another run."""
+    labels: str = "auto"
+    """Used for evaluation only: auto, folder, none, or a CSV file of path,label."""
+    image_size: int | None = None
+    """Side of the views, pixels. Chosen from the images (32, 64, 96 or 224) when left out."""
+    recipe: Literal["auto", "simclr", "small", "character"] = "auto"
+    """Augmentation: auto is simclr, below 96 pixels small. Single values: the [recipe] table of a configuration file."""
+    background: str = "white"
+    """What transparent pixels are laid on: a colour name or #rrggbb."""
+    max_bad: float = 0.01
+    """The largest share of unreadable images; above it the run stops."""
+    workers: int | None = None
+    """Processes that read images (0: none). Chosen from the cores when left out."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.image_size is None or self.image_size >= 8,
+            f"--image-size must be 8 or more and was {self.image_size}",
+        )
+        _require(0.0 <= self.max_bad < 1.0, f"--max-bad is a share from 0 up to 1 and was {self.max_bad}")
+        _require(self.workers is None or self.workers >= 0, f"--workers must be 0 or more and was {self.workers}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    model: str | None = None
+    """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. Chosen by the image size when left out."""
+    pretrained: str | None = None
+    """Weights of the same timm model to start from, a local file."""
+    init_from: str | None = None
+    """A run to start from: its weights, and its normalizers for the images that both runs have."""
+    head_layers: int = 2
+    """Layers of the projection head."""
+    head_hidden: int | None = None
+    """Hidden width of the projection head; the encoder's width when left out."""
+    head_dim: int = 128
+    """Width of the embeddings that the loss compares."""
+
+    def __post_init__(self) -> None:
+        _require(self.head_layers in (2, 3), f"--head-layers must be 2 or 3 and was {self.head_layers}")
+        _require(self.head_dim >= 2, f"--head-dim must be 2 or more and was {self.head_dim}")
+        _require(
+            self.head_hidden is None or self.head_hidden >= 1,
+            f"--head-hidden must be 1 or more and was {self.head_hidden}",
+        )
+        _require(
+            self.pretrained is None or self.init_from is None,
+            "--pretrained and --init-from both give the first weights; keep one of them",
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised."""
+
+    method: Literal["sogclr", "simclr"] = "sogclr"
+    """sogclr: the global contrastive loss. simclr: NT-Xent, the mini-batch baseline."""
+    temperature: float = 0.1
+    """tau, greater than 0."""
+    gamma: float = 0.9
+    """Weight of the new estimate in the moving average, in (0, 1]; with a schedule, the value it ends at."""
+    gamma_schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: from 1 to gamma over the first half of the run."""
+    convention: Literal["per_view", "per_sample"] = "per_view"
+    """How the two views share one normalizer."""
+    estimator: Literal["moving-average", "mini-batch"] = "moving-average"
+    """Where the normalizer comes from."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.temperature > 0,
+            f"--temperature must be greater than 0 and was {self.temperature}; 0.1 is the paper's",
+        )
+        _require(
+            0 < self.gamma <= 1,
+            f"--gamma must be in (0, 1] and was {self.gamma}; it is the weight of the new estimate",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it is minimised."""
+
+    optimizer: Literal["lars", "adamw", "sgd"] = "lars"
+    lr: float | None = None
+    """Peak learning rate; from --lr-rule when left out."""
+    lr_rule: Literal["sqrt", "linear"] = "sqrt"
+    """LARS: 0.075 sqrt(B), or 0.3 B/256."""
+    weight_decay: float | None = None
+    """1e-6 (lars), 1e-4 (sgd) or 0.05 (adamw) when left out; never on biases and normalisation."""
+    momentum: float = 0.9
+    warmup_epochs: float | None = None
+    """10, or a tenth of the run if that is less, when left out; then a cosine to 0."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient."""
+    accumulate: int = 1
+    """Batches per optimizer step. It averages gradients; it adds no negatives, and SogCLR does not need it to."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr is None or self.lr > 0, f"--lr must be greater than 0 and was {self.lr}")
+        _require(
+            self.weight_decay is None or self.weight_decay >= 0,
+            f"--weight-decay must be 0 or more and was {self.weight_decay}",
+        )
+        _require(0 <= self.momentum < 1, f"--momentum must be from 0 up to 1 and was {self.momentum}")
+        _require(
+            self.warmup_epochs is None or self.warmup_epochs >= 0,
+            f"--warmup-epochs must be 0 or more and was {self.warmup_epochs}",
+        )
+        _require(
+            self.clip_grad is None or self.clip_grad > 0,
+            f"--clip-grad must be greater than 0 and was {self.clip_grad}",
+        )
+        _require(self.accumulate >= 1, f"--accumulate must be 1 or more and was {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, on what, and what is written down."""
+
+    epochs: int = 100
+    max_steps: int | None = None
+    """Stop after this many steps, if that is sooner than --epochs."""
+    batch_size: int = 256
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it (a GPU, or a CPU with bf16 instructions), otherwise fp32."""
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile the model."""
+    threads: int | None = None
+    """Torch threads of the training process. Chosen from the cores when left out."""
+    log_every: int | None = None
+    """Steps between two lines of metrics.jsonl; about ten an epoch when left out."""
+    eval_every: int | None = None
+    """Epochs between two online evaluations; a tenth of the run when left out."""
+    save_every: int | None = None
+    """Steps between two checkpoints; an epoch, but from 200 to 1000 steps, when left out."""
+    keep: int = 2
+    """How many of the last checkpoints are kept, beside the best."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.batch_size != 1,
+            "--batch-size was 1, and contrastive learning needs other images as negatives; use 2 or more",
+        )
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "threads",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep",
+        ):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name.replace('_', '-')} must be 1 or more and was {value}")
+        _require(0 <= self.seed < 2**32, f"--seed must be from 0 to {2**32 - 1} and was {self.seed}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. `None` means 'chosen when the run starts'; the saved copy has no `None` of that kind."""
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    recipe: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Fields of `Recipe` that differ from the one named by data.recipe; all of them in the saved copy."""
+
+
+SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+
+
+def option_names() -> dict[str, str]:
+    """Option name -> section, for every option of `train` (names are unique over the sections)."""
+    return {f.name: name for name, section in SECTIONS.items() for f in fields(section)}
+
+
+def from_options(options: dict[str, Any], table: dict[str, Any] | None = None) -> TrainConfig:
+    """A configuration from flat options (`batch_size=64`), laid over the tables of a configuration file.
+
+    Raises:
+        BadInput: an unknown name (the nearest is given), a value of the wrong type, or one out of range.
+    """
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    recipe: dict[str, Any] = {}
+    for section, entries in (table or {}).items():
+        if section == "versions":
+            continue
+        if section == "recipe":
+            recipe_from_table(Recipe(), entries)
+            recipe = entries
+        elif section not in SECTIONS or not isinstance(entries, dict):
+            raise BadInput(
+                f"the configuration has no table [{section}]; its tables are [{'], ['.join([*SECTIONS, 'recipe'])}]"
+            )
+        else:
+            for key, value in entries.items():
+                _check_known(key, [f.name for f in fields(SECTIONS[section])], f"[{section}] of the configuration")
+                values[section][key] = value
+    names = option_names()
+    for key, value in options.items():
+        _check_known(key, list(names), "train")
+        values[names[key]][key] = value
+    for name in ("data", "out"):
+        _require(
+            name in values["data"],
+            f"{name!r} is missing: say what to train on and where the run goes (data=, out=)",
+        )
+    return TrainConfig(**{name: _build(SECTIONS[name], entries) for name, entries in values.items()}, recipe=recipe)
+
+
+def _check_known(key: str, known: list[str], where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=2)
+        raise BadInput(
+            f"{where} has no option {key!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}")
+        )
+
+
+def _build(section: Any, values: dict[str, Any]) -> Any:
+    hints = get_type_hints(section)
+    checked = {
+        key: _checked(f"{section.__name__.removesuffix('Config').lower()}.{key}", value, hints[key])
+        for key, value in values.items()
+    }
+    return section(**checked)
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` if it has the type of the annotation (an int may stand for a float, a Path for a str)."""
+    choices = getattr(hint, "__args__", None)
+    if getattr(hint, "__origin__", None) is Literal:
+        _require(value in choices, f"{name} must be one of {', '.join(map(str, choices))} and was {value!r}")
+        return value
+    if choices and type(None) in choices:
+        if value is None:
+            return None
+        return _checked(name, value, next(c for c in choices if c is not type(None)))
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise BadInput(f"{name} must be {hint.__name__} and was {value!r}")
+    return value
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        BadInput: no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"there is no configuration file {path}; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"{path} cannot be read as TOML: {error}") from None
+
+
+def to_table(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as TOML tables; what is `None` is left out."""
+    return {
+        section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+        for section, values in asdict(config).items()
+    }
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    """TOML text of the tables."""
+    return tomli_w.dumps(table)

@@ -1,0 +1,150 @@
+"""What a run uses where its configuration leaves the choice open, and the words that say so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+
+from .config import TrainConfig
+from .data.manifest import Manifest
+from .data.recipe import named_recipe, recipe_from_table
+from .errors import BadInput
+from .models import resolve_name
+from .optim import learning_rate, weight_decay
+
+_SIZES = (
+    (48, 32),
+    (80, 64),
+    (160, 96),
+)  # (images smaller than this, get views of this size); larger ones get 224
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def image_size_for(manifest: Manifest) -> int:
+    """32, 64, 96 or 224, from the median of the images' shorter sides."""
+    sides = np.minimum(manifest.widths, manifest.heights)
+    sides = sides[sides > 0]
+    median = float(np.median(sides)) if len(sides) else 224.0
+    return next((size for below, size in _SIZES if median < below), 224)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU.
+
+    Raises:
+        BadInput: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"--device {name} is no device; give auto, cpu, cuda, cuda:1 or mps") from None
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}.get(
+        device.type, 0
+    )
+    if (device.index or 0) >= count:
+        have = (
+            "this build of torch is for the CPU only"
+            if torch.version.cuda is None
+            else f"{torch.cuda.device_count()} GPUs are visible"
+        )
+        raise BadInput(f"--device {name} is not there ({have}); give --device auto")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it (a CPU without such instructions is many times slower), or fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if fast else "fp32"
+    return "fp32"
+
+
+def choose_threads(device: torch.device, workers: int | None) -> tuple[int, int]:
+    """(torch threads, reader processes).
+
+    Together no more than the cores, and on a CPU half of them for torch: threads of one operation wait for each other,
+    so that a second busy process on the same cores slows all of them down by far more than its share.
+    """
+    have = cores()
+    if device.type == "cpu":
+        threads = max(1, have // 2)
+        return threads, min(max(1, have - threads), 4) if workers is None else workers
+    return max(1, min(4, have // 2)), min(max(1, have - 1), 12) if workers is None else workers
+
+
+def resolve(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[str]]:
+    """The configuration with every open choice made, and lines that say what was chosen.
+
+    Raises:
+        BadInput: too few images, an unknown model, or a device that is not there.
+    """
+    size = config.data.image_size or image_size_for(manifest)
+    model, why = resolve_name(config.model.model, size)
+    recipe = recipe_from_table(named_recipe(config.data.recipe, size), config.recipe)
+    device = choose_device(config.run.device)
+    threads, workers = choose_threads(device, config.data.workers)
+    run, optim = config.run, config.optim
+    batch = run.batch_size
+    if len(manifest.usable) < batch:
+        raise BadInput(
+            f"{config.data.data} has {len(manifest.usable)} usable images, fewer than one batch of {batch}; "
+            f"add images or give --batch-size {max(2, len(manifest.usable) // 2)}"
+        )
+    steps_per_epoch = max(1, len(manifest.usable) // (batch * optim.accumulate))
+    total = min(run.epochs * steps_per_epoch, run.max_steps or run.epochs * steps_per_epoch)
+    epochs = total / steps_per_epoch
+    optim = replace(
+        optim,
+        lr=optim.lr or learning_rate(optim.optimizer, optim.lr_rule, batch * optim.accumulate),
+        weight_decay=weight_decay(optim.optimizer) if optim.weight_decay is None else optim.weight_decay,
+        warmup_epochs=min(10.0, epochs / 10) if optim.warmup_epochs is None else optim.warmup_epochs,
+    )
+    run = replace(
+        run,
+        max_steps=total,
+        device=str(device),
+        precision=choose_precision(run.precision, device),
+        threads=run.threads or threads,
+        log_every=run.log_every or max(1, min(100, steps_per_epoch // 10)),
+        eval_every=run.eval_every or max(1, round(epochs / 10)),
+        save_every=run.save_every or min(1000, max(200, steps_per_epoch)),
+    )
+    resolved = replace(
+        config,
+        data=replace(config.data, image_size=size, workers=workers),
+        model=replace(config.model, model=model),
+        optim=optim,
+        run=run,
+        recipe=asdict(recipe),
+    )
+    return resolved, _lines(resolved, why, len(manifest), steps_per_epoch)
+
+
+def _lines(config: TrainConfig, why: str, n: int, steps_per_epoch: int) -> list[str]:
+    run, optim, loss = config.run, config.optim, config.loss
+    state = (
+        f"gamma {loss.gamma} ({loss.gamma_schedule}), {loss.convention}"
+        if loss.method == "sogclr"
+        else "mini-batch normalizer"
+    )
+    return [
+        f"encoder   {config.model.model} ({why})",
+        f"views     {config.data.image_size} pixels",
+        f"loss      {loss.method}, temperature {loss.temperature}, {state}",
+        f"batches   {run.batch_size} of {n:,} images, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
+        f"optimizer {optim.optimizer}, lr {optim.lr:.4g}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
+        f"hardware  {run.device}, {run.precision}, {run.threads} torch threads and {config.data.workers} reader processes on {cores()} cores",
+    ]

@@ -1,0 +1,112 @@
+"""The folder of a run: what lies where, and how to read it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import TrainConfig, from_options, read_table
+from .errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .data.manifest import Manifest
+
+
+class RunFolder:
+    """Paths of a run's files, and readers for them. Torch is imported only to look into a checkpoint."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.toml"
+        self.manifest_file = self.path / "manifest.parquet"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best.pt"
+        self.encoder_file = self.path / "encoder.safetensors"
+        self.bad_file = self.path / "bad_files.txt"
+        self.eval_file = self.path / "eval.json"
+        self.report_file = self.path / "report.html"
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The run at `path`.
+
+        Raises:
+            BadInput: there is no run.
+        """
+        run = cls(path)
+        if not run.config_file.is_file():
+            what = "there is no folder" if not run.path.exists() else "there is no run (no config.toml) in"
+            raise BadInput(f"{what} {path}; give the folder that `sogclr train --out` wrote")
+        return run
+
+    def check_free(self) -> None:
+        """A new run may be written here: the folder is absent, empty, or holds the remains of a start that failed.
+
+        Raises:
+            BadInput: it holds another run, or files that are not ours.
+        """
+        if self.config_file.exists():
+            raise BadInput(
+                f"{self.path} holds another run; continue it with `sogclr resume {self.path}`, or give another --out"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise BadInput(f"--out {self.path} is a file; give a folder")
+        ours = {"manifest.parquet", "checkpoints", "bad_files.txt", "metrics.jsonl", "tensorboard"}
+        others = (
+            sorted(p.name for p in self.path.iterdir() if p.name not in ours and not p.name.endswith(".tmp"))
+            if self.path.exists()
+            else []
+        )
+        if others:
+            raise BadInput(
+                f"--out {self.path} holds other files ({', '.join(others[:3])}); give a new or an empty folder"
+            )
+
+    def config_table(self) -> dict[str, Any]:
+        """The tables of `config.toml`."""
+        return read_table(self.config_file)
+
+    def config(self) -> TrainConfig:
+        """The resolved configuration."""
+        return from_options({}, self.config_table())
+
+    def manifest(self) -> Manifest:
+        """The images of the run, with their ids."""
+        from .data.manifest import Manifest
+
+        return Manifest.load(self.manifest_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+        rows = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def checkpoint_files(self) -> list[Path]:
+        """Checkpoints, oldest first (without the best)."""
+        return sorted(self.checkpoints.glob("step-*.pt"))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint."""
+        files = self.checkpoint_files()
+        return files[-1] if files else None
+
+    def log_u(self) -> np.ndarray | None:
+        """float32 (n,): the running log-normalizers of the newest checkpoint, -inf where unseen; None if the method keeps none."""
+        from .checkpoint import load_checkpoint
+
+        newest = self.latest_checkpoint()
+        if newest is None:
+            return None
+        log_u = load_checkpoint(newest)["loss"].get("estimator.log_u")
+        return None if log_u is None else log_u.numpy()

@@ -1,0 +1,33 @@
+"""SIGINT and SIGTERM: finish the step, save, stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Yields `stop()`, true once a signal has come. A second SIGINT interrupts at once.
+
+    Outside the main thread, where Python cannot handle signals, `stop()` is always false.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        say(f"{signal.Signals(number).name}: finishing this step, then saving")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

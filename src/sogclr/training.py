@@ -1,0 +1,403 @@
+"""Training: the step, and the loop around it.
+
+Every random choice is a function of (seed, epoch, image id, step), never of a generator that happens to be somewhere.
+So the state of a run is small, and a resumed run is bit for bit the one that never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .checkpoint import save_checkpoint
+from .config import TrainConfig
+from .data.labels import Labels
+from .data.loader import Batch, training_loader
+from .data.manifest import Manifest, write_bad_files
+from .data.recipe import Recipe, recipe_from_table
+from .data.sampler import ResumableSampler
+from .data.views import Augmentation
+from .errors import BadInput, Interrupted, RunFailed
+from .log import RunLog
+from .losses import GlobalContrastiveLoss, NonFinite, NTXentLoss
+from .losses.estimators import CosineGamma, MiniBatch, MovingAverage
+from .losses.one_tower import OneTowerLoss
+from .models import ContrastiveModel, EncoderInfo, ProjectionHead, create_backbone, save_encoder
+from .online import OnlineEvaluation
+from .optim import build_optimizer, warmup_cosine
+from .run_folder import RunFolder
+from .screen import Screen, clock
+
+SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run stops
+METERS = ("objective", "normalizer_mean", "normalizer_std", "grad_norm")
+
+
+def build_model(config: TrainConfig) -> ContrastiveModel:
+    """Backbone and head with weights drawn from the seed, or from `--pretrained`."""
+    torch.manual_seed(config.run.seed)
+    backbone = create_backbone(str(config.model.model), config.data.image_size or 0, config.model.pretrained)
+    width = int(backbone.num_features)  # type: ignore[arg-type]
+    head = ProjectionHead(width, config.model.head_hidden or width, config.model.head_dim, config.model.head_layers)
+    return ContrastiveModel(backbone, head)
+
+
+def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
+    """The loss of `--method`, with its estimator."""
+    loss, steps = config.loss, config.run.max_steps or 1
+    if loss.method == "simclr":
+        return NTXentLoss(loss.temperature)
+    if loss.estimator == "mini-batch":
+        return GlobalContrastiveLoss(num_samples, loss.temperature, estimator=MiniBatch())
+    gamma = CosineGamma(loss.gamma, max(1, steps // 2)) if loss.gamma_schedule == "cosine" else loss.gamma
+    return GlobalContrastiveLoss(num_samples, loss.temperature, gamma, loss.convention)
+
+
+class Trainer:
+    """A run in progress. All that changes is in `state_dict()`.
+
+    Args:
+        config: resolved (`defaults.resolve`).
+        manifest: the images; ids and the size of the loss's state come from it.
+        labels: for the online evaluation, or None.
+    """
+
+    def __init__(
+        self, config: TrainConfig, run: RunFolder, manifest: Manifest, labels: Labels | None, screen: Screen
+    ) -> None:
+        self.config, self.run, self.manifest, self.screen = config, run, manifest, screen
+        data, options, optim = config.data, config.run, config.optim
+        if not (data.image_size and options.max_steps):
+            raise ValueError("choices are open in this configuration; defaults.resolve makes them")
+        self.device = torch.device(options.device)
+        self.total = options.max_steps
+        self.sampler = ResumableSampler(manifest.usable, options.batch_size, options.seed)
+        self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // optim.accumulate)
+        self.info = EncoderInfo(str(config.model.model), data.image_size, background=data.background)
+        self.recipe = recipe_from_table(Recipe(), config.recipe)
+        self.augment = Augmentation(self.recipe, data.image_size, self.info.mean, self.info.std, options.seed)
+
+        self.model = build_model(config).to(self.device)
+        if options.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = torch.compile(self.model) if options.compile else self.model
+        self.loss = build_loss(config, len(manifest)).to(self.device)
+        self.optimizer = build_optimizer(self.model, optim)
+        warmup = round((optim.warmup_epochs or 0) * self.steps_per_epoch)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup_cosine(self.total, warmup))
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**14, enabled=options.precision == "fp16")
+        self.online = OnlineEvaluation(config, manifest, labels)
+
+        self.step = 0
+        self.sums = torch.zeros(len(METERS), device=self.device)
+        self.weight_max = torch.zeros((), device=self.device)
+        self.counts = {"steps": 0, "skipped": 0, "skipped_in_a_row": 0}
+        self.best = float("-inf")
+        self.bad: dict[int, str] = dict(manifest.bad)
+        self.seconds = 0.0
+        self._buffers = list(self.model.buffers())
+        self._kept = [b.clone() for b in self._buffers]
+
+    # ------------------------------------------------------------------------------------------------------ one step
+    def train_step(self, batches: list[Batch]) -> None:
+        """One optimizer step on the mean gradient of `batches`; skipped, with all state as before, if it is not finite."""
+        torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # what a backbone may draw: dropout, drop path
+        self.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_copy_(self._kept, self._buffers)
+        before = [(estimator, estimator.snapshot(b.index)) for b in batches for estimator in self._estimators()]
+        statistics = []
+        try:
+            for batch in batches:
+                loss = self.loss_of(batch)
+                statistics.append(self.loss.statistics)
+                self.scaler.scale(loss / len(batches)).backward()
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad or float("inf"))
+            reason = (
+                None if bool(torch.isfinite(norm)) else "the gradient is not finite"
+            )  # the step's one wait for the device
+        except NonFinite as error:
+            reason = str(error)
+        if reason is None:
+            self.scaler.step(self.optimizer)
+            self._meter(statistics, norm)
+            self.counts["skipped_in_a_row"] = 0
+        else:
+            torch._foreach_copy_(self._buffers, self._kept)
+            for estimator, saved in reversed(before):
+                estimator.restore(saved)
+            self._skip(reason, batches)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.schedule.step()
+        self.step += 1
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Two views of each image, one forward pass for both, the loss of their embeddings."""
+        crops, ids = batch.crops.to(self.device, non_blocking=True), batch.index.numpy()
+        views = torch.cat([self.augment(crops[view], ids, batch.epoch, view) for view in (0, 1)])
+        precision = self.config.run.precision
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32"):
+            z0, z1 = self.forward(views).chunk(2)
+        return self.loss(z0, z1, batch.index)
+
+    def _estimators(self) -> list[Any]:
+        return [m for m in self.loss.modules() if isinstance(m, MovingAverage)]
+
+    def _meter(self, statistics: list[dict[str, Tensor]], norm: Tensor) -> None:
+        rows = [torch.stack([*(s[name] for name in METERS[:-1]), norm]) for s in statistics]
+        self.sums += torch.stack(rows).mean(dim=0)
+        self.weight_max = torch.stack([self.weight_max, *(s["weight_max"] for s in statistics)]).max()
+        self.counts["steps"] += 1
+
+    def _skip(self, reason: str, batches: list[Batch]) -> None:
+        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:
+            return  # float16 overflowed: the scaler lowers its scale and the next step is expected to be fine
+        ids = [int(i) for b in batches for i in b.index]
+        self.counts["skipped"] += 1
+        self.counts["skipped_in_a_row"] += 1
+        self.log.write("skipped", self.step + 1, self.epoch, {"reason": reason, "ids": ids})
+        shown = ", ".join(self.manifest.relative(i) for i in ids[:3])
+        self.screen.say(
+            f"step {self.step + 1} skipped: {reason} (batch of {len(ids)}, first: {shown}; all ids in metrics.jsonl)"
+        )
+        if self.counts["skipped_in_a_row"] >= SKIPS_IN_A_ROW:
+            raise RunFailed(
+                f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient, the last at step {self.step + 1}: {reason}; lower --lr "
+                f"(now {self.config.optim.lr:.4g}), add --clip-grad 1, raise --temperature or use --precision fp32"
+            )
+
+    # ------------------------------------------------------------------------------------------------------ the loop
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return self.step / self.steps_per_epoch
+
+    def fit(self, stop: Callable[[], bool]) -> None:
+        """Train to the end, from wherever the state is.
+
+        Raises:
+            Interrupted: `stop()` became true; the state is saved.
+            RunFailed: no finite gradients, too many bad files, or a full disk.
+        """
+        torch.set_num_threads(self.config.run.threads or 1)
+        accumulate, data = self.config.optim.accumulate, self.config.data
+        self.log = RunLog(self.run, self.step)
+        loader = training_loader(
+            self.manifest, self.manifest.usable, self.recipe, self.info.image_size, self.config.run.batch_size,
+            self.config.run.seed, start_step=self.step * accumulate, workers=data.workers or 0,
+            background=data.background, pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        self.model.train()
+        self.loss.train()
+        self.screen.start("training", self.total, self.step)
+        self._clock = Clock(self.step)
+        try:
+            while self.step < self.total:
+                with self._clock.waiting():
+                    batches = [self._without_bad(next(loader)) for _ in range(accumulate)]
+                self.train_step([b for b in batches if len(b.index) >= 2])
+                self._after_step(stop)
+            self.finish()
+        finally:
+            self.screen.stop()
+            self.log.close()
+            del loader  # ends the reader processes
+
+    def _after_step(self, stop: Callable[[], bool]) -> None:
+        options = self.config.run
+        self.screen.advance(self.step, self.total, self._clock.note)
+        if self.step % (options.log_every or 1) == 0 or self.step == self.total:
+            self.write_metrics()
+        improved = False
+        if self.step % ((options.eval_every or 1) * self.steps_per_epoch) == 0 or self.step == self.total:
+            improved = self.evaluate()
+        stopping = stop()
+        if improved or stopping or self.step % (options.save_every or 1) == 0 or self.step == self.total:
+            self.save(improved)
+        if stopping and self.step < self.total:
+            raise Interrupted(
+                f"stopped at step {self.step:,} of {self.total:,}; continue with `sogclr resume {self.run.path}`"
+            )
+
+    def _without_bad(self, batch: Batch) -> Batch:
+        """Keeps account of the files that could not be read; stops the run when they are too many."""
+        for id, reason in batch.bad:
+            if id not in self.bad:
+                self.screen.say(f"skipping {self.manifest.relative(id)}: {reason}")
+            self.bad[id] = reason
+        if batch.bad:
+            self.write_bad()
+            if len(self.bad) > self.config.data.max_bad * len(self.manifest):
+                raise RunFailed(too_many_bad(self.manifest, self.bad, self.config.data.max_bad))
+        return batch
+
+    def write_bad(self) -> None:
+        """`bad_files.txt`: every file that could not be read so far, with the reason."""
+        write_bad_files(
+            self.run.bad_file, [(self.manifest.relative(i), reason) for i, reason in sorted(self.bad.items())]
+        )
+
+    def write_metrics(self) -> None:
+        """One `train` line: means since the last one."""
+        count = max(1, self.counts["steps"])
+        values = dict(zip(METERS, (self.sums / count).tolist(), strict=True)) if self.counts["steps"] else {}
+        values |= {
+            "weight_max": float(self.weight_max),
+            "lr": self.schedule.get_last_lr()[0],
+            "skipped": self.counts["skipped"],
+        }
+        for estimator in self._estimators():
+            values["gamma"] = float(estimator.current_gamma())
+        timing = self._clock.lap(self.step, self.config.run.batch_size * self.config.optim.accumulate)
+        self.log.write("train", self.step, self.epoch, values, timing)
+        self._clock.note = f"{timing['images_per_s']:,.0f} images/s, {timing['data_wait']:.0%} waiting for data" + (
+            f", objective {values['objective']:.4f}" if "objective" in values else ""
+        )
+        self.sums.zero_()
+        self.weight_max = torch.zeros((), device=self.device)
+        self.counts["steps"] = 0
+
+    def evaluate(self) -> bool:
+        """One `eval` line; whether it is the best so far."""
+        begun = time.monotonic()
+        scores = self.online(self.model, self.info, self.augment, self.device)
+        self._clock.pause(time.monotonic() - begun)
+        self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
+        self.screen.say(
+            f"epoch {self.epoch:g}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()) + f"   {self._clock.note}"
+        )
+        score = next(iter(scores.values()))
+        improved = score > self.best
+        self.best = max(self.best, score)
+        return improved
+
+    def save(self, best: bool = False) -> None:
+        """A checkpoint of everything."""
+        begun = time.monotonic()
+        save_checkpoint(self.run, self.state_dict(), self.config.run.keep, best)
+        self._clock.pause(time.monotonic() - begun)
+
+    def finish(self) -> None:
+        """The encoder file, which marks the run as finished."""
+        save_encoder(self.run.encoder_file, self.model.backbone, self.info)
+        self.seconds += self._clock.total()
+        self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
+        self.screen.say(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
+
+    # ------------------------------------------------------------------------------------------------------ the state
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training, of types that `torch.load(weights_only=True)` reads."""
+        return {
+            "version": __version__,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "scaler": self.scaler.state_dict(),
+            "meters": {"sums": self.sums, "weight_max": self.weight_max, "counts": dict(self.counts)},
+            "best": self.best,
+            "bad": dict(self.bad),
+            "manifest": self.manifest.fingerprint,
+            "seconds": self.seconds + (self._clock.total() if hasattr(self, "_clock") else 0.0),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`.
+
+        Raises:
+            BadInput: it belongs to other images.
+        """
+        if state["manifest"] != self.manifest.fingerprint:
+            raise BadInput(
+                "the checkpoint was made on other images than the run's manifest lists; restore the run's own files"
+            )
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
+        self.scaler.load_state_dict(state["scaler"])
+        self.sums.copy_(state["meters"]["sums"])
+        self.weight_max = state["meters"]["weight_max"].to(self.device)
+        self.counts = dict(state["meters"]["counts"])
+        self.best, self.bad, self.seconds = state["best"], dict(state["bad"]), state["seconds"]
+
+    def start_from(self, source: RunFolder, state: dict[str, Any]) -> int:
+        """Take weights and, for the images that both runs have, normalizers from another run. Returns how many of those.
+
+        Raises:
+            BadInput: the runs' models differ.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError:
+            raise BadInput(
+                f"{source.path} trained {source.config().model.model} and this run trains {self.config.model.model} "
+                "(or the heads differ); --init-from needs the same --model and head"
+            ) from None
+        old = state["loss"].get("estimator.log_u")
+        if old is None or not self._estimators():
+            return 0
+        theirs = source.manifest()
+        position = {theirs.relative(i): i for i in range(len(theirs))}
+        pairs = [
+            (i, position[name]) for i in range(len(self.manifest)) if (name := self.manifest.relative(i)) in position
+        ]
+        here, there = (torch.tensor([p[k] for p in pairs], dtype=torch.int64) for k in (0, 1))
+        for estimator in self._estimators():
+            estimator.log_u[here.to(self.device)] = old[there].to(self.device)
+        return len(pairs)
+
+
+def too_many_bad(manifest: Manifest, bad: dict[int, str], most: float) -> str:
+    """The sentence for a data set with too many files that cannot be read."""
+    first = ", ".join(f"{manifest.relative(i)} ({reason})" for i, reason in sorted(bad.items())[:3])
+    return (
+        f"{len(bad):,} of {len(manifest):,} images cannot be read, more than --max-bad {most:.1%}, first: {first}; "
+        "see `sogclr inspect DATA --decode`, remove them, or raise --max-bad"
+    )
+
+
+class Clock:
+    """Where the time goes: images/s and the share spent waiting for data, since the last lap and without pauses."""
+
+    def __init__(self, step: int) -> None:
+        self.note = ""
+        self._begun = self._lap = time.monotonic()
+        self._wait = self._paused = 0.0
+        self._step = step
+
+    def waiting(self) -> Clock:
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self._wait += time.monotonic() - self._entered
+
+    def pause(self, seconds: float) -> None:
+        """Time that was spent on something else than training."""
+        self._paused += seconds
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._begun
+
+    def lap(self, step: int, images_a_step: int) -> dict[str, float]:
+        now = time.monotonic()
+        seconds = max(1e-9, now - self._lap - self._paused)
+        values = {
+            "seconds": now - self._begun,
+            "images_per_s": (step - self._step) * images_a_step / seconds,
+            "data_wait": min(1.0, self._wait / seconds),
+        }
+        self._lap, self._wait, self._paused, self._step = now, 0.0, 0.0, step
+        return values

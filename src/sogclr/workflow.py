@@ -1,0 +1,169 @@
+"""`train` and `resume`: from a folder of images to a finished run. The commands of the same names call these."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .checkpoint import load_checkpoint
+from .config import TrainConfig, from_options, read_table, to_table, to_toml
+from .data.labels import read_labels
+from .data.manifest import Manifest
+from .defaults import choose_device, resolve
+from .errors import BadInput
+from .files import write_text
+from .models import timm
+from .run_folder import RunFolder
+from .screen import Screen
+from .stopping import stop_on_signals
+from .training import Trainer, too_many_bad
+
+TRAIN_PARTS = ("train", "training")
+
+
+def train(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    config: str | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> RunFolder:
+    """Train an encoder on a folder of images, without labels.
+
+    Args:
+        data: a folder (its `train/` part, if it has one), or a .txt list of files.
+        out: the run's folder, new or empty.
+        config: a TOML file with any of the options.
+        quiet: show nothing.
+        options: any option of `sogclr train`, by its name: `batch_size=64, epochs=50, model="resnet18"`.
+
+    Returns:
+        The run: `.encoder_file`, `.metrics()`, `.log_u()`.
+
+    Raises:
+        BadInput: something in the input cannot be used; nothing was written.
+        RunFailed: the run could not go on.  Interrupted: a signal came, and the state is saved.
+    """
+    table = read_table(config) if config else None
+    return start(from_options({"data": os.fspath(data), "out": os.fspath(out), **options}, table), Screen(quiet))
+
+
+def start(config: TrainConfig, screen: Screen) -> RunFolder:
+    """`train` with a configuration: check everything, write the run's folder, train."""
+    _refuse_many_processes()
+    run = RunFolder(config.data.out)
+    run.check_free()
+    manifest = scan(config.data.data, screen)
+    labels = read_labels(manifest, config.data.labels)
+    if len(manifest.bad) > config.data.max_bad * len(manifest):
+        raise BadInput(too_many_bad(manifest, dict(manifest.bad), config.data.max_bad))
+    config, lines = resolve(config, manifest)
+    trainer = Trainer(config, run, manifest, labels, screen)
+    if config.model.init_from:
+        lines.append(_start_from(trainer, config.model.init_from, manifest))
+    for line in [f"images    {_describe(manifest)}", *lines, f"run       {run.path}"]:
+        screen.say(line)
+
+    run.path.mkdir(parents=True, exist_ok=True)
+    manifest.save(run.manifest_file)
+    if trainer.bad:
+        trainer.write_bad()
+    trainer.save()
+    write_text(run.config_file, to_toml({**to_table(config), "versions": versions()}))  # last: this makes it a run
+    return _fit(trainer)
+
+
+def resume(
+    run: str | os.PathLike[str], *, workers: int | None = None, device: str | None = None, quiet: bool = False
+) -> RunFolder:
+    """Continue a run from its last checkpoint, bit for bit as if it had never stopped.
+
+    Args:
+        run: the run's folder.
+        workers: another number of reader processes; the result does not depend on it.
+        device: another device; the result then agrees only to rounding.
+
+    Raises:
+        BadInput: no run there, its images have changed, or its checkpoint cannot be read.
+    """
+    _refuse_many_processes()
+    folder, screen = RunFolder.open(run), Screen(quiet)
+    config = folder.config()
+    if folder.encoder_file.exists():
+        screen.say(
+            f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
+        )
+        return folder
+    if workers is not None:
+        config = replace(config, data=replace(config.data, workers=workers))
+    if device is not None:
+        config = replace(config, run=replace(config.run, device=str(choose_device(device))))
+    manifest = folder.manifest()
+    source = manifest.root / manifest.source.name if manifest.source.suffix.lower() == ".txt" else manifest.root
+    difference = manifest.difference(Manifest.scan(source, check=False))
+    if difference:
+        raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {folder.path}")
+    trainer = Trainer(config, folder, manifest, read_labels(manifest, config.data.labels), screen)
+    newest = folder.latest_checkpoint()
+    if newest is not None:
+        trainer.load_state_dict(load_checkpoint(newest))
+    screen.say(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
+    return _fit(trainer)
+
+
+def scan(data: str, screen: Screen) -> Manifest:
+    """The images to train on: DATA, or its `train/` part."""
+    manifest = Manifest.scan(data, progress=screen.progress("checking images"))
+    part = manifest.part(TRAIN_PARTS) if Path(data).is_dir() else None
+    if part is not None:
+        screen.say(f"training on {part.root} (the rest of {data} is left for evaluation)")
+    return part or manifest
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    return {
+        "sogclr": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "platform": sys.platform,
+    }
+
+
+def _describe(manifest: Manifest) -> str:
+    bad = f", {len(manifest.bad):,} of them unreadable (skipped, see bad_files.txt)" if manifest.bad else ""
+    return f"{len(manifest):,} in {manifest.root}{bad}"
+
+
+def _start_from(trainer: Trainer, path: str, manifest: Manifest) -> str:
+    source = RunFolder.open(path)
+    newest = source.latest_checkpoint()
+    if newest is None:
+        raise BadInput(f"{path} has no checkpoint to start from; give --init-from a run that has trained")
+    carried = trainer.start_from(source, load_checkpoint(newest))
+    difference = source.manifest().difference(manifest)
+    return f"starts    from {newest} with {carried:,} normalizers; " + (
+        difference.describe() if difference else "the same images"
+    )
+
+
+def _fit(trainer: Trainer) -> RunFolder:
+    with stop_on_signals(trainer.screen.say) as stop:
+        trainer.fit(stop)
+    return trainer.run
+
+
+def _refuse_many_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput(
+            f"training on {os.environ['WORLD_SIZE']} processes is not supported yet; start one, without torchrun"
+        )
