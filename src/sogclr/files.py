@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a power cut or a full disk leaves the old one whole."""
+"""Writing files so that a kill, a power cut or a full disk leaves the old one whole; and the cache folder."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` with this text, all or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """$SOGCLR_CACHE, else $XDG_CACHE_HOME/sogclr, else ~/.cache/sogclr."""
+    if own := os.environ.get("SOGCLR_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sogclr"

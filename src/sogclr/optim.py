@@ -44,9 +44,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return torch.optim.AdamW(groups, lr=config.lr)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    lars = import_timm().optim.Lars
+    import_timm()
+    from timm.optim import Lars
+
     groups[0]["always_adapt"], groups[1]["always_adapt"] = True, False
-    return lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=0.001)
+    return Lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=0.001)
 
 
 def warmup_cosine(total: int, warmup: int) -> Callable[[int], float]:

@@ -49,13 +49,17 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("flip", "affine", "stroke", "jitter", "gray", "blur"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"recipe.{name} is a probability and was {getattr(self, name)}; give a value from 0 to 1")
+                raise BadInput(
+                    f"recipe.{name} is a probability and was {getattr(self, name)}; give a value from 0 to 1"
+                )
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0.0 < low <= high:
                 raise BadInput(f"recipe.{name} is a range (low, high) with 0 < low <= high and was ({low}, {high})")
         if self.crop_scale[1] > 1.0:
-            raise BadInput(f"recipe.crop_scale ends at {self.crop_scale[1]}, more than the whole image; end it at 1.0 or less")
+            raise BadInput(
+                f"recipe.crop_scale ends at {self.crop_scale[1]}, more than the whole image; end it at 1.0 or less"
+            )
         for name in ("brightness", "contrast", "saturation", "translate", "zoom"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise BadInput(f"recipe.{name} was {getattr(self, name)}; give a value from 0 up to (not including) 1")

@@ -1,0 +1,269 @@
+"""The list of a data set's images with stable ids: sorted relative paths, sizes, a fingerprint, what cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import BadInput
+from ..files import replacing, write_text
+from .headers import Checked, check_headers, sparse_text
+from .listing import Listing, first_few, list_file, list_folder
+
+CHECK_AT_MOST = 200_000
+"""With `check=None`, headers are read when at most this many files are not in the cache."""
+_FORMAT = "sogclr-manifest-1"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What happened between two manifests of a folder: relative paths."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+    """Present in both, with another size."""
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def describe(self) -> str:
+        """One phrase with counts and the first few paths, e.g. `13 removed (first: cats/0412.jpg)`."""
+        parts = [
+            f"{len(paths):,} {what} (first: {first_few(paths)})"
+            for what, paths in (
+                ("added", self.added),
+                ("removed", self.removed),
+                ("changed in size", self.changed),
+            )
+            if paths
+        ]
+        return ", ".join(parts) if parts else "no difference"
+
+
+class Manifest:
+    """The images of a folder or list file. Ids 0..len-1 follow the sorted relative posix paths.
+
+    Attributes:
+        root: absolute folder that relative paths are relative to.
+        source: the folder or list file as given.
+        fingerprint: SHA-256 over relative paths and sizes.
+        sizes, mtimes: int64 (n,), bytes and ns.
+        widths, heights: int32 (n,), pixels of the upright image, 0 where unknown.
+
+    Example:
+        >>> manifest = Manifest.scan("photos")                      # doctest: +SKIP
+        >>> len(manifest), manifest.relative(0)                     # doctest: +SKIP
+        (48120, 'cats/0001.jpg')
+    """
+
+    def __init__(self, root: Path, source: Path, listing: Listing, checked: Checked | None = None) -> None:
+        n = len(listing.relative)
+        if checked is None:
+            checked = Checked(np.zeros(n, np.int32), np.zeros(n, np.int32), listing.bad, {})
+        self.root = root
+        self.source = source
+        self.sizes = listing.sizes
+        self.mtimes = listing.mtimes
+        self.widths = checked.widths
+        self.heights = checked.heights
+        self._relative = listing.relative
+        self._bad = checked.bad
+        self._notes = checked.notes
+        self.fingerprint = _fingerprint(listing.relative, listing.sizes)
+
+    @classmethod
+    def scan(
+        cls,
+        data: str | os.PathLike[str],
+        *,
+        check: bool | None = None,
+        cache: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Manifest:
+        """List a folder or a .txt list file and read the headers of what is there.
+
+        Args:
+            check: whether to read headers; None reads them when at most 200,000 files are not in the cache.
+            cache: whether to use and keep the header cache.
+            progress: called with (headers read, headers to read).
+
+        Raises:
+            BadInput: no such folder, no images in it, an unusable list file.
+        """
+        source = Path(data)
+        place = Path(os.path.abspath(source))
+        if place.is_dir():
+            root, listing = place, list_folder(place)
+        elif not place.exists():
+            raise BadInput(f"there is no folder or list file {source}; give the path of a folder of images")
+        elif place.suffix.lower() == ".txt":
+            root, listing = place.parent, list_file(place)
+        else:
+            raise BadInput(
+                f"{source} is a file and no .txt list; give a folder of images, or a .txt file with one path a line"
+            )
+        if check is False:
+            return cls(root, source, listing)
+        at_most = CHECK_AT_MOST if check is None else None
+        return cls(
+            root,
+            source,
+            listing,
+            check_headers(root, listing, at_most=at_most, cache=cache, progress=progress),
+        )
+
+    # ------------------------------------------------------------------------------------------------------- one image
+    def __len__(self) -> int:
+        return len(self._relative)
+
+    def relative(self, id: int) -> str:
+        """Posix path relative to `root`, of an id in 0..len-1."""
+        return self._relative[int(id)].as_py()
+
+    def path(self, id: int) -> Path:
+        """Where the file is."""
+        return self.root / self.relative(id)
+
+    # ------------------------------------------------------------------------------------------------------ all images
+    @property
+    def usable(self) -> np.ndarray:
+        """int64: the ids not known to be bad, ascending."""
+        good = np.ones(len(self), bool)
+        good[list(self._bad)] = False
+        return np.flatnonzero(good)
+
+    @property
+    def bad(self) -> list[tuple[int, str]]:
+        """(id, reason) of what cannot be read, as far as is known, ascending."""
+        return list(self._bad.items())
+
+    @property
+    def notes(self) -> list[tuple[int, str]]:
+        """(id, remark) of files that are used although something is odd, ascending."""
+        return list(self._notes.items())
+
+    def relatives(self, ids: np.ndarray | None = None) -> list[str]:
+        """The relative paths of `ids`, or of all."""
+        return (self._relative if ids is None else self._relative.take(pa.array(ids))).to_pylist()
+
+    def top_folders(self) -> tuple[list[str], np.ndarray]:
+        """Names of the folders right below `root`, sorted, and int64 (n,): each file's, -1 for those in none."""
+        return _first_parts(self._relative)
+
+    def part(self, name_options: Sequence[str]) -> Manifest | None:
+        """The images of the first of these top-level folders that holds any, as a manifest of that folder; else None."""
+        for name in name_options:
+            rows = np.flatnonzero(pc.starts_with(self._relative, f"{name}/").to_numpy(zero_copy_only=False))
+            if len(rows):
+                return self._below(name, rows)
+        return None
+
+    def _below(self, folder: str, rows: np.ndarray) -> Manifest:
+        new_id = {int(old): new for new, old in enumerate(rows)}
+        relative = pc.utf8_slice_codeunits(self._relative.take(pa.array(rows)), len(folder) + 1)
+        listing = Listing(relative, self.sizes[rows], self.mtimes[rows])
+        checked = Checked(
+            self.widths[rows],
+            self.heights[rows],
+            {new_id[k]: reason for k, reason in self._bad.items() if k in new_id},
+            {new_id[k]: note for k, note in self._notes.items() if k in new_id},
+        )
+        return Manifest(self.root / folder, self.source / folder, listing, checked)
+
+    def difference(self, other: Manifest) -> Difference:
+        """What was added, removed or changed in size from this manifest to the `other`."""
+        if self.fingerprint == other.fingerprint:
+            return Difference([], [], [])
+        there = pc.index_in(self._relative, value_set=other._relative)
+        both = np.flatnonzero(there.is_valid().to_numpy(zero_copy_only=False))
+        changed = both[self.sizes[both] != other.sizes[there.drop_null().to_numpy()]]
+        added = pc.invert(pc.is_in(other._relative, value_set=self._relative))
+        return Difference(
+            added=other._relative.filter(added).to_pylist(),
+            removed=self._relative.filter(there.is_null()).to_pylist(),
+            changed=self.relatives(changed),
+        )
+
+    # ------------------------------------------------------------------------------------------------------------ file
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as parquet, whole or not at all."""
+        n = len(self)
+        head = {
+            "format": _FORMAT,
+            "root": str(self.root),
+            "source": str(self.source),
+            "fingerprint": self.fingerprint,
+        }
+        table = pa.table(
+            {
+                "relative": self._relative,
+                "size": self.sizes,
+                "mtime": self.mtimes,
+                "width": self.widths,
+                "height": self.heights,
+                "bad": sparse_text(self._bad, n),
+                "note": sparse_text(self._notes, n),
+            }
+        ).replace_schema_metadata({"sogclr": json.dumps(head)})
+        with replacing(Path(path)) as temporary:
+            pq.write_table(table, temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
+        """Read a saved manifest; `root` is where its folder is now, if elsewhere.
+
+        Raises:
+            BadInput: not a manifest of this version, or damaged.
+        """
+        try:
+            table = pq.read_table(path).combine_chunks()
+            head = json.loads((table.schema.metadata or {})[b"sogclr"])
+            columns = {name: table[name].combine_chunks() for name in table.column_names}
+            listing = Listing(columns["relative"], columns["size"].to_numpy(), columns["mtime"].to_numpy())
+            texts = []
+            for name in ("bad", "note"):
+                rows = np.flatnonzero(columns[name].is_valid().to_numpy(zero_copy_only=False))
+                texts.append(dict(zip(rows.tolist(), columns[name].drop_null().to_pylist(), strict=True)))
+            checked = Checked(columns["width"].to_numpy(), columns["height"].to_numpy(), *texts)
+        except FileNotFoundError:
+            raise BadInput(f"there is no manifest {path}; the run folder is incomplete") from None
+        except (OSError, pa.ArrowException, KeyError, ValueError):
+            raise BadInput(f"{path} is no manifest of this project, or it is damaged; restore it from a copy") from None
+        manifest = cls(Path(root or head["root"]).absolute(), Path(head["source"]), listing, checked)
+        if head["format"] != _FORMAT or head["fingerprint"] != manifest.fingerprint:
+            raise BadInput(f"{path} does not match its own fingerprint or version {_FORMAT}; restore it from a copy")
+        return manifest
+
+
+def _first_parts(relative: pa.LargeStringArray) -> tuple[list[str], np.ndarray]:
+    folder = pc.struct_field(pc.extract_regex(relative, r"^(?P<top>[^/]+)/"), "top")  # null where there is none
+    encoded = pc.dictionary_encode(folder)
+    names = encoded.dictionary.to_pylist()  # in order of appearance, and the paths are sorted
+    return names, pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _fingerprint(relative: pa.LargeStringArray, sizes: np.ndarray) -> str:
+    """Over the count, the paths' lengths in bytes, their UTF-8 text, and the file sizes, all little-endian."""
+    digest = hashlib.sha256(len(relative).to_bytes(8, "little"))
+    digest.update(pc.binary_length(relative).to_numpy().astype("<i8").tobytes())
+    for start in range(0, len(relative), 1 << 16):
+        digest.update("".join(relative[start : start + (1 << 16)].to_pylist()).encode())
+    digest.update(sizes.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def write_bad_files(path: str | os.PathLike[str], rows: Iterable[tuple[str, str]]) -> None:
+    """One `relative path<TAB>reason` a line, sorted, each path once; control characters in names are escaped."""
+    escape = {code: f"\\x{code:02x}" for code in range(32)}
+    lines = [f"{name.translate(escape)}\t{reason.translate(escape)}\n" for name, reason in dict(rows).items()]
+    write_text(Path(path), "".join(sorted(lines)))
