@@ -89,7 +89,9 @@ def main() -> None:
     text = (
         f"# Listing {options.files:,} files\n\n"
         f"`python benchmarks/listing.py --files {options.files}` on {os.cpu_count()} CPU cores, one process; names of the "
-        f"form `class_00000/image_00000000.jpg`; the folder is warm in the file system's cache.\n\n" + "\n".join(table) + "\n\n"
+        f"form `class_00000/image_00000000.jpg`; the folder is warm in the file system's cache.\n\n"
+        + "\n".join(table)
+        + "\n\n"
         "`Manifest.scan` keeps the relative path, size and modification time of each file in columns, sorts them and "
         "takes the fingerprint. The bare walk keeps nothing. The second scan is as the first in the same process: "
         "memory that the first needed is used again.\n"

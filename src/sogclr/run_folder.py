@@ -59,7 +59,11 @@ class RunFolder:
             raise BadInput(f"--out {self.path} is a file; give a folder")
         ours = {"manifest.parquet", "checkpoints", "bad_files.txt", "metrics.jsonl", "tensorboard"}
         others = (
-            sorted(p.name for p in self.path.iterdir() if p.name not in ours and not p.name.endswith(".tmp"))
+            sorted(
+                p.name
+                for p in self.path.iterdir()
+                if p.name not in ours and not (p.name[0] == "." and ".tmp" in p.name)
+            )
             if self.path.exists()
             else []
         )

@@ -99,6 +99,7 @@ class Trainer:
         self.best = float("-inf")
         self.bad: dict[int, str] = dict(manifest.bad)
         self.seconds = 0.0
+        self.clock = Clock(0)
         self._buffers = list(self.model.buffers())
         self._kept = [b.clone() for b in self._buffers]
 
@@ -196,10 +197,10 @@ class Trainer:
         self.model.train()
         self.loss.train()
         self.screen.start("training", self.total, self.step)
-        self._clock = Clock(self.step)
+        self.clock = Clock(self.step)
         try:
             while self.step < self.total:
-                with self._clock.waiting():
+                with self.clock.waiting():
                     batches = [self._without_bad(next(loader)) for _ in range(accumulate)]
                 self.train_step([b for b in batches if len(b.index) >= 2])
                 self._after_step(stop)
@@ -211,7 +212,7 @@ class Trainer:
 
     def _after_step(self, stop: Callable[[], bool]) -> None:
         options = self.config.run
-        self.screen.advance(self.step, self.total, self._clock.note)
+        self.screen.advance(self.step, self.total, self.clock.note)
         if self.step % (options.log_every or 1) == 0 or self.step == self.total:
             self.write_metrics()
         improved = False
@@ -254,9 +255,9 @@ class Trainer:
         }
         for estimator in self._estimators():
             values["gamma"] = float(estimator.current_gamma())
-        timing = self._clock.lap(self.step, self.config.run.batch_size * self.config.optim.accumulate)
+        timing = self.clock.lap(self.step, self.config.run.batch_size * self.config.optim.accumulate)
         self.log.write("train", self.step, self.epoch, values, timing)
-        self._clock.note = f"{timing['images_per_s']:,.0f} images/s, {timing['data_wait']:.0%} waiting for data" + (
+        self.clock.note = f"{timing['images_per_s']:,.0f} images/s, {timing['data_wait']:.0%} waiting for data" + (
             f", objective {values['objective']:.4f}" if "objective" in values else ""
         )
         self.sums.zero_()
@@ -267,10 +268,10 @@ class Trainer:
         """One `eval` line; whether it is the best so far."""
         begun = time.monotonic()
         scores = self.online(self.model, self.info, self.augment, self.device)
-        self._clock.pause(time.monotonic() - begun)
+        self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self.screen.say(
-            f"epoch {self.epoch:g}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()) + f"   {self._clock.note}"
+            f"epoch {self.epoch:g}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()) + f"   {self.clock.note}"
         )
         score = next(iter(scores.values()))
         improved = score > self.best
@@ -281,12 +282,12 @@ class Trainer:
         """A checkpoint of everything."""
         begun = time.monotonic()
         save_checkpoint(self.run, self.state_dict(), self.config.run.keep, best)
-        self._clock.pause(time.monotonic() - begun)
+        self.clock.pause(time.monotonic() - begun)
 
     def finish(self) -> None:
         """The encoder file, which marks the run as finished."""
         save_encoder(self.run.encoder_file, self.model.backbone, self.info)
-        self.seconds += self._clock.total()
+        self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         self.screen.say(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
 
@@ -305,7 +306,7 @@ class Trainer:
             "best": self.best,
             "bad": dict(self.bad),
             "manifest": self.manifest.fingerprint,
-            "seconds": self.seconds + (self._clock.total() if hasattr(self, "_clock") else 0.0),
+            "seconds": self.seconds + self.clock.total(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -62,13 +62,13 @@ def _from_folders(manifest: Manifest, required: bool) -> Labels | None:
         raise BadInput(
             f"{manifest.root} has no class folders ({found}); put each class into a folder of its own, or use --labels none"
         )
-    classes = _in_order([names[k] for k in used])
+    classes = in_order([names[k] for k in used])
     new = np.full(len(names) + 1, -1, dtype=np.int64)  # the last entry serves tops of -1
     new[[names.index(c) for c in classes]] = np.arange(len(classes))
     return Labels(classes, new[tops], "folder")
 
 
-def _in_order(classes: Sequence[str]) -> list[str]:
+def in_order(classes: Sequence[str]) -> list[str]:
     """Alphabetically; by value when all are whole numbers."""
     if all(c.isdecimal() for c in classes):
         return sorted(classes, key=lambda c: (int(c), c))
@@ -88,7 +88,7 @@ def _from_csv(manifest: Manifest, path: Path) -> Labels:
             f"none of the {len(paths):,} paths in {path} is an image of {manifest.root} (first: {first_few(paths)}); "
             f"give paths relative to that folder"
         )
-    classes = _in_order(sorted({label for label, k in zip(labels, known, strict=True) if k and label}))
+    classes = in_order(sorted({label for label, k in zip(labels, known, strict=True) if k and label}))
     code = {name: k for k, name in enumerate(classes)} | {"": -1}
     values = np.full(len(manifest), -1, dtype=np.int64)
     for row, label, name in zip(rows.tolist(), labels, paths, strict=True):

@@ -1,0 +1,308 @@
+"""Features of images by a frozen encoder: in memory, or as a file of embeddings that survives an interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from . import __version__
+from .data.loader import evaluation_loader, training_loader
+from .data.manifest import Manifest, write_bad_files
+from .data.views import Augmentation
+from .defaults import choose_device, choose_precision, choose_threads
+from .errors import BadInput
+from .files import replacing, write_text
+from .models import EncoderInfo, load_encoder
+
+SUFFIXES = (".parquet", ".npz", ".safetensors")
+PART_ROWS = 8192  # images between two savings
+Progress = Callable[[int, int], None]
+
+
+class ImageEncoder(Protocol):
+    """What features are computed with: `models.Encoder`, or anything with these three."""
+
+    info: EncoderInfo
+    num_features: int
+    """D."""
+
+    def encode(self, crops: Tensor, /) -> Tensor:
+        """uint8 (N, S, S, 3) -> (N, D)."""
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What `embed` wrote; as text, one line for people."""
+
+    path: Path
+    images: int
+    width: int
+    bad: int
+    """Images that could not be read; they have no row."""
+
+    def __str__(self) -> str:
+        lost = f"; {self.bad:,} files could not be read, see {_bad_file(self.path)}" if self.bad else ""
+        return f"{self.path}: {self.images:,} embeddings of {self.width:,} numbers{lost}"
+
+
+@contextmanager
+def computing_on(device: str | torch.device, workers: int | None) -> Iterator[tuple[torch.device, int]]:
+    """The device and the number of reader processes to use, with torch's threads limited as in training meanwhile."""
+    chosen = choose_device(str(device))
+    threads, readers = choose_threads(chosen, workers)
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, threads))
+    try:
+        yield chosen, readers
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def compute_features(
+    encoder: ImageEncoder,
+    manifest: Manifest,
+    ids: np.ndarray,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
+    """Features of the central crops of some images.
+
+    Args:
+        encoder: on `device`, in evaluation mode.
+        ids: int64 (m,), ids of the manifest.
+        precision: fp32, bf16 or fp16 (autocast).
+        progress: called with (images done, images to do).
+
+    Returns:
+        float32 (k, D) features, int64 (k,) ids in the given order, and (id, reason) of the m - k that cannot be read.
+    """
+    device = torch.device(device)
+    loader = evaluation_loader(
+        manifest, ids, encoder.info.image_size, crop_fraction=encoder.info.crop_fraction,
+        background=encoder.info.background, batch_size=batch_size, workers=workers,
+    )  # fmt: skip
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    features = [np.empty((0, encoder.num_features), dtype=np.float32)]
+    kept = [np.empty(0, dtype=np.int64)]
+    bad: list[tuple[int, str]] = []
+    for step, batch in enumerate(loader, 1):
+        bad += batch.bad
+        if len(batch.index):
+            with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
+                found = encoder.encode(batch.crops[0].to(device, non_blocking=True))
+            features.append(found.float().cpu().numpy())
+            kept.append(batch.index.numpy())
+        if progress is not None:
+            progress(min(step * batch_size, len(ids)), len(ids))
+    return np.concatenate(features), np.concatenate(kept), bad
+
+
+@torch.inference_mode()
+def compute_views(
+    encoder: ImageEncoder,
+    manifest: Manifest,
+    ids: np.ndarray,
+    augment: Augmentation,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Features of two random views of the same images, float32 (m, D) each, row i of both from one image.
+
+    Args:
+        encoder: callable on normalised images (N, 3, S, S), on `device`, in evaluation mode.
+        ids: at least 2; some are left out where their number is no multiple of the batch.
+    """
+    batch_size = min(batch_size, len(ids))
+    loader = training_loader(
+        manifest, ids, augment.recipe, augment.image_size, batch_size, augment.seed, background=encoder.info.background
+    )
+    pairs: list[list[Tensor]] = []
+    for _ in range(len(ids) // batch_size):
+        drawn = next(loader)
+        crops = drawn.crops.to(device)
+        views = [augment(crops[view], drawn.index.numpy(), 0, view) for view in (0, 1)]
+        pairs.append([encoder(x).float() for x in views])  # type: ignore[operator]
+    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+
+
+def nothing_readable(manifest: Manifest, bad: list[tuple[int, str]]) -> BadInput:
+    """The error for images none of which can be read."""
+    first = f"{manifest.relative(bad[0][0])} {bad[0][1]}"
+    return BadInput(f"none of the {len(bad):,} images in {manifest.root} can be read (first: {first}); give others")
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+def embed(
+    run_or_file: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+    batch_size: int = 256,
+    workers: int | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> EmbedResult:
+    """Write the embeddings (backbone features) of every image of a folder or list file.
+
+    The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA) and `embedding`. What
+    is done is kept beside it every 8,192 images, and the same call goes on from there.
+
+    Args:
+        run_or_file: a run's folder, or an exported encoder.
+        out: .parquet (written in parts: for any number of images), .npz or .safetensors (assembled in memory).
+        workers: processes that read images; None chooses from the cores.
+        device: auto, cpu, cuda, mps.
+        progress: called with (images done, images to do).
+
+    Raises:
+        BadInput: something in the input cannot be used; nothing was written.
+    """
+    path = Path(out)
+    if path.suffix not in SUFFIXES:
+        raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r}; give a name in {', '.join(SUFFIXES)}")
+    if dtype not in ("float32", "float16"):
+        raise BadInput(f"--dtype must be float32 or float16 and was {dtype}")
+    if batch_size < 1:
+        raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
+    if path.is_dir():
+        raise BadInput(f"--out {path} is a folder; give the name of a file")
+    with computing_on(device, workers) as (chosen, readers):
+        encoder = load_encoder(run_or_file, chosen)
+        manifest = Manifest.scan(data)
+        _check_paths_fit(path, manifest)
+        job = {
+            "sogclr": __version__, "encoder": str(run_or_file), "model": encoder.info.name, "data": str(data),
+            "weights": encoder.fingerprint(), "images": manifest.fingerprint, "dtype": dtype, "part_rows": PART_ROWS,
+        }  # fmt: skip
+        parts = _Parts(path, job, manifest.usable)
+        ids, total = manifest.usable, len(manifest.usable)
+        for number in parts.missing():
+            rows = ids[number * PART_ROWS : (number + 1) * PART_ROWS]
+            base = number * PART_ROWS
+
+            def report(done: int, _: int, base: int = base) -> None:
+                if progress is not None:
+                    progress(base + done, total)
+
+            features, kept, bad = compute_features(
+                encoder, manifest, rows, batch_size=batch_size, workers=readers, device=chosen,
+                precision=choose_precision("auto", chosen), progress=report,
+            )  # fmt: skip
+            parts.write(number, features.astype(dtype), kept, bad)
+    bad_rows = [*manifest.bad, *parts.bad()]
+    if len(bad_rows) == len(manifest):
+        parts.remove()
+        raise nothing_readable(manifest, bad_rows)
+    images, width = _assemble(path, parts, manifest, job)
+    _bad_file(path).unlink(missing_ok=True)
+    if bad_rows:
+        write_bad_files(_bad_file(path), [(manifest.relative(i), reason) for i, reason in bad_rows])
+    parts.remove()
+    return EmbedResult(path, images, width, len(bad_rows))
+
+
+def _bad_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.bad_files.txt")
+
+
+class _Parts:
+    """The finished pieces of an embedding file, in a hidden folder beside it; pieces of another job are thrown away."""
+
+    def __init__(self, path: Path, job: dict[str, Any], ids: np.ndarray) -> None:
+        self.folder = path.with_name(f".{path.name}.parts")
+        self.count = math.ceil(len(ids) / PART_ROWS)
+        head = self.folder / "job.json"
+        text = json.dumps(job, sort_keys=True)
+        if not (head.is_file() and head.read_text(encoding="utf-8") == text):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_text(head, text)
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
+    def missing(self) -> list[int]:
+        return [k for k in range(self.count) if not self._file(k).is_file()]
+
+    def write(self, number: int, features: np.ndarray, ids: np.ndarray, bad: list[tuple[int, str]]) -> None:
+        with replacing(self._file(number)) as temporary:
+            save_file({"embedding": features, "id": ids}, temporary, metadata={"bad": json.dumps(bad)})
+
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
+        return (load_file(self._file(k)) for k in range(self.count))
+
+    def bad(self) -> list[tuple[int, str]]:
+        found = []
+        for k in range(self.count):
+            with safe_open(self._file(k), framework="numpy") as file:
+                found += [(int(i), reason) for i, reason in json.loads(file.metadata()["bad"])]
+        return found
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _check_paths_fit(path: Path, manifest: Manifest) -> None:
+    """Safetensors keeps the paths in its header, which may have 100 MB."""
+    if path.suffix == ".safetensors" and sum(map(len, manifest.relatives())) > 80_000_000:
+        raise BadInput(
+            f"{len(manifest):,} paths are too many for the header of a .safetensors file; give a .parquet name"
+        )
+
+
+def _assemble(path: Path, parts: _Parts, manifest: Manifest, job: dict[str, Any]) -> tuple[int, int]:
+    """Write the file from its parts, whole or not at all; returns its rows and columns."""
+    about = {"sogclr": json.dumps(job)}
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            return _write_parquet(temporary, parts, manifest, about)
+        tables = list(parts.read())
+        ids = np.concatenate([t["id"] for t in tables])
+        features = np.concatenate([t["embedding"] for t in tables])
+        paths = manifest.relatives(ids)
+        if path.suffix == ".npz":
+            with open(temporary, "wb") as file:  # given a name, numpy would add .npz to it
+                np.savez(file, id=ids, path=np.array(paths, dtype=str), embedding=features)
+        else:
+            save_file({"id": ids, "embedding": features}, temporary, metadata={**about, "path": json.dumps(paths)})
+    return features.shape
+
+
+def _write_parquet(temporary: Path, parts: _Parts, manifest: Manifest, about: dict[str, str]) -> tuple[int, int]:
+    writer, rows, width = None, 0, 0
+    try:
+        for part in parts.read():
+            width = part["embedding"].shape[1]
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(part["embedding"].reshape(-1)), width)
+            paths = pa.array(manifest.relatives(part["id"]), type=pa.string())
+            table = pa.table({"id": pa.array(part["id"]), "path": paths, "embedding": vectors})
+            if writer is None:
+                writer = pq.ParquetWriter(temporary, table.schema.with_metadata(about), compression="zstd")
+            writer.write_table(table)
+            rows += len(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows, width

@@ -1,0 +1,162 @@
+"""Weighted k-nearest-neighbour classification of frozen features, the usual quick test (arXiv 1805.01978).
+
+Each of the k training images most similar to a test image votes for its class with weight exp(s / T), where s is the
+cosine similarity and T the temperature. Among equal similarities the lower training row comes first, and among equal
+votes the lower class, so that the result does not depend on how the work is cut into pieces.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import BadInput
+
+_ROWS, _COLUMNS = 1024, 16_384  # one tile of similarities is 64 MiB
+
+
+def knn_predict(
+    train_x: np.ndarray | Tensor,
+    train_y: np.ndarray,
+    test_x: np.ndarray | Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    num_classes: int,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """The class of each test row by weighted vote of its k nearest training rows.
+
+    Args:
+        train_x, test_x: (m, D) and (t, D), any float; compared by cosine similarity in float32.
+        train_y: int64 (m,), in [0, num_classes).
+        k: neighbours; all m when there are fewer.
+        temperature: T > 0.
+
+    Returns:
+        int64 (t,).
+
+    Raises:
+        BadInput: k or temperature out of range, or labels that do not fit the features.
+    """
+    train, test = _unit(train_x, device), _unit(test_x, device)
+    labels = _checked(train, train_y, k, temperature, num_classes)
+    similarity, row = nearest(test, train, min(k, len(train)))
+    return _vote(similarity, labels[row], temperature, num_classes)
+
+
+def knn_leave_one_out(
+    x: np.ndarray | Tensor,
+    y: np.ndarray,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    num_classes: int,
+    device: str | torch.device = "cpu",
+) -> float:
+    """The fraction of rows whose class is found from all the others.
+
+    Args:
+        x: (n, D), n >= 2.
+        y: int64 (n,), in [0, num_classes).
+
+    Raises:
+        BadInput: as `knn_predict`, or fewer than 2 rows.
+    """
+    unit = _unit(x, device)
+    labels = _checked(unit, y, k, temperature, num_classes)
+    if len(unit) < 2:
+        raise BadInput(f"leave-one-out needs 2 or more labelled images and got {len(unit)}; label more")
+    similarity, row = nearest(unit, unit, min(k, len(unit) - 1), without_self=True)
+    return float((_vote(similarity, labels[row], temperature, num_classes) == labels).mean())
+
+
+def nearest(queries: Tensor, keys: Tensor, k: int, *, without_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The k most similar keys of each query, best first, the lower row first among equals.
+
+    Args:
+        queries, keys: float32 (q, D) and (m, D), of unit length, on one device; k <= m (m - 1 `without_self`).
+        without_self: queries and keys are the same rows, and none is its own neighbour.
+
+    Returns:
+        float32 (q, k) similarities, int64 (q, k) rows of `keys`.
+    """
+    similarities = np.empty((len(queries), k), dtype=np.float32)
+    rows = np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), _ROWS):
+        stop = min(start + _ROWS, len(queries))
+        best: tuple[Tensor, Tensor] | None = None
+        for left in range(0, len(keys), _COLUMNS):
+            tile = queries[start:stop] @ keys[left : left + _COLUMNS].T
+            if without_self:
+                _blank_self(tile, start, left)
+            values, columns = _top(tile, min(k, tile.shape[1]))
+            columns += left
+            if best is not None:  # what came before has lower rows, and stands first
+                values, columns = torch.cat([best[0], values], dim=1), torch.cat([best[1], columns], dim=1)
+            best = _ordered(values, columns, k)
+        assert best is not None
+        similarities[start:stop], rows[start:stop] = best[0].cpu().numpy(), best[1].cpu().numpy()
+    return similarities, rows
+
+
+def _top(tile: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, in order of their columns; of equal ones the first columns."""
+    values, columns = tile.topk(k, dim=1)
+    # topk may take any of the values that equal the k-th; rows where it had such a choice are sorted in full.
+    tied = ((tile >= values[:, -1:]).sum(dim=1) > k).nonzero().flatten()
+    if len(tied):
+        columns[tied] = tile[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    columns = columns.sort(dim=1).values
+    return tile.gather(1, columns), columns
+
+
+def _ordered(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return values.gather(1, order), columns.gather(1, order)
+
+
+def _blank_self(tile: Tensor, start: int, left: int) -> None:
+    first, last = max(start, left), min(start + tile.shape[0], left + tile.shape[1])
+    if first < last:
+        own = torch.arange(first, last, device=tile.device)
+        tile[own - start, own - left] = -torch.inf
+
+
+def _vote(similarity: np.ndarray, labels: np.ndarray, temperature: float, num_classes: int) -> np.ndarray:
+    """(t, k) similarities and classes -> int64 (t,)."""
+    # Relative to the best neighbour, which no temperature can make overflow.
+    weight = np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
+    chosen = np.empty(len(similarity), dtype=np.int64)
+    step = max(1, (1 << 23) // num_classes)
+    for start in range(0, len(similarity), step):
+        rows = slice(start, start + step)
+        votes = np.zeros((len(similarity[rows]), num_classes))
+        np.add.at(votes, (np.arange(len(votes))[:, None], labels[rows]), weight[rows])
+        chosen[rows] = votes.argmax(axis=1)
+    return chosen
+
+
+def _unit(x: np.ndarray | Tensor, device: str | torch.device) -> Tensor:
+    tensor = torch.as_tensor(x).to(device=device, dtype=torch.float32)
+    if tensor.ndim != 2 or not len(tensor):
+        raise BadInput(f"kNN needs features of shape (n, D) with n > 0 and got {tuple(tensor.shape)}")
+    return functional.normalize(tensor, dim=1)
+
+
+def _checked(x: Tensor, y: np.ndarray, k: int, temperature: float, num_classes: int) -> np.ndarray:
+    labels = np.asarray(y, dtype=np.int64)
+    if k < 1:
+        raise BadInput(f"kNN was asked for {k} neighbours; give --k 1 or more")
+    if not temperature > 0:
+        raise BadInput(f"the temperature of kNN was {temperature}; give a value above 0")
+    if labels.shape != (len(x),):
+        raise BadInput(f"{len(x):,} features and labels of shape {labels.shape} do not fit; give one label each")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise BadInput(
+            f"labels run from {labels.min()} to {labels.max()} and there are {num_classes} classes; "
+            f"leave unlabelled images out"
+        )
+    return labels

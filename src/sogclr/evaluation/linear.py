@@ -1,0 +1,175 @@
+"""Linear classification of frozen features: on all labels, and on a few per class.
+
+Features are standardised with the mean and standard deviation of the training features, which needs no labels. Small
+problems are solved to the optimum: logistic regression by LBFGS, its regularisation chosen on a held-out fifth of the
+training part. Large ones follow the paper's protocol on fixed features: SGD with momentum 0.9, no weight decay, batches
+of 1,024, learning rate 0.1 B/256 with a cosine, 90 epochs (2202.12387, section 5).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import BadInput
+
+LARGEST_FOR_LBFGS = 2_000_000_000  # rows x features x classes: a few minutes on one core
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the regularisation, that are tried where labels suffice
+FEW_STRENGTH = 0.1  # C for a few labels per class, where nothing can be held out
+SGD = {"epochs": 90, "batch_size": 1024, "lr": 0.1 * 1024 / 256, "momentum": 0.9}
+
+
+def protocol(rows: int, features: int, classes: int) -> str:
+    """Which of the two solvers `linear_top1` takes, in words."""
+    if _small(rows, features, classes):
+        return f"logistic regression (LBFGS) on standardised features, C from {STRENGTHS} on a held-out fifth"
+    return "SGD, {epochs} epochs, batch {batch_size}, lr {lr:g}, momentum {momentum}, no weight decay".format(**SGD)
+
+
+def linear_top1(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    test_y: np.ndarray,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> float:
+    """The fraction of test rows that a linear classifier fitted on the training rows gets right.
+
+    Args:
+        train_x, test_x: float (m, D) and (t, D).
+        train_y, test_y: int64 (m,) and (t,), >= 0; a test class that training lacks counts as missed.
+        seed: of the held-out fifth, or of the order of SGD.
+        device: where SGD runs.
+
+    Raises:
+        BadInput: fewer than two classes to fit, or shapes that do not match.
+    """
+    classes = _check(train_x, train_y, test_x, test_y)
+    train, test = _standardised(train_x, train_x, test_x)
+    if not _small(len(train), train.shape[1], len(classes)):
+        return _sgd(train, train_y, test, test_y, seed, torch.device(device))
+    fit, held = stratified(train_y, 0.2, seed)
+    strength = STRENGTHS[1]
+    if len(held):
+        found = [_logistic(train[fit], train_y[fit], train[held], train_y[held], c) for c in STRENGTHS]
+        strength = STRENGTHS[int(np.argmax(found))]
+    return _logistic(train, train_y, test, test_y, strength)
+
+
+def few_label_top1(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    test_y: np.ndarray,
+    per_class: int,
+    *,
+    draws: int = 5,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Mean and standard deviation, over random draws, of the accuracy with `per_class` labels of each class.
+
+    A class with fewer training rows gives all that it has.
+
+    Raises:
+        BadInput: as `linear_top1`.
+    """
+    classes = _check(train_x, train_y, test_x, test_y)
+    train, test = _standardised(train_x, train_x, test_x)
+    scores = []
+    for draw in range(draws):
+        generator = np.random.Generator(np.random.Philox(key=[seed, draw]))
+        rows = np.concatenate([generator.permutation(np.flatnonzero(train_y == c))[:per_class] for c in classes])
+        scores.append(_logistic(train[rows], train_y[rows], test, test_y, FEW_STRENGTH))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def stratified(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows split into (1 - share, share) within each class, both ascending; a class of one row stays in the first.
+
+    Args:
+        y: int64 (n,); rows with a negative class are in neither.
+        share: of each class, rounded, but at least one row where there are two.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    first, second = [], []
+    for c in np.unique(y[y >= 0]):
+        rows = generator.permutation(np.flatnonzero(y == c))
+        cut = min(len(rows) - 1, max(1, round(share * len(rows))))
+        second.append(rows[:cut])
+        first.append(rows[cut:])
+    return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def _small(rows: int, features: int, classes: int) -> bool:
+    return rows * features * classes <= LARGEST_FOR_LBFGS
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, strength: float) -> float:
+    with warnings.catch_warnings():
+        # A run that is cut off here is as good a classifier as one that turns the last digit.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=strength, tol=1e-3, max_iter=500).fit(x, y)
+    return float((model.predict(test_x) == test_y).mean())
+
+
+def _sgd(
+    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, seed: int, device: torch.device
+) -> float:
+    """The paper's protocol, on features that are fixed."""
+    x, y = torch.from_numpy(train_x), torch.from_numpy(np.asarray(train_y, dtype=np.int64))
+    classifier = nn.Linear(x.shape[1], int(y.max()) + 1, device=device)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=SGD["lr"], momentum=SGD["momentum"])
+    batch = int(min(SGD["batch_size"], len(x)))
+    steps = len(x) // batch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(SGD["epochs"]) * steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(int(SGD["epochs"])):
+        order = torch.randperm(len(x), generator=generator)
+        for k in range(steps):
+            rows = order[k * batch : (k + 1) * batch]
+            loss = functional.cross_entropy(classifier(x[rows].to(device)), y[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.inference_mode():
+        found: list[Tensor] = [
+            classifier(part.to(device)).argmax(1).cpu() for part in torch.from_numpy(test_x).split(8192)
+        ]
+    return float((torch.cat(found).numpy() == test_y).mean())
+
+
+def _standardised(train_x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """float32, with the mean and standard deviation of `train_x` taken out; a feature that hardly varies stays as small."""
+    mean = train_x.mean(axis=0, dtype=np.float64)
+    std = train_x.std(axis=0, dtype=np.float64)
+    std = np.where(std > 1e-3 * std.max(), std, 1.0 if std.max() == 0 else std.max())
+    return [((x - mean) / std).astype(np.float32) for x in arrays]
+
+
+def _check(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
+    for what, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
+        if x.ndim != 2 or y.shape != (len(x),) or not len(x):
+            raise BadInput(
+                f"{what} features of shape {x.shape} and labels of shape {y.shape} do not fit; give one label each"
+            )
+    if train_x.shape[1] != test_x.shape[1]:
+        raise BadInput(f"training features have {train_x.shape[1]} columns and test features {test_x.shape[1]}")
+    if not (np.isfinite(train_x).all() and np.isfinite(test_x).all()):
+        raise BadInput(
+            "the features hold values that are not finite; the encoder has diverged, train it again with a lower --lr"
+        )
+    classes = np.unique(train_y)
+    if len(classes) < 2:
+        raise BadInput(f"the training part has {len(classes)} class; a classifier needs two or more")
+    return classes

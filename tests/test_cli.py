@@ -1,0 +1,173 @@
+"""The command line as a real process: every bad input is one sentence, exit code 2, and nothing written."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from digits import SMALL, environment, sogclr, words, write_digits
+
+from sogclr.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("data") / "digits", digits=4)
+
+
+def refused(capsys, *args):
+    """The one sentence of a refused command line (in this process, which has torch already)."""
+    assert main([str(a) for a in args]) == 2
+    out, error = capsys.readouterr()
+    lines = [line for line in error.splitlines() if line.startswith("sogclr: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in out + error
+    return lines[0].removeprefix("sogclr: ")
+
+
+def test_help_and_version_answer_at_once():
+    """Without importing torch; the median of five, as a user feels it."""
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        result = sogclr("--help", check=0)
+        times.append(time.perf_counter() - begun)
+    assert all(name in result.stdout for name in COMMANDS)
+    assert sorted(times)[2] < 2  # half a second on a quiet machine: the benchmark is the next assertion
+    code = "import sys, sogclr.cli; sogclr.cli.main(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), capture_output=True)
+    assert sogclr("--version", check=0).stdout.strip()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"usage: sogclr {name}" in out
+    assert "DESCRIPTION" not in out
+
+
+def test_no_command_shows_the_usage(capsys):
+    assert main([]) == 2
+    assert "usage: sogclr COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian", "x"], "there is no command 'trian'; did you mean train?"),
+        (["train"], "Missing from sogclr train"),
+        (["train", "{data}", "--out", "{out}", "--batch-sise", "8"], "--batch-sise"),
+        (["train", "{data}", "--out", "{out}", "--batch-sise", "8"], "did you mean --batch-size"),
+        (["train", "{data}", "--out", "{out}", "--optimizer", "larz"], "invalid choice 'larz'"),
+        (["train", "{data}", "--out", "{out}", "--epochs", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["train", "{tmp}/nowhere", "--out", "{out}"], "there is no folder or list file {tmp}/nowhere"),
+        (["train", "{empty}", "--out", "{out}"], "{empty}"),
+        (["train", "{data}", "--out", "{out}"], "16 usable images, fewer than one batch of 256"),
+        (["train", "{data}", "--out", "{out}", "--batch-size", "1"], "--batch-size was 1"),
+        (["train", "{data}", "--out", "{out}", "--batch-size", "0"], "--batch-size must be 1 or more and was 0"),
+        (["train", "{data}", "--out", "{out}", "--batch-size", "8", "--model", "resnet19"], "did you mean resnet1"),
+        (
+            ["train", "{data}", "--out", "{out}", "--temperature", "0"],
+            "--temperature must be greater than 0 and was 0.0",
+        ),
+        (
+            ["train", "{data}", "--out", "{out}", "--temperature", "-1"],
+            "--temperature must be greater than 0 and was -1.0",
+        ),
+        (["train", "{data}", "--out", "{out}", "--gamma", "0"], "--gamma must be in (0, 1] and was 0.0"),
+        (["train", "{data}", "--out", "{out}", "--gamma", "1.1"], "--gamma must be in (0, 1] and was 1.1"),
+        (["train", "{data}", "--out", "{out}", "--labels", "{tmp}/no.csv", "--batch-size", "4"], "no.csv"),
+        (
+            ["train", "{data}", "--out", "{out}", "--config", "{tmp}/no.toml"],
+            "there is no configuration file {tmp}/no.toml",
+        ),
+        (
+            ["train", "{data}", "--out", "{out}", "--pretrained", "{tmp}/no.pth", "--batch-size", "4"],
+            "there is no weights file",
+        ),
+        (
+            ["train", "{data}", "--out", "{out}", "--init-from", "{tmp}", "--batch-size", "4"],
+            "there is no run (no config.toml) in {tmp}",
+        ),
+        (["train", "{data}", "--out", "{other}", "--batch-size", "4"], "{other} holds other files (notes.md)"),
+        (
+            ["train", "{data}", "--out", "{out}", "--device", "cuda:7", "--batch-size", "4"],
+            "--device cuda:7 is not there",
+        ),
+        (["resume", "{tmp}/nowhere"], "there is no folder {tmp}/nowhere"),
+        (["resume", "{empty}"], "there is no run (no config.toml) in {empty}"),
+        (["embed", "{tmp}/nowhere", "{data}", "--out", "{out}.npz"], "{tmp}/nowhere"),
+        (["eval", "{tmp}/nowhere", "{data}"], "{tmp}/nowhere"),
+        (["export", "{tmp}/nowhere"], "{tmp}/nowhere"),
+        (["export", "{tmp}", "--format", "jpg"], "invalid choice 'jpg'"),
+        (["report", "{tmp}/nowhere"], "{tmp}/nowhere"),
+        (["inspect", "{tmp}/nowhere"], "{tmp}/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(args, message, data, tmp_path, capsys):
+    places = {
+        "data": data,
+        "tmp": tmp_path,
+        "out": tmp_path / "out",
+        "empty": tmp_path / "empty",
+        "other": tmp_path / "other",
+    }
+    places["empty"].mkdir()
+    places["other"].mkdir()
+    (places["other"] / "notes.md").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    sentence = refused(capsys, *(a.format(**places) for a in args))
+    assert message.format(**places) in sentence
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optim]\nlerning_rate = 1.0\n", "has no option 'lerning_rate'"),
+        ("[optimizer]\nlr = 1.0\n", "has no table [optimizer]"),
+        ('[run]\nepochs = "ten"\n', "run.epochs must be int and was 'ten'"),
+        ("[run]\nepochs = ten\n", "cannot be read as TOML"),
+        ("[recipe]\nflop = 0.1\n", "[recipe] has no field 'flop'"),
+        ("[recipe]\nflip = 2.0\n", "recipe.flip is a probability and was 2.0"),
+        ('[loss]\nmethod = "byol"\n', "loss.method must be one of sogclr, simclr and was 'byol'"),
+    ],
+)
+def test_bad_configuration_files_are_named(text, message, data, tmp_path, capsys):
+    (tmp_path / "c.toml").write_text(text)
+    assert message in refused(capsys, "train", data, "--out", tmp_path / "out", "--config", tmp_path / "c.toml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_a_run_is_kept(data, tmp_path, capsys):
+    """And a command line in a process of its own ends with the documented code."""
+    args = ["train", data, "--out", tmp_path / "run", *words(SMALL | {"max_steps": 1})]
+    assert "encoder" in sogclr(*args, check=0).stdout
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    result = sogclr(*args, check=2)
+    assert result.stderr.startswith(f"sogclr: {tmp_path / 'run'} holds another run; continue it with `sogclr resume")
+    assert result.stderr.count("\n") == 1
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_weights_that_do_not_fit_or_are_pickled_are_refused(data, tmp_path, capsys):
+    args = ["train", data, "--out", tmp_path / "out", *words(SMALL), "--pretrained", tmp_path / "w.pth"]
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    assert "does not hold the weights of resnet10_mini" in refused(capsys, *args)
+    torch.save(Dangerous(), tmp_path / "w.pth")
+    assert "cannot be read as weights" in refused(capsys, *args)
+    assert not (tmp_path / "out").exists()
+
+
+class Dangerous:
+    """What a pickle could run."""
+
+
+def test_output_to_a_closed_pipe_is_no_error(data):
+    command = [sys.executable, "-m", "sogclr", "inspect", str(data), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read().decode()
+    assert process.wait() == 0
