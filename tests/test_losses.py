@@ -80,11 +80,11 @@ def test_ntxent_equals_the_slow_one(tau):
 def test_gradient_is_the_derivative_at_constant_nu():
     z0, z1 = embeddings(4, 3)
     nu = torch.randn(2, 4, dtype=torch.float64)
-    same = functional.same_sample(torch.arange(4))
+    index = torch.arange(4)
 
     def value(a, b):
         a, b = functional.unit_rows(a), functional.unit_rows(b)
-        log_g = functional.log_mean_negatives(a, b, same, 0.3)
+        log_g = functional.log_mean_negatives(a, b, index, 0.3)
         return functional.dual_loss(functional.positive_similarity(a, b), log_g, nu, 0.3).mean()
 
     assert torch.autograd.gradcheck(value, (z0, z1))
@@ -211,7 +211,7 @@ def test_constant_normalizer_is_a_fixed_point(gamma, g):
         estimator = MovingAverage(3, gamma, convention)
         log_g, index = torch.full((2, 3), math.log(g)), torch.arange(3)
         for _ in range(200):
-            nu = estimator(log_g, index, functional.same_sample(index), True)
+            nu = estimator(log_g, index, True)
         torch.testing.assert_close(nu, log_g, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(estimator.log_u, log_g[0], rtol=1e-4, atol=1e-4)
 
@@ -368,7 +368,7 @@ def test_statistics_say_what_the_normalizer_does():
     value = loss(z0, z1, torch.arange(6))
     assert float(loss.statistics["objective"]) == pytest.approx(value.item())
     assert float(loss.statistics["weight_max"]) == pytest.approx(1.0)  # first visit: nu = log ĝ
-    log_g = functional.log_mean_negatives(unit(z0), unit(z1), functional.same_sample(torch.arange(6)), 0.2)
+    log_g = functional.log_mean_negatives(unit(z0), unit(z1), torch.arange(6), 0.2)
     assert float(loss.statistics["normalizer_mean"]) == pytest.approx(log_g.mean().item())
     assert float(loss.statistics["normalizer_std"]) == pytest.approx(log_g.std().item())
 
@@ -432,10 +432,10 @@ def test_the_state_stays_finite_even_without_the_check():
     """On CUDA nothing is raised; the estimator itself keeps NaN out."""
     estimator = MovingAverage(4, 0.5)
     index = torch.arange(4)
-    estimator(torch.zeros(2, 4), index, functional.same_sample(index), True)
+    estimator(torch.zeros(2, 4), index, True)
     log_g = torch.ones(2, 4)
     log_g[0, 1] = float("nan")
-    estimator(log_g, index, functional.same_sample(index), True)
+    estimator(log_g, index, True)
     assert estimator.log_u[1] == 0
     assert torch.isfinite(estimator.log_u).all()
     assert (estimator.log_u[[0, 2, 3]] > 0).all()

@@ -45,6 +45,7 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
 
 
 def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except PermissionError:  # a file system without hard links

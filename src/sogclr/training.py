@@ -88,7 +88,7 @@ class Trainer:
         self.loss = build_loss(config, len(manifest)).to(self.device)
         self.optimizer = build_optimizer(self.model, optim)
         warmup = round((optim.warmup_epochs or 0) * self.steps_per_epoch)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup_cosine(self.total, warmup))
+        self.rate = warmup_cosine(self.total, warmup)
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**14, enabled=options.precision == "fp16")
         self.online = OnlineEvaluation(config, manifest, labels)
 
@@ -107,6 +107,8 @@ class Trainer:
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer step on the mean gradient of `batches`; skipped, with all state as before, if it is not finite."""
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # what a backbone may draw: dropout, drop path
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
         self.optimizer.zero_grad(set_to_none=True)
         torch._foreach_copy_(self._kept, self._buffers)
         before = [(estimator, estimator.snapshot(b.index)) for b in batches for estimator in self._estimators()]
@@ -134,7 +136,6 @@ class Trainer:
             self._skip(reason, batches)
         if self.scaler.is_enabled():
             self.scaler.update()
-        self.schedule.step()
         self.step += 1
 
     def loss_of(self, batch: Batch) -> Tensor:
@@ -178,6 +179,11 @@ class Trainer:
     def epoch(self) -> float:
         """Epochs done."""
         return self.step / self.steps_per_epoch
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.config.optim.lr or 0.0) * self.rate(self.step)
 
     def fit(self, stop: Callable[[], bool]) -> None:
         """Train to the end, from wherever the state is.
@@ -250,7 +256,7 @@ class Trainer:
         values = dict(zip(METERS, (self.sums / count).tolist(), strict=True)) if self.counts["steps"] else {}
         values |= {
             "weight_max": float(self.weight_max),
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": self.lr,
             "skipped": self.counts["skipped"],
         }
         for estimator in self._estimators():
@@ -300,7 +306,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": self.scaler.state_dict(),
             "meters": {"sums": self.sums, "weight_max": self.weight_max, "counts": dict(self.counts)},
             "best": self.best,
@@ -323,7 +328,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
         self.scaler.load_state_dict(state["scaler"])
         self.sums.copy_(state["meters"]["sums"])
         self.weight_max = state["meters"]["weight_max"].to(self.device)

@@ -29,6 +29,6 @@ class NTXentLoss(OneTowerLoss):
     def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean", normalize: bool = True) -> None:
         super().__init__(temperature, reduction, normalize)
 
-    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor, same: Tensor) -> Tensor:
+    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
         self.record(s_pos.detach(), log_g.detach(), log_g)
-        return F.ntxent_loss(s_pos, log_g, (2 * (~same).sum(dim=1)).to(log_g.dtype), self.temperature)
+        return F.ntxent_loss(s_pos, log_g, F.negatives_of(index).to(log_g.dtype), self.temperature)

@@ -1,7 +1,7 @@
 """Normalizer estimators: where nu comes from. The only thing in which the members of this family of losses differ.
 
 An estimator maps log ĝ of the batch, (2, B), to nu, (2, B), and may keep state per sample. To add one, write
-`forward(log_g, index, same, update)` and, when it has state, `snapshot` and `restore`.
+`forward(log_g, index, update)` and, when it has state, `snapshot` and `restore`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Convention = Literal["per_view", "per_sample"]
 class MiniBatch(nn.Module):
     """nu = log ĝ: the mini-batch's own normalizer, as in SimCLR, DCL and CLIP. No state."""
 
-    def forward(self, log_g: Tensor, index: Tensor, same: Tensor, update: bool) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool) -> Tensor:
         return log_g
 
     def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
@@ -89,7 +89,7 @@ class MovingAverage(nn.Module):
             return self.gamma(self.step)
         return torch.full((), self.gamma, dtype=torch.float32, device=self.log_u.device)
 
-    def forward(self, log_g: Tensor, index: Tensor, same: Tensor, update: bool) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool) -> Tensor:
         old = self.log_u[index].to(log_g.dtype)
         gamma = self.current_gamma().to(log_g.dtype)
         if self.convention == "per_view":
@@ -99,7 +99,7 @@ class MovingAverage(nn.Module):
             new = moving_average(old, log_mean(log_g), gamma)
             nu = new.expand_as(log_g)
         if update:
-            stored = merge_duplicates(new, same)
+            stored = merge_duplicates(new, index)
             # what is not finite never enters the state, and no wait for the device is needed to keep it out
             self.log_u[index] = torch.where(torch.isfinite(stored), stored, old).to(self.log_u.dtype)
             self.step += 1

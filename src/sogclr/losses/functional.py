@@ -24,25 +24,32 @@ def at_least_float32(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
-def same_sample(index: Tensor) -> Tensor:
-    """(B,) ids -> (B, B) bool, true where two rows are views of one sample and so never negatives of each other."""
-    return index[:, None] == index[None, :]
+def count_same(ids: Tensor, others: Tensor) -> Tensor:
+    """How many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K."""
+    ordered = others.sort().values
+    return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
 
 
-def log_mean_negatives(z0: Tensor, z1: Tensor, same: Tensor, temperature: float) -> Tensor:
+def negatives_of(index: Tensor) -> Tensor:
+    """(B,) ids -> (B,) int64: how many negatives an anchor of each sample has, both views of every other sample."""
+    return 2 * (len(index) - count_same(index, index))
+
+
+def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float) -> Tensor:
     """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau), over the negatives at hand.
 
     Args:
         z0, z1: (B, D) unit rows, the two views.
-        same: (B, B) bool from `same_sample`; each row needs one false entry at least.
+        index: (B,) ids; rows of one id are never negatives of each other, and two ids at least are needed.
 
     Returns:
         (2, B): the anchors of view 0, then those of view 1.
     """
     z = torch.cat([z0, z1])
     sim = (z @ z.T) / temperature
+    same = index[:, None] == index[None, :]
     log_sum = sim.masked_fill(same.repeat(2, 2), -math.inf).logsumexp(dim=1)
-    return log_sum.view(2, -1) - (2 * (~same).sum(dim=1)).to(z.dtype).log()
+    return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
 
 
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
@@ -94,7 +101,12 @@ def log_mean(values: Tensor) -> Tensor:
     return values.logsumexp(dim=0) - math.log(values.shape[0])
 
 
-def merge_duplicates(values: Tensor, same: Tensor) -> Tensor:
-    """Rows of one sample get the log-mean of all its rows, bit for bit the same in each: (B,), (B, B) -> (B,)."""
-    grouped = values.expand_as(same).masked_fill(~same, -math.inf).logsumexp(dim=1)
-    return torch.where(same.sum(dim=1) == 1, values, grouped - same.sum(dim=1).to(values.dtype).log())
+def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of one sample get the log-mean of all its rows, bit for bit the same in each: (B,), (B,) ids -> (B,)."""
+    ordered = index.sort().values
+    group = torch.searchsorted(ordered, index)  # where a sample's run begins: one number a sample
+    count = torch.searchsorted(ordered, index, right=True) - group
+    top = torch.full_like(values, -math.inf).scatter_reduce(0, group, values, "amax")[group]
+    top = torch.where(torch.isfinite(top), top, 0.0)
+    total = torch.zeros_like(values).index_put((group,), torch.exp(values - top), accumulate=True)[group]
+    return torch.where(count == 1, values, total.log() + top - count.to(values.dtype).log())

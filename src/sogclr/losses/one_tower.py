@@ -19,7 +19,7 @@ Reduction = Literal["mean", "sum", "none"]
 class OneTowerLoss(nn.Module):
     """What the losses on two views have in common: checks, unit rows, float32, ids, ranks, reduction, statistics.
 
-    A loss adds `per_sample(s_pos, log_g, index, same)`, which returns the (B,) values.
+    A loss adds `per_sample(s_pos, log_g, index)`, which returns the (B,) values.
 
     After a call, `statistics` holds 0-d tensors on the embeddings' device: `objective` (the batch's estimate of
     E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu) and `weight_max` (the largest exp(log ĝ - nu)).
@@ -49,17 +49,16 @@ class OneTowerLoss(nn.Module):
             check_equal_batches(len(z0), z0.device)
             unit = F.unit_rows if self.normalize else F.at_least_float32
             z0, z1, index = gather(unit(z0)), gather(unit(z1)), gather(index)
-            same = F.same_sample(index)
             s_pos = F.positive_similarity(z0, z1)
-            log_g = F.log_mean_negatives(z0, z1, same, self.temperature)
-            values = self.per_sample(s_pos, log_g, index, same)
+            log_g = F.log_mean_negatives(z0, z1, index, self.temperature)
+            values = self.per_sample(s_pos, log_g, index)
         if self.reduction == "mean":
             values = values.mean()
         elif self.reduction == "sum":
             values = values.sum()
         return scale_gradient(values, world_size())
 
-    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor, same: Tensor) -> Tensor:
+    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
         raise NotImplementedError
 
     def record(self, s_pos: Tensor, log_g: Tensor, nu: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class GlobalContrastiveLoss(OneTowerLoss):
         self.num_samples = num_samples
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
 
-    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor, same: Tensor) -> Tensor:
+    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
         with torch.no_grad():
-            nu = self.estimator(log_g.detach(), index, same, self.training)
+            nu = self.estimator(log_g.detach(), index, self.training)
         return self.record(s_pos, log_g, nu)

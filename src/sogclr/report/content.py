@@ -204,7 +204,8 @@ def _ends(log_u: np.ndarray, shelf: _Shelf, content: Content) -> None:
     bad = {id for id, _ in shelf.manifest.bad}
     order = [int(i) for i in np.argsort(log_u, kind="stable") if np.isfinite(log_u[i]) and int(i) not in bad]
     count = min(AT_EACH_END, len(order) // 2)
-    ends = []
-    for ids in (order[::-1][: 3 * count], order[: 3 * count]):
-        ends.append(shelf.tiles(ids, [float(log_u[i]) for i in ids])[:count])
-    content.ends = (ends[0], ends[1])
+    largest, smallest = (
+        shelf.tiles(ids, [float(log_u[i]) for i in ids])[:count]
+        for ids in (order[::-1][: 3 * count], order[: 3 * count])
+    )
+    content.ends = (largest, smallest)
