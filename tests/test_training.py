@@ -28,6 +28,7 @@ def trainer_for(data, out, **options):
     """A trainer as `train` makes it, before its first step."""
     manifest = Manifest.scan(data)
     config, _ = resolve(from_options({"data": str(data), "out": str(out), **SMALL, **options}), manifest)
+    out.mkdir()
     return Trainer(config, RunFolder(out), manifest, None, Screen(quiet=True))
 
 
