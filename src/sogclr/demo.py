@@ -20,8 +20,8 @@ from .files import cache_folder
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
-FULL, QUICK = (400, 100, 12), (60, 20, 2)  # of each digit to train and to test on, and epochs
-RECIPE = ["--model", "resnet10_mini", "--image-size", "28", "--recipe", "character", "--batch-size", "32"]
+FULL, QUICK = (400, 100, 15), (60, 20, 2)  # of each digit to train and to test on, and epochs
+RECIPE = "--model resnet10_mini --image-size 28 --recipe character --batch-size 32 --lr 2.4".split()
 
 
 def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder: Path | None = None) -> dict[str, Any]:
