@@ -49,7 +49,7 @@ class Demo(Command):
     quick: bool = False
     """A short run, only to see that everything works."""
     out: str | None = None
-    """Folder for the data and the runs; a cache folder when left out."""
+    """Folder for the runs; runs/demo when left out. The digits go to the cache folder."""
 
     def run(self) -> None:
         from .demo import run_demo
@@ -130,7 +130,7 @@ class Eval(Reading, Command):
         with Screen() as screen:
             result = evaluate(
                 self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
-                batch_size=self.batch_size, workers=self.workers, device=self.device, say=screen.say,
+                batch_size=self.batch_size, workers=self.workers, device=self.device,
                 progress=screen.progress("evaluating"),
             )  # fmt: skip
         if Path(self.encoder).is_dir():

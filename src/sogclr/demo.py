@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from .run_folder import RunFolder
 from .screen import Screen, clock
 
 FULL = {"per_digit": (400, 100), "epochs": 12}
-QUICK = {"per_digit": (60, 20), "epochs": 2}
+QUICK = {"per_digit": (70, 30), "epochs": 8}
 RECIPE = ["--model", "resnet10_mini", "--image-size", "28", "--recipe", "character", "--batch-size", "32"]
 
 
@@ -52,6 +53,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         line = [str(word) for word in words]
         screen.say(f"\n$ sogclr {shlex.join(line)}")
         code = command(line)
+        sys.stdout.flush()  # or the results would all come at the end of a pipe
         if code:
             raise RunFailed(
                 f"the demo stopped: `sogclr {line[0]}` ended with exit code {code}; its message stands above"
@@ -70,18 +72,18 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         "NT-Xent (SimCLR)": scores["simclr"],
         "SogCLR": scores["sogclr"],
     }
-    screen.console.print()
-    screen.console.print(
-        comparison(rows, f"Test digits, accuracy in % (batch 32, {size['epochs']} epochs without labels)")
-    )
-    screen.say(_closing(runs["sogclr"], data, time.monotonic() - begun))
+    screen.say(f"\nTest digits, accuracy in % (batch 32, {size['epochs']} epochs without labels)")
+    screen.console.print(comparison(rows))
+    screen.say(_closing(runs["sogclr"], quick, time.monotonic() - begun))
     return rows
 
 
-def _closing(run: RunFolder, data: Path, seconds: float) -> str:
+def _closing(run: RunFolder, quick: bool, seconds: float) -> str:
+    short = ["This was the short run; `sogclr demo` trains long enough for figures worth reading."] if quick else []
     return "\n".join(
         [
             f"The whole demo took {clock(seconds)}. Look at {run.report_file}",
+            *short,
             "",
             "Your own images, a folder of any shape:",
             "  sogclr inspect PHOTOS                                    what is in it, and which files are broken",

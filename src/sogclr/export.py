@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import BadInput, RunFailed
-from .files import replacing
+from .files import check_output, replacing
 from .models import Encoder, load_encoder, save_encoder, timm
 
 SUFFIXES = {"timm": ".safetensors", "safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
@@ -46,10 +46,7 @@ def export(
     encoder = load_encoder(run_or_file)
     source = Path(run_or_file) / "encoder.safetensors" if Path(run_or_file).is_dir() else Path(run_or_file)
     path = source.with_suffix(SUFFIXES[format]) if out is None else Path(out)
-    if path.suffix != SUFFIXES[format]:
-        raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r} and {format} files in {SUFFIXES[format]!r}")
-    if not path.parent.is_dir():
-        raise BadInput(f"there is no folder {path.parent} for {path.name}; make it, or give another --out")
+    check_output(path, [SUFFIXES[format]])
     write, run = {"torchscript": (_write_torchscript, _run_torchscript), "onnx": (_write_onnx, _run_onnx)}.get(
         format, (_write_timm, _run_timm)
     )

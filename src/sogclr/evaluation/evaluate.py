@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from ..data.views import Augmentation
 from ..embedding import ImageEncoder, compute_features, compute_views, computing_on, nothing_readable
 from ..errors import BadInput
 from ..models import Encoder, EncoderInfo, create_backbone, load_encoder
-from .health import alignment, rankme, uniformity
+from .health import health, rankme, refuse_non_finite, uniformity
 from .knn import knn_predict
 from .linear import few_label_top1, linear_top1, protocol, stratified
 
@@ -31,17 +32,19 @@ FEW = (1, 10)  # labels per class
 DRAWS = 5
 TEMPERATURE = 0.07  # of kNN
 TEST_SHARE = 0.2
+VIEWED = 2048  # images at the least, for the alignment of two views
 PIXELS = 32  # raw pixels are compared at this size at the most
 SCORES = {
     "knn_top1": "kNN",
-    "linear_top1_1_per_class": "linear, 1 label",
-    "linear_top1_10_per_class": "linear, 10 labels",
+    "linear_top1_1_per_class": "linear, 1 label a class",
+    "linear_top1_10_per_class": "linear, 10 labels a class",
     "linear_top1": "linear, all labels",
     "rankme": "RankMe",
     "alignment": "alignment",
     "uniformity": "uniformity",
 }
-"""Keys of the result and their names, in the order in which people read them."""
+"""Keys of a result (and of a run's metrics) and their names, in the order in which people read them."""
+FRACTIONS = frozenset(key for key in SCORES if "top1" in key)
 
 
 def evaluate(
@@ -55,7 +58,6 @@ def evaluate(
     batch_size: int = 256,
     workers: int | None = None,
     device: str = "auto",
-    say: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score an encoder: kNN and linear probes where there are labels, else RankMe, alignment and uniformity.
@@ -68,7 +70,6 @@ def evaluate(
         baselines: score raw pixels and an untrained encoder too.
         k: neighbours of kNN, which weights them by exp(cosine / 0.07).
         seed: of the split and of the few-label draws.
-        say: told what was chosen.
         progress: called with (images done, images to do).
 
     Returns:
@@ -89,8 +90,6 @@ def evaluate(
         if baselines:
             encoders |= {"raw_pixels": RawPixels(encoder.info), "untrained": untrained(encoder.info, seed).to(chosen)}
         ids = manifest.usable if split is None else np.concatenate([split.fit, split.score])
-        if say is not None:
-            say("no labels: what follows says how the features spread" if split is None else split.text)
         results: dict[str, dict[str, Any]] = {}
         for turn, (name, one) in enumerate(encoders.items()):
 
@@ -102,7 +101,8 @@ def evaluate(
                 one, manifest, ids, batch_size=batch_size, workers=readers, device=chosen, progress=report
             )
             if not len(kept):
-                raise nothing_readable(manifest, bad)
+                raise nothing_readable(manifest, [*manifest.bad, *bad])
+            refuse_non_finite(features)
             if split is None:
                 results[name] = _health(one, manifest, features, kept, seed, batch_size, chosen)
             else:
@@ -215,12 +215,10 @@ def _health(
     info = encoder.info
     recipe = named_recipe("auto", info.image_size)
     augment = Augmentation(recipe, info.image_size, info.mean, info.std, seed)
-    scores = {"rankme": rankme(features)}
-    if len(ids) >= 2:
-        some = ids[:: max(1, len(ids) // 2048)]
-        z0, z1 = compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device)
-        scores |= {"alignment": alignment(z0, z1), "uniformity": uniformity(features)}
-    return scores
+    if len(ids) < 2:
+        raise BadInput(f"{manifest.root} has {len(ids)} readable image; give 2 or more")
+    some = ids[:: max(1, len(ids) // VIEWED)]
+    return health(features, *compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device))
 
 
 class RawPixels:
@@ -249,20 +247,21 @@ def untrained(info: EncoderInfo, seed: int) -> Encoder:
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
-def table(result: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Group:
     """A result for people, with its baselines below it."""
-    rows = {Path(result["encoder"]).name: result, **result.get("baselines", {})}
-    title = result.get("split", f"{result['images']:,} images without labels")
-    return comparison({name.replace("_", " "): scores for name, scores in rows.items()}, title)
+    rows = {Path(result["encoder"]).resolve().name: result}
+    rows |= {name.replace("_", " "): scores for name, scores in result.get("baselines", {}).items()}
+    lost = f"; {result['unreadable']:,} could not be read" if result["unreadable"] else ""
+    return Group(result.get("split", f"{result['images']:,} images without labels") + lost, comparison(rows))
 
 
-def comparison(rows: dict[str, dict[str, Any]], title: str) -> Table:
+def comparison(rows: dict[str, dict[str, Any]]) -> Table:
     """Several results beside each other: accuracies in percent (± standard deviation over draws), or health."""
     keys = [key for key in SCORES if any(key in scores for scores in rows.values())]
-    accuracies = [key for key in keys if "top1" in key]
+    accuracies = [key for key in keys if key in FRACTIONS]
     # On a terminal's width there is room for one kind; the JSON has both.
     shown = accuracies or keys
-    found = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     found.add_column("")
     for key in shown:
         found.add_column(SCORES[key].replace(", ", "\n"), justify="right", no_wrap=True)
@@ -274,7 +273,7 @@ def comparison(rows: dict[str, dict[str, Any]], title: str) -> Table:
 def _cell(scores: dict[str, Any], key: str) -> str:
     if key not in scores:
         return ""
-    if "top1" not in key:
+    if key not in FRACTIONS:
         return f"{scores[key]:.3g}"
     spread = scores.get(f"{key}_std")
     return f"{100 * scores[key]:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")

@@ -10,19 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.evaluate import SCORES
 from ..run_folder import RunFolder
-
-SCORES = {
-    "knn_top1": "kNN",
-    "linear_top1": "linear, all labels",
-    "linear_top1_10_per_class": "linear, 10 labels a class",
-    "linear_top1_1_per_class": "linear, 1 label a class",
-    "rankme": "RankMe",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
-}
-"""Keys of metrics and of `eval.json`, in the order in which they are shown."""
-FRACTIONS = frozenset(key for key in SCORES if "top1" in key)
 
 
 @dataclass(frozen=True)

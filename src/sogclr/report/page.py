@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..evaluation.evaluate import FRACTIONS, SCORES
 from ..screen import clock
 from . import charts
 from .content import Content, Tile
-from .facts import FRACTIONS, SCORES, Facts
+from .facts import Facts
 from .pictures import NEIGHBOURS
 
 BAD_FILES_SHOWN = 20
