@@ -21,8 +21,8 @@ from .files import cache_folder
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
-FULL = {"per_digit": (400, 100), "epochs": 12}
-QUICK = {"per_digit": (70, 30), "epochs": 8}
+FULL = (400, 100, 12)  # images a digit to train on, and to test on; epochs
+QUICK = (70, 30, 8)
 RECIPE = ["--model", "resnet10_mini", "--image-size", "28", "--recipe", "character", "--batch-size", "32"]
 
 
@@ -41,10 +41,10 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         BadInput: the digits are not installed.  RunFailed: one of the commands failed.
     """
     begun = time.monotonic()
-    size = QUICK if quick else FULL
+    train, test, epochs = QUICK if quick else FULL
     folder = folder or Path("runs/demo-quick" if quick else "runs/demo")
     screen = Screen()
-    data = write_digits(*size["per_digit"], say=screen.say)
+    data = write_digits(train, test, say=screen.say)
     runs = {name: RunFolder(folder / name) for name in ("simclr", "sogclr")}
     for run in runs.values():
         _remove(run)
@@ -60,7 +60,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
             )
 
     for method, run in runs.items():
-        sogclr("train", data, "--out", run.path, "--method", method, "--epochs", str(size["epochs"]), *RECIPE)
+        sogclr("train", data, "--out", run.path, "--method", method, "--epochs", str(epochs), *RECIPE)
     sogclr("eval", runs["simclr"].path, data)
     sogclr("eval", runs["sogclr"].path, data, "--baselines")
     sogclr("report", runs["sogclr"].path)
@@ -72,7 +72,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         "NT-Xent (SimCLR)": scores["simclr"],
         "SogCLR": scores["sogclr"],
     }
-    screen.say(f"\nTest digits, accuracy in % (batch 32, {size['epochs']} epochs without labels)")
+    screen.say(f"\nTest digits, accuracy in % (batch 32, {epochs} epochs without labels)")
     screen.console.print(comparison(rows))
     screen.say(_closing(runs["sogclr"], quick, time.monotonic() - begun))
     return rows

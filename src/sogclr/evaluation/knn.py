@@ -43,6 +43,8 @@ def knn_predict(
         BadInput: k or temperature out of range, labels that do not fit the features, or features that are not finite.
     """
     train, test = _unit(train_x, device), _unit(test_x, device)
+    if train.shape[1] != test.shape[1]:
+        raise BadInput(f"training features have {train.shape[1]} columns and test features {test.shape[1]}")
     labels = _checked(train, train_y, k, temperature, num_classes)
     refuse_non_finite(train.cpu().numpy(), test.cpu().numpy())
     similarity, row = nearest(test, train, min(k, len(train)))

@@ -69,13 +69,13 @@ class Facts:
             return {"simclr": "SimCLR (NT-Xent)"}.get(str(loss.get("method")), str(loss.get("method", "unknown")))
         if loss.get("estimator") == "mini-batch":
             return "SogCLR's loss, mini-batch normalizer"
-        schedule = "1 → " if loss.get("gamma_schedule") == "cosine" else ""
-        return f"SogCLR, γ {schedule}{loss.get('gamma', '?')}"
+        schedule = "1\u00a0→\u00a0" if loss.get("gamma_schedule") == "cosine" else ""
+        return f"SogCLR, γ\u00a0{schedule}{loss.get('gamma', '?')}"
 
     def series(self, kind: str, key: str) -> list[tuple[float, float]]:
         """(epoch, value) of the lines that hold a finite number under `key`."""
-        pairs = [(row.get("epoch"), row.get(key)) for row in self.rows if row.get("kind") == kind]
-        return [(float(e), float(v)) for e, v in pairs if _finite(e) and _finite(v)]
+        rows = [row for row in self.rows if row.get("kind") == kind and _finite(row.get("epoch"))]
+        return [(float(row["epoch"]), float(row[key])) for row in rows if _finite(row.get(key))]
 
     def online_scores(self) -> dict[str, float]:
         """The last value of each online score, in the order of `SCORES`."""

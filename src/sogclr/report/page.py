@@ -84,7 +84,8 @@ def _overview(facts: Facts, content: Content, nav: str) -> str:
 def _tiles(facts: Facts, content: Content) -> Iterable[str]:
     def tile(name: str, value: str, more: str = "") -> str:
         small = f"<small>{escape(more)}</small>" if more else ""
-        return f"<div><dt>{escape(name)}</dt><dd>{escape(value)}{small}</dd></div>"
+        breakable = escape(value).replace("_", "_<wbr>")  # model names are long
+        return f"<div><dt>{escape(name)}</dt><dd>{breakable}{small}</dd></div>"
 
     classes = f"{len(content.labels.classes):,} classes" if content.labels else "no classes used"
     if content.images:
@@ -103,7 +104,7 @@ def _tiles(facts: Facts, content: Content) -> Iterable[str]:
 
 
 def _score(key: str, value: float) -> str:
-    return f"{100 * value:.1f}%" if key in FRACTIONS else f"{value:.3f}".replace("-", "−")
+    return f"{100 * value:.1f}%" if key in FRACTIONS else f"{value:.3g}".replace("-", "−")
 
 
 def _scores(facts: Facts) -> str:
@@ -143,7 +144,8 @@ def _curves(facts: Facts) -> str:
                "the largest exp(log ĝ − ν) since the line before; 1 is a mini-batch’s", pick=np.max, from_zero=True),
         _panel(facts.series("train", "lr"), "Learning rate", "warm-up, then a cosine to 0", from_zero=True),
     ]  # fmt: skip
-    if gamma := facts.series("train", "gamma"):
+    gamma = facts.series("train", "gamma")
+    if len({value for _, value in gamma}) > 1:  # a constant one stands in the configuration
         panels.append(_panel(gamma, "γ", "weight of the new estimate in the moving average", from_zero=True))
     panels.append(
         _panel(facts.series("train", "grad_norm"), "Gradient norm", "before clipping, mean since the line before",
