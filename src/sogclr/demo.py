@@ -22,7 +22,7 @@ from .run_folder import RunFolder
 from .screen import Screen, clock
 
 FULL = (400, 100, 12)  # images a digit to train on, and to test on; epochs
-QUICK = (70, 30, 8)
+QUICK = (50, 20, 6)
 RECIPE = ["--model", "resnet10_mini", "--image-size", "28", "--recipe", "character", "--batch-size", "32"]
 
 

@@ -65,6 +65,8 @@ class EmbedResult:
 def computing_on(device: str | torch.device, workers: int | None) -> Iterator[tuple[torch.device, int]]:
     """The device and the number of reader processes to use, with torch's threads limited as in training meanwhile."""
     chosen = choose_device(str(device))
+    if workers is not None and workers < 0:
+        raise BadInput(f"--workers must be 0 or more and was {workers}")
     threads, readers = choose_threads(chosen, workers)
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, threads))
@@ -163,8 +165,9 @@ def embed(
 ) -> EmbedResult:
     """Write the embeddings (backbone features) of every image of a folder or list file.
 
-    The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA) and `embedding`. What
-    is done is kept beside it every 8,192 images, and the same call goes on from there.
+    The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA; in a .safetensors file
+    as a JSON list in the metadata) and `embedding` (float32 or float16, computed in float32 on any device). What is done
+    is kept beside it every 8,192 images, and the same call goes on from there.
 
     Args:
         run_or_file: a run's folder, or an exported encoder.
@@ -218,9 +221,9 @@ def embed(
 
 def _as_type(features: np.ndarray, dtype: str) -> np.ndarray:
     refuse_non_finite(features)
-    largest = float(np.abs(features).max(initial=0.0))
-    if largest > np.finfo(dtype).max:
-        raise BadInput(f"the features go up to {largest:.3g} and {dtype} to {np.finfo(dtype).max}; use --dtype float32")
+    largest, limit = float(np.abs(features).max(initial=0.0)), float(np.finfo(dtype).max)
+    if largest > limit:
+        raise BadInput(f"the features go up to {largest:.3g} and {dtype} goes up to {limit:.3g}; use --dtype float32")
     return features.astype(dtype)
 
 
@@ -275,10 +278,9 @@ def _check_paths_fit(path: Path, manifest: Manifest) -> None:
 
 def _assemble(path: Path, parts: _Parts, manifest: Manifest, job: dict[str, Any]) -> tuple[int, int]:
     """Write the file from its parts, whole or not at all; returns its rows and columns."""
-    about = {"sogclr": json.dumps(job)}
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
-            return _write_parquet(temporary, parts, manifest, about)
+            return _write_parquet(temporary, parts, manifest, {"sogclr": json.dumps(job)})
         tables = list(parts.read())
         ids = np.concatenate([t["id"] for t in tables])
         features = np.concatenate([t["embedding"] for t in tables])
@@ -287,7 +289,8 @@ def _assemble(path: Path, parts: _Parts, manifest: Manifest, job: dict[str, Any]
             with open(temporary, "wb") as file:  # given a name, numpy would add .npz to it
                 np.savez(file, id=ids, path=np.array(paths, dtype=str), embedding=features)
         else:
-            save_file({"id": ids, "embedding": features}, temporary, metadata={**about, "path": json.dumps(paths)})
+            # One key: safetensors writes several in any order, and the same job should give the same file.
+            save_file({"id": ids, "embedding": features}, temporary, metadata={"path": json.dumps(paths)})
     return features.shape
 
 

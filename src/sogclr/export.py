@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import BadInput, RunFailed
+from .evaluation.health import refuse_non_finite
 from .files import check_output, replacing
 from .models import Encoder, load_encoder, save_encoder, timm
 
@@ -38,7 +39,7 @@ def export(
         out: the file; `RUN/encoder.<suffix>`, or beside the given file, when left out.
 
     Raises:
-        BadInput: no such encoder or format, or a package that the format needs is missing.
+        BadInput: no such encoder or format, its features are not finite, or a package that the format needs is missing.
         RunFailed: the file does not compute what PyTorch does; it is not kept.
     """
     if format not in SUFFIXES:
@@ -65,6 +66,7 @@ def _check(path: Path, encoder: Encoder, run: Callable[[Path, Encoder, Tensor], 
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = encoder(images), run(path, encoder, images)
+    refuse_non_finite(expected.numpy())
     error, scale = float((found - expected).abs().max()), float(expected.abs().max())
     if found.shape != expected.shape or not error <= TOLERANCE * max(scale, 1e-6):
         raise RunFailed(

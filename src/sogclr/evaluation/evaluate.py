@@ -80,8 +80,9 @@ def evaluate(
     Raises:
         BadInput: something in the input cannot be used.
     """
-    if k < 1:
-        raise BadInput(f"--k was {k}; give 1 neighbour or more")
+    for name, value, least in (("--k", k, 1), ("--batch-size", batch_size, 1), ("--seed", seed, 0)):
+        if value < least:
+            raise BadInput(f"{name} must be {least} or more and was {value}")
     with computing_on(device, workers) as (chosen, readers):
         encoder = load_encoder(run_or_file, chosen)
         manifest = Manifest.scan(data)
@@ -112,15 +113,7 @@ def evaluate(
         "images": len(kept), "unreadable": len(manifest.bad) + len(bad),
     }  # fmt: skip
     if split is not None:
-        fit, score = (int(np.isin(part, kept).sum()) for part in (split.fit, split.score))
-        about |= {
-            "split": split.text, "fit_images": fit, "score_images": score, "classes": len(split.classes),
-            "protocol": {
-                "knn": f"cosine, weighted, k={min(k, fit)}, T={TEMPERATURE}",
-                "linear": protocol(fit, encoder.num_features, len(split.classes)),
-                "few_labels": f"mean over {DRAWS} draws, logistic regression on standardised features",
-            },
-        }  # fmt: skip
+        about |= _about(split, kept, k, encoder.num_features)
     own = results.pop("")
     return {**own, **about, **({"baselines": results} if baselines else {})}
 
@@ -197,6 +190,9 @@ def _scores(
     features: np.ndarray, ids: np.ndarray, split: Split, k: int, seed: int, device: torch.device
 ) -> dict[str, float]:
     fit, score = np.isin(ids, split.fit), np.isin(ids, split.score)
+    for what, rows, wanted in (("fit", fit, split.fit), ("score", score, split.score)):
+        if not rows.any():
+            raise BadInput(f"none of the {len(wanted):,} images to {what} on can be read; give others")
     x, y = features[fit], split.values[ids[fit]]
     test_x, test_y = features[score], split.values[ids[score]]
     found = knn_predict(x, y, test_x, k=k, temperature=TEMPERATURE, num_classes=len(split.classes), device=device)
@@ -244,6 +240,19 @@ def untrained(info: EncoderInfo, seed: int) -> Encoder:
         torch.manual_seed(seed)
         backbone = create_backbone(info.name, info.image_size)
     return Encoder(backbone, info).eval().requires_grad_(False)
+
+
+def _about(split: Split, kept: np.ndarray, k: int, width: int) -> dict[str, Any]:
+    """What the accuracies were measured on, and how."""
+    fit, score = (int(np.isin(part, kept).sum()) for part in (split.fit, split.score))
+    return {
+        "split": split.text, "fit_images": fit, "score_images": score, "classes": len(split.classes),
+        "protocol": {
+            "knn": f"cosine, weighted, k={min(k, fit)}, T={TEMPERATURE}",
+            "linear": protocol(fit, width, len(split.classes)),
+            "few_labels": f"mean over {DRAWS} draws, logistic regression on standardised features",
+        },
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
