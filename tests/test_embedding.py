@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from digits import environment, sogclr, write_digits
+from digits import environment, write_digits
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import sogclr as package
-from sogclr import embedding
+from sogclr import cli, embedding
 from sogclr.embedding import SUFFIXES, compute_features, embed
 from sogclr.errors import BadInput
 from sogclr.models import EncoderInfo, create_backbone, save_encoder
@@ -197,10 +197,11 @@ def test_an_old_file_survives_until_the_new_one_is_whole(digits_run, digits_data
     assert len(read(out)[0]) == 60
 
 
-def test_the_command_says_what_it_wrote_and_nothing_else(digits_run, digits_data, tmp_path):
+def test_the_command_says_what_it_wrote_and_nothing_else(digits_run, digits_data, tmp_path, capsys):
     out = tmp_path / "e.safetensors"
-    result = sogclr("embed", digits_run, digits_data / "test", "--out", out, "--dtype", "float16", check=0)
-    assert result.stdout == f"{out}: 60 embeddings of 128 numbers\n"
+    words = ["embed", digits_run, digits_data / "test", "--out", out, "--dtype", "float16", "--workers", "0"]
+    assert cli.main([str(word) for word in words]) == 0
+    assert capsys.readouterr().out == f"{out}: 60 embeddings of 128 numbers\n"
     assert read(out)[2].dtype == np.float16
 
 

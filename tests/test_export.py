@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from digits import environment, sogclr
+from digits import environment
 from safetensors.torch import load_file, save_file
 
+from sogclr import cli, torchvision_cpu
 from sogclr import export as module
-from sogclr import torchvision_cpu
 from sogclr.errors import BadInput, RunFailed
 from sogclr.export import SUFFIXES, export
 from sogclr.models import Encoder, EncoderInfo, create_backbone, load_encoder, save_encoder
@@ -166,7 +166,6 @@ def test_a_missing_package_is_named(run, monkeypatch):
     assert not list(run.glob("*onnx*"))
 
 
-def test_the_command_prints_the_file(run):
-    result = sogclr("export", run, "--format", "torchscript", check=0)
-    assert result.stdout == f"{run / 'encoder.pt'}\n"
-    assert result.stderr == ""
+def test_the_command_prints_the_file(run, capfd):
+    assert cli.main(["export", str(run), "--format", "torchscript"]) == 0
+    assert tuple(capfd.readouterr()) == (f"{run / 'encoder.pt'}\n", "")
