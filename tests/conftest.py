@@ -37,8 +37,9 @@ def digits_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits_run(digits_data, tmp_path_factory):
     """The folder of a finished run on `digits_data`; not to be written to."""
-    import sogclr
     from digits import SMALL
+
+    import sogclr
 
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "digits"

@@ -100,7 +100,7 @@ def _tiles(facts: Facts, content: Content) -> Iterable[str]:
     seconds = facts.seconds()
     rate = facts.images_per_second()
     yield tile("Training time", clock(seconds) if seconds else "not timed", f"{rate:,.0f} images/s" if rate else "")
-    for key, value in facts.online_scores().items():
+    for key, value in list(facts.online_scores().items())[:1]:  # the curves show the others
         yield tile(f"Online {SCORES[key]}", score(key, value), "on training images, last")
 
 

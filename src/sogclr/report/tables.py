@@ -88,7 +88,7 @@ def _skipped(facts: Facts) -> str:
         for row in facts.skipped[:BAD_FILES_SHOWN]
     )
     return (
-        f'<div class="card wide files"><table><caption>{len(facts.skipped):,} skipped steps, without a finite gradient</caption>'
+        f'<div class="card wide files"><table><caption>skipped steps, without a finite gradient: {len(facts.skipped):,}</caption>'
         f'<thead><tr><th scope="col">step</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody></table></div><br>'
     )
 
@@ -102,6 +102,6 @@ def _bad_files(facts: Facts) -> str:
     )
     which = f", the first {BAD_FILES_SHOWN}" if len(bad) > BAD_FILES_SHOWN else ""
     return (
-        f'<div class="card wide files"><table><caption>{len(bad):,} files that could not be read and were skipped{which}</caption>'
+        f'<div class="card wide files"><table><caption>files that could not be read and were skipped: {len(bad):,}{which}</caption>'
         f'<thead><tr><th scope="col">file</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody></table></div><br>'
     )
