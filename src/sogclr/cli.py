@@ -49,7 +49,7 @@ class Demo(Command):
     quick: bool = False
     """A short run, only to see that everything works."""
     out: str | None = None
-    """Folder for the two runs, whose earlier ones there are replaced; runs/demo when left out. The images go to a cache folder."""
+    """Folder for the runs; runs/demo when left out. The digits go to the cache folder."""
 
     def run(self) -> None:
         from .demo import run_demo
@@ -131,7 +131,6 @@ class Eval(Reading, Command):
             result = evaluate(
                 self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
                 batch_size=self.batch_size, workers=self.workers, device=self.device,
-                say=screen.say if self.json else None,  # the table says it itself
                 progress=screen.progress("evaluating"),
             )  # fmt: skip
         if Path(self.encoder).is_dir():

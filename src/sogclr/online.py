@@ -10,7 +10,7 @@ from .data.labels import Labels
 from .data.manifest import Manifest
 from .data.views import Augmentation
 from .embedding import compute_features, compute_views
-from .evaluation.health import alignment, rankme, uniformity
+from .evaluation.health import health
 from .evaluation.knn import knn_leave_one_out
 from .models import ContrastiveModel, Encoder, EncoderInfo
 
@@ -48,10 +48,6 @@ class OnlineEvaluation:
             z0, z1 = compute_views(
                 encoder, self.manifest, some, augment, batch_size=self.config.run.batch_size, device=device
             )
-            return {
-                "rankme": rankme(features),
-                "alignment": alignment(z0, z1),
-                "uniformity": uniformity(features),
-            }
+            return health(features, z0, z1)
         finally:
             model.train()
