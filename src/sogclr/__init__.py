@@ -19,7 +19,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "GlobalContrastiveLoss": "losses",
     "NTXentLoss": "losses",
+    "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
+    "temperatures": "losses.temperatures",
     "train": "workflow",
     "resume": "workflow",
     "embed": "embedding",
@@ -34,9 +36,11 @@ if TYPE_CHECKING:
     from .embedding import embed as embed
     from .errors import BadInput as BadInput
     from .evaluation.evaluate import evaluate as evaluate
+    from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
     from .losses import NTXentLoss as NTXentLoss
     from .losses import estimators as estimators
+    from .losses import temperatures as temperatures
     from .models import load_encoder as load_encoder
 
 
