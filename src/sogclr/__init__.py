@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "GlobalContrastiveLoss": "losses",
     "NTXentLoss": "losses",
+    "MoCoLoss": "losses",
     "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
     "temperatures": "losses.temperatures",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate as evaluate
     from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
+    from .losses import MoCoLoss as MoCoLoss
     from .losses import NTXentLoss as NTXentLoss
     from .losses import estimators as estimators
     from .losses import temperatures as temperatures

@@ -53,6 +53,25 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
     return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
 
 
+def log_sum_keys(
+    z: Tensor, index: Tensor, keys: Tensor, ids: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
+
+    Args:
+        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids.
+        keys: (K, D) unit rows.  ids: (K,), negative where there is no key.
+
+    Returns:
+        (V, B), -inf where there are none; and (B,), of the same dtype.
+    """
+    views = len(z)
+    sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
+    out = (index[:, None] == ids[None, :]) | (ids < 0)[None, :]
+    log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
+    return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)
+
+
 def of_anchors(temperature: float | Tensor, views: int = 2) -> float | Tensor:
     """What divides the (views x B, candidates) similarities: (B,) -> (views x B, 1); a float and () stay."""
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
@@ -104,7 +123,7 @@ def moving_average(log_u: Tensor, log_g: Tensor, gamma: Tensor) -> Tensor:
     """log of  (1 - gamma) u + gamma ĝ;  where log_u is -inf (unseen) it is log ĝ.
 
     Args:
-        log_u: (B,); log_g: (B,) or (2, B); gamma: () in (0, 1], the weight of the NEW value.
+        log_u: (B,); log_g: (B,) or (2, B); gamma: () or (B,) in (0, 1], the weight of the NEW value.
     """
     blended = torch.logaddexp(torch.log1p(-gamma) + log_u, gamma.log() + log_g)
     return torch.where(torch.isneginf(log_u), log_g, blended)
