@@ -367,7 +367,9 @@ class Trainer:
         self.best, self.bad, self.seconds = state["best"], dict(state["bad"]), state["seconds"]
 
     def start_from(self, source: RunFolder, state: dict[str, Any]) -> int:
-        """Take weights and, for the images that both runs have, normalizers from another run. Returns how many of those.
+        """Take weights and, for the images that both runs have, normalizers and temperatures from another run.
+
+        Returns how many such images there are; 0 if the losses keep nothing of a sample in common.
 
         Raises:
             BadInput: the runs' models differ.
@@ -382,8 +384,13 @@ class Trainer:
         if self.keys is not None:
             self.keys = self._key_encoder().to(self.device)
             self._buffers = [*self.model.buffers(), *self.keys.buffers()]
-        old = state["loss"].get("estimator.log_u")
-        if old is None or not self._averages():
+        ours = self.loss.state_dict(keep_vars=True)
+        carried = [
+            key
+            for key in ("estimator.log_u", "temperature.tau")
+            if _one_a_sample(state["loss"].get(key), ours.get(key))
+        ]
+        if not carried:
             return 0
         theirs = source.manifest()
         position = {theirs.relative(i): i for i in range(len(theirs))}
@@ -391,9 +398,14 @@ class Trainer:
             (i, position[name]) for i in range(len(self.manifest)) if (name := self.manifest.relative(i)) in position
         ]
         here, there = (torch.tensor([p[k] for p in pairs], dtype=torch.int64) for k in (0, 1))
-        for estimator in self._averages():
-            estimator.log_u[here.to(self.device)] = old[there].to(self.device)
+        with torch.no_grad():
+            for key in carried:
+                ours[key][here.to(self.device)] = state["loss"][key][there].to(self.device)
         return len(pairs)
+
+
+def _one_a_sample(old: Tensor | None, new: Tensor | None) -> bool:
+    return old is not None and new is not None and old.ndim == new.ndim == 1
 
 
 def too_many_bad(manifest: Manifest, bad: dict[int, str], most: float) -> str:
