@@ -15,6 +15,8 @@ holds more than a tile, `triton` does so on a GPU's chip. `choice` picks; `use` 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from .operators import log_sums, log_sums_gradient
 __all__ = ["Kernel", "choose", "gradient_of_rows", "log_sum_between", "log_sum_negatives", "log_sum_rows", "use"]
 
 Temperature = float | Tensor
+LOG2_E = math.log2(math.e)
 
 
 def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: Kernel | None = None) -> Tensor:
@@ -50,7 +53,7 @@ def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: 
         inverse = _inverse(temperature, z).expand(len(z))
     else:
         inverse = None
-        z = _at_least_float32(z) * (temperature**-0.5)
+        z = _at_least_float32(z) * (LOG2_E / temperature) ** 0.5
     if kernel == "dense":
         return dense.log_sum_negatives(_at_least_float32(z), ids, inverse)
     return log_sums(z, None, ids, None, inverse, None, True, kernel)[0]
@@ -108,7 +111,7 @@ def _between(
         x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
     else:
         x_inverse = y_inverse = None
-        x, y = _at_least_float32(x) / temperature, _at_least_float32(y)
+        x, y = _at_least_float32(x) * (LOG2_E / temperature), _at_least_float32(y)
     if kernel == "dense":
         return dense.log_sum_between(_at_least_float32(x), _at_least_float32(y), x_ids, y_ids, x_inverse, y_inverse)
     return log_sums(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel)
@@ -119,7 +122,7 @@ def gradient_of_rows(
     y: Tensor,
     x_ids: Tensor,
     y_ids: Tensor,
-    inverse: tuple[Tensor, Tensor],
+    temperature: float | tuple[Tensor, Tensor],
     lse: tuple[Tensor, Tensor],
     weight: tuple[Tensor, Tensor],
     kernel: Kernel | None = None,
@@ -127,19 +130,30 @@ def gradient_of_rows(
     """The whole gradient of the rows x, as anchors and as candidates of the anchors y, from numbers of both.
 
     Args:
-        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,).  inverse, lse, weight: (R,) and (C,) each: 1 / tau, the log-sums
-            and dL/d lse.
+        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,).  temperature: a number, or (R,) and (C,).
+        lse, weight: (R,) and (C,): the log-sums and dL/d lse.
 
     Returns:
-        (R, D), dL/dx, and (R,), dL/d inverse of x. Not differentiable.
+        (R, D), dL/dx, and (R,), dL/d temperature of x (empty for a number). Not differentiable.
     """
     kernel = choose(x, y, kernel)
+    each = isinstance(temperature, tuple)
+    scale = 1.0
+    if isinstance(temperature, tuple):
+        x_inverse, y_inverse = (_inverse(t, x) for t in temperature)
+    elif kernel == "triton":
+        x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
+    else:
+        x_inverse = y_inverse = None
+        scale = LOG2_E / temperature
+        x = _at_least_float32(x) * scale
     recomputing = "tiled" if kernel == "dense" else kernel
-    x_weight, y_weight = weight
     d_x, _, d_inverse, _ = log_sums_gradient(
-        x, y, x_ids, y_ids, *inverse, *lse, x_weight, y_weight, False, True, recomputing
+        x, y, x_ids, y_ids, x_inverse, y_inverse, *lse, *weight, False, each, recomputing
     )
-    return d_x, d_inverse
+    if x_inverse is not None and each:
+        d_inverse = d_inverse * -(x_inverse.square()) / LOG2_E
+    return d_x * scale, d_inverse
 
 
 def _one_each(temperature: object) -> bool:
@@ -149,8 +163,8 @@ def _one_each(temperature: object) -> bool:
 def _inverse(temperature: Temperature, like: Tensor) -> Tensor:
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(temperature, Tensor):
-        return 1 / temperature.to(dtype)
-    return torch.full((), 1 / temperature, dtype=dtype, device=like.device)
+        return LOG2_E / temperature.to(dtype)
+    return torch.full((), LOG2_E / temperature, dtype=dtype, device=like.device)
 
 
 def _at_least_float32(z: Tensor) -> Tensor:
