@@ -15,9 +15,8 @@ from ..errors import BadInput
 Kernel = Literal["dense", "tiled", "triton"]
 KERNELS = ("dense", "tiled", "triton")
 
-# similarities up to which all of them are kept, where measured faster than making them twice (docs/results/losses.md)
-DENSE_ONE_TOWER = 1536 * 1536
-DENSE_TWO_TOWERS = 1024 * 1024
+# similarities up to which all of them are kept: measured, beyond it making them twice is as fast or faster
+DENSE_CPU = 1024 * 1024
 DENSE_CUDA = 1024 * 1024  # launches, not bytes, are what a small batch costs there
 WIDEST_TRITON = 256  # wider rows do not fit a program's registers: strips of large matrix products do better
 
@@ -45,14 +44,14 @@ def known(kernel: Kernel) -> Kernel:
 
 
 def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
-    """The kernel for rows x, (R, D), and candidates y, (C, D); `x is y` is the case of one tower."""
+    """The kernel for rows x, (R, D), and candidates y, (C, D)."""
     if kernel is not None:
         return known(kernel)
     if _named is not None:
         return _named
     size = len(x) * len(y)
     if x.device.type == "cpu":
-        return "dense" if size <= (DENSE_ONE_TOWER if x is y else DENSE_TWO_TOWERS) else "tiled"
+        return "dense" if size <= DENSE_CPU else "tiled"
     if size <= DENSE_CUDA:
         return "dense"
     fits = x.device.type == "cuda" and _TRITON and x.shape[1] <= WIDEST_TRITON and x.dtype != torch.float64

@@ -79,9 +79,7 @@ def log_sums_gradient(
 
 
 @log_sums_gradient.register_fake
-def _(
-    x, y, x_ids, y_ids, x_inverse, y_inverse, x_lse, y_lse, x_weight, y_weight, needs_y, needs_inverse, kernel
-):  # type: ignore[no-untyped-def]
+def _(x, y, x_ids, y_ids, x_inverse, y_inverse, x_lse, y_lse, x_weight, y_weight, needs_y, needs_inverse, kernel):  # type: ignore[no-untyped-def]
     two = needs_y and y is not None
     return (
         torch.empty_like(x),

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..kernels import log_sum_negatives
+
 
 def unit_rows(z: Tensor) -> Tensor:
     """(..., D) floating -> the same directions with norm one; float32, or float64 for float64 input."""
@@ -35,21 +37,21 @@ def negatives_of(index: Tensor) -> Tensor:
     return 2 * (len(index) - count_same(index, index))
 
 
-def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float) -> Tensor:
+def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
     """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau), over the negatives at hand.
 
     Args:
         z0, z1: (B, D) unit rows, the two views.
         index: (B,) ids; rows of one id are never negatives of each other, and two ids at least are needed.
+        temperature: tau: a number, a () tensor, or (B,), one a sample.
 
     Returns:
         (2, B): the anchors of view 0, then those of view 1.
     """
-    z = torch.cat([z0, z1])
-    sim = (z @ z.T) / temperature
-    same = index[:, None] == index[None, :]
-    log_sum = sim.masked_fill(same.repeat(2, 2), -math.inf).logsumexp(dim=1)
-    return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
+    if isinstance(temperature, Tensor) and temperature.ndim == 1:
+        temperature = temperature.repeat(2)
+    log_sum = log_sum_negatives(torch.cat([z0, z1]), index.repeat(2), temperature).view(2, -1)
+    return log_sum - negatives_of(index).to(log_sum.dtype).log()
 
 
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
