@@ -47,12 +47,12 @@ def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: 
     """
     _check(z, z, ids, ids)
     kernel = choose(z, z, kernel)
+    inverse: Tensor | None = None
     if _one_each(temperature):
         inverse = _inverse(temperature, z)
     elif kernel == "triton":
         inverse = _inverse(temperature, z).expand(len(z))
     else:
-        inverse = None
         z = _at_least_float32(z) * (LOG2_E / temperature) ** 0.5
     if kernel == "dense":
         return dense.log_sum_negatives(_at_least_float32(z), ids, inverse)
@@ -105,12 +105,13 @@ def _between(
 ) -> tuple[Tensor, Tensor]:
     _check(x, y, x_ids, y_ids)
     kernel = choose(x, y, kernel)
+    x_inverse: Tensor | None = None
+    y_inverse: Tensor | None = None
     if isinstance(temperature, tuple):
         x_inverse, y_inverse = (_inverse(t, x) for t in temperature)
     elif kernel == "triton":
         x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
     else:
-        x_inverse = y_inverse = None
         x, y = _at_least_float32(x) * (LOG2_E / temperature), _at_least_float32(y)
     if kernel == "dense":
         return dense.log_sum_between(_at_least_float32(x), _at_least_float32(y), x_ids, y_ids, x_inverse, y_inverse)
@@ -139,12 +140,13 @@ def gradient_of_rows(
     kernel = choose(x, y, kernel)
     each = isinstance(temperature, tuple)
     scale = 1.0
+    x_inverse: Tensor | None = None
+    y_inverse: Tensor | None = None
     if isinstance(temperature, tuple):
         x_inverse, y_inverse = (_inverse(t, x) for t in temperature)
     elif kernel == "triton":
         x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
     else:
-        x_inverse = y_inverse = None
         scale = LOG2_E / temperature
         x = _at_least_float32(x) * scale
     recomputing = "tiled" if kernel == "dense" else kernel

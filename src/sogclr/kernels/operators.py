@@ -16,9 +16,9 @@ from . import tiled
 
 def _module(kernel: str) -> ModuleType:
     if kernel == "triton":
-        from . import triton
+        from . import triton as module
 
-        return triton
+        return module
     return tiled
 
 
@@ -49,7 +49,7 @@ def log_sums(
 
 
 @log_sums.register_fake
-def _(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel):  # type: ignore[no-untyped-def]
+def _(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel):
     return _rows(x, x.shape[0]), _rows(x, y.shape[0] if columns and y is not None else 0)
 
 
@@ -79,7 +79,7 @@ def log_sums_gradient(
 
 
 @log_sums_gradient.register_fake
-def _(x, y, x_ids, y_ids, x_inverse, y_inverse, x_lse, y_lse, x_weight, y_weight, needs_y, needs_inverse, kernel):  # type: ignore[no-untyped-def]
+def _(x, y, x_ids, y_ids, x_inverse, y_inverse, x_lse, y_lse, x_weight, y_weight, needs_y, needs_inverse, kernel):
     two = needs_y and y is not None
     return (
         torch.empty_like(x),

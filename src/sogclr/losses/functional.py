@@ -51,6 +51,11 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
         temperature = temperature.repeat(2)
     log_sum = log_sum_negatives(torch.cat([z0, z1]), index.repeat(2), temperature).view(2, -1)
+    return log_mean_of(log_sum, index)
+
+
+def log_mean_of(log_sum: Tensor, index: Tensor) -> Tensor:
+    """From the logarithm of the sum over an anchor's negatives to that of their mean: (2, B), (B,) ids -> (2, B)."""
     return log_sum - negatives_of(index).to(log_sum.dtype).log()
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_equal_batches, gather, scale_gradient, world_size
+from ..distributed import check_equal_batches, gather, log_sum_negatives, scale_gradient, world_size
 from ..errors import BadInput
 from . import functional as F
 from .estimators import Convention, CosineGamma, MovingAverage
@@ -48,9 +48,11 @@ class OneTowerLoss(nn.Module):
         with torch.autocast(device_type=z0.device.type, enabled=False):
             check_equal_batches(len(z0), z0.device)
             unit = F.unit_rows if self.normalize else F.at_least_float32
-            z0, z1, index = gather(unit(z0)), gather(unit(z1)), gather(index)
-            s_pos = F.positive_similarity(z0, z1)
-            log_g = F.log_mean_negatives(z0, z1, index, self.temperature)
+            z0, z1 = unit(z0), unit(z1)
+            s_pos = gather(F.positive_similarity(z0, z1))
+            log_sum = log_sum_negatives(z0, z1, index, self.temperature)  # this rank's anchors, everybody's rows
+            index = gather(index)
+            log_g = F.log_mean_of(log_sum, index)
             values = self.per_sample(s_pos, log_g, index)
         if self.reduction == "mean":
             values = values.mean()
