@@ -236,7 +236,8 @@ class _Rows:
         self.z, self.ids, self.anchors = _contiguous(z), ids.contiguous(), lse is not None
         zeros = torch.zeros(len(z), dtype=torch.float32, device=z.device)
         self.inverse = zeros if inverse is None else inverse.float().contiguous()
-        self.bits = zeros if lse is None else lse / LN2
+        # where nothing was summed every probability is 0
+        self.bits = zeros if lse is None else torch.where(torch.isneginf(lse), 1e30, lse / LN2)
         self.weight = zeros if weight is None else weight.float() * LN2
 
 

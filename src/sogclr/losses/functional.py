@@ -113,6 +113,8 @@ def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
     ordered = index.sort().values
     group = torch.searchsorted(ordered, index)  # where a sample's run begins: one number a sample
     count = torch.searchsorted(ordered, index, right=True) - group
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and bool((count == 1).all()):
+        return values  # the usual batch has no duplicates, and asking costs nothing here
     top = torch.full_like(values, -math.inf).scatter_reduce(0, group, values, "amax")[group]
     top = torch.where(torch.isfinite(top), top, 0.0)
     total = torch.zeros_like(values).index_put((group,), torch.exp(values - top), accumulate=True)[group]
