@@ -16,7 +16,7 @@ lint: .venv/installed
 
 # The peers in an environment of their own, without the packages that their losses do not need; then the comparison.
 bench-peers: .venv-peers/installed
-	PYTHONPATH=src .venv-peers/bin/python benchmarks/losses.py
+	PYTHONPATH=src .venv-peers/bin/python benchmarks/losses.py --largest 65536
 
 .venv-peers/installed: constraints.txt
 	$(PYTHON) -m venv .venv-peers

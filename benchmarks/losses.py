@@ -104,7 +104,7 @@ def losses(towers: str, device: str, batch: int) -> dict[str, Callable[[Tensor, 
             scale = torch.tensor(10.0, device=device)
             result[name] = lambda a, b, i, loss=loss, scale=scale: loss(normalize(a, dim=1), normalize(b, dim=1), scale)
         else:
-            result[name] = lambda a, b, i, loss=loss: loss(normalize(a, dim=1), normalize(b, dim=1), i)
+            result[name] = lambda a, b, i, loss=loss: loss(normalize(a, dim=1), normalize(b, dim=1), i)[0]
     return result
 
 
@@ -213,7 +213,9 @@ def memory_table(device: str, dtype: str, batches: tuple[int, ...]) -> list[str]
 def machine(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{names[0]}, {len(names)} cores, {platform.system()}"
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch
 
+
 @functools.cache
 def folder(package: str) -> Path | None:
     """Where a package is installed, found without running it."""

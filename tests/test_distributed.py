@@ -65,51 +65,58 @@ class GatherThenScatter(torch.autograd.Function):
 
 
 def log_sums(rank, ranks):
-    """Gradients of rows and temperatures for weights of any sign, one tower and two, by both ways."""
+    """Gradients of rows and temperatures for weights of any sign: one tower, two, a queue; and by the other way."""
     generator = torch.Generator().manual_seed(5)
-    z = torch.randn(2, BATCH, 6, generator=generator, dtype=torch.float64)
-    z = torch.nn.functional.normalize(z, dim=2)
+    z = torch.nn.functional.normalize(torch.randn(2, BATCH, 6, generator=generator, dtype=torch.float64), dim=2)
+    queue = torch.nn.functional.normalize(torch.randn(9, 6, generator=generator, dtype=torch.float64), dim=1)
     index = torch.randint(0, N, (BATCH,), generator=generator)
+    key_ids = torch.randint(0, N, (9,), generator=generator)
     weight = torch.rand(2, BATCH, generator=generator, dtype=torch.float64) - 0.3
     taus = 0.1 + torch.rand(2, BATCH, generator=generator, dtype=torch.float64)
     mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
     results = {}
 
-    def record(name, value, *leaves):
-        results[name] = [value.detach(), *torch.autograd.grad((value * weight).sum(), leaves)]
+    def record(name, function, *temperatures):
+        local = [view[mine].clone().requires_grad_() for view in z]
+        leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in temperatures]
+        value = function(*map(distributed.gather, local), *leaves)
+        learned = [t for t in leaves if isinstance(t, torch.Tensor)]
+        grads = torch.autograd.grad((value * weight).sum(), [*local, *learned])
+        results[name] = {"value": value.detach(), "rows": torch.stack(grads[:2]), "taus": list(grads[2:])}
 
-    for kind in ("number", "tensor", "each"):
-        x, y = (view[mine].clone().requires_grad_() for view in z)
-        if kind == "number":
-            one = two = 0.2
-            leaves = (x, y)
-        elif kind == "tensor":
-            one = two = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-            leaves = (x, y, one)
-        else:
-            one, other = (t[mine].clone().requires_grad_() for t in taus)
-            two = (one, other)
-            leaves = (x, y, one)
-        record(f"one {kind}", distributed.log_sum_negatives(x, y, index[mine], one), *leaves)
-        leaves = (x, y, *two) if kind == "each" else leaves
-        record(f"two {kind}", torch.stack(distributed.log_sum_between(x, y, index[mine], two)), *leaves)
+    def one(x, y, tau):
+        return distributed.log_sum_negatives(x, y, index, tau)
 
-    x, y = (view[mine].clone().requires_grad_() for view in z)
-    local = torch.cat([x, y])
-    candidates = local if ranks == 1 else GatherThenScatter.apply(local)
-    ids = distributed.gather(index[mine].repeat(2))
-    own = kernels.log_sum_rows(local, candidates, index[mine].repeat(2), ids, 0.2)
-    results["scattered"] = torch.autograd.grad((own * weight[:, mine].flatten()).sum(), (x, y))
+    def two(x, y, *tau):
+        return torch.stack(distributed.log_sum_between(x, y, index, tau if len(tau) == 2 else tau[0]))
+
+    def keys(x, y, tau):
+        return distributed.log_sum_keys(torch.cat([x, y]), queue, index.repeat(2), key_ids, tau, views=2).view(2, -1)
+
+    for name, function in (("one", one), ("two", two), ("keys", keys)):
+        record(f"{name} number", function, 0.2)
+        record(f"{name} tensor", function, torch.tensor(0.2, dtype=torch.float64))
+    record("one each", one, taus[0])
+    record("two each", two, *taus)
+    record("keys each", keys, taus.flatten())
+
+    local = torch.stack([view[mine].clone() for view in z]).requires_grad_()
+    rows = local.flatten(0, 1)
+    candidates = rows if ranks == 1 else GatherThenScatter.apply(rows)
+    ids = index[mine].repeat(2)
+    own = kernels.log_sum_rows(rows, candidates, ids, distributed.gather(ids), 0.2)
+    results["scattered"] = torch.autograd.grad((own * weight[:, mine].flatten()).sum(), local)[0]
     return results
 
 
-def compare_log_sums(got, expected, rank, ranks):
+def compare_log_sums(got, expected, first, rank, ranks):
     mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
-    for name, values in expected.items():
-        for k, value in enumerate(values):
-            whole = value.ndim == 2 and value.shape[0] == 2  # log-sums: the same everywhere; gradients: own rows
-            if value.ndim:
-                torch.testing.assert_close(got[name][k], value if whole else value[mine], msg=f"{name} {k}")
+    torch.testing.assert_close(got.pop("scattered"), expected["one number"]["rows"][:, mine])
+    for name, result in got.items():
+        assert torch.equal(result["value"], first[name]["value"])  # bit for bit the same on all ranks
+        torch.testing.assert_close(result["value"], expected[name]["value"])
+        torch.testing.assert_close(result["rows"], expected[name]["rows"][:, mine], msg=name)
+        torch.testing.assert_close(result["taus"], expected[name]["taus"], msg=name)
 
 
 def worker(rank, ranks, port, names, folder):
@@ -133,14 +140,10 @@ def test_n_ranks_equal_one(ranks, tmp_path):
         port = s.getsockname()[1]
     mp.start_processes(worker, (ranks, port, names, str(tmp_path)), nprocs=ranks, start_method="spawn")
     expected = log_sums(0, 1)
-    torch.testing.assert_close(expected["scattered"], tuple(expected["one number"][1:]))
+    torch.testing.assert_close(expected["scattered"], expected["one number"]["rows"])
     everybody = [torch.load(tmp_path / f"log_sums-{rank}.pt", weights_only=True) for rank in range(ranks)]
     for rank, got in enumerate(everybody):
-        compare_log_sums(got, expected, rank, ranks)
-        for name in ("one number", "two each"):
-            assert torch.equal(got[name][0], everybody[0][name][0])
-    for name in ("one tensor", "two tensor"):  # a shared temperature's gradient is the sum over ranks
-        torch.testing.assert_close(sum(got[name][3] for got in everybody), expected[name][3])
+        compare_log_sums(got, expected, everybody[0], rank, ranks)
     for name in names:
         expected = run(name, 0, 1)
         for rank in range(ranks):

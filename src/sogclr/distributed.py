@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import kernels
 from .errors import BadInput
@@ -47,51 +48,65 @@ def _all_gather(z: Tensor) -> Tensor:
 
 
 def log_sum_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
-    """One tower: log of the sum over N(a) of exp(s_ab / tau), for the anchors of all ranks, over all ranks' rows.
+    """One tower: log of the sum over N(a) of exp(s_ab / tau_a), each rank computing that of its own anchors.
 
     Args:
-        z0, z1: (B, D) this rank's unit rows.  index: (B,) their ids.  temperature: a number, () or (B,), one a sample.
+        z0, z1: (B, D) unit rows of all ranks, gathered.  index: (B,) their ids.
+        temperature: a number, () or (B,), one a sample, the same on all ranks.
 
     Returns:
-        (2, B x ranks), the same on every rank; the gradient of z0, z1 and the temperature is that of this rank's rows,
-        and complete, if every rank goes on to the same loss.
+        (2, B), the same on all ranks. If all go on to the same loss, the gradient of this rank's rows is complete, that
+        of the other rows is zero, and that of the temperature is complete.
     """
     z, ids = torch.cat([z0, z1]), index.repeat(2)
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
         temperature = temperature.repeat(2)
     if world_size() == 1:
         return kernels.log_sum_negatives(z, ids, temperature).view(2, -1)
-    every = _one_each(temperature, len(z))
-    log_sum, _ = _LogSums.apply(z, None, ids, None, temperature if every is None else every, None)
-    return log_sum.view(world_size(), 2, -1).transpose(0, 1).reshape(2, -1)
+    temperature = _one_each(temperature, len(z))
+    return _Strips.apply(z, None, ids, None, temperature, None, 2)[0].view(2, -1)
 
 
 def log_sum_between(
     x: Tensor, y: Tensor, index: Tensor, temperature: float | Tensor | tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Two towers: log-sums of all ranks' rows of x over all ranks' y of other ids, and of y over x.
+    """Two towers: log-sums of the rows of x over y of other ids, and of y over x, each rank computing its own.
 
     Args:
-        x, y: (B, D) this rank's unit rows.  index: (B,).  temperature: a number, (), or (B,) for x and (B,) for y.
+        x, y: (B, D) unit rows of all ranks, gathered.  index: (B,).  temperature: a number, (), or two of (B,).
 
     Returns:
-        Twice (B x ranks,); gradients as in `log_sum_negatives`.
+        Twice (B,); gradients as in `log_sum_negatives`.
     """
     if world_size() == 1:
         return kernels.log_sum_between(x, y, index, index, temperature)
-    if isinstance(temperature, tuple):
-        return _LogSums.apply(x, y, index, index, *temperature)
-    every = _one_each(temperature, len(x))
-    each = temperature if every is None else every
-    return _LogSums.apply(x, y, index, index, each, each)
+    each = temperature if isinstance(temperature, tuple) else (_one_each(temperature, len(x)),) * 2
+    return _Strips.apply(x, y, index, index, *each, 1)
 
 
-def _one_each(temperature: float | Tensor, count: int) -> Tensor | None:
-    return temperature.expand(count) if isinstance(temperature, Tensor) else None
+def log_sum_keys(
+    x: Tensor, keys: Tensor, x_ids: Tensor, key_ids: Tensor, temperature: float | Tensor, views: int = 1
+) -> Tensor:
+    """Log-sums of the rows of x over keys of other ids that all ranks hold alike (a queue), each rank computing its own.
+
+    Args:
+        x: (views x B, D) unit rows of all ranks, gathered.  keys: (K, D), without gradient.  x_ids: (views x B,),
+            key_ids: (K,).  temperature: a number, () or (views x B,).
+
+    Returns:
+        (views x B,); gradients as in `log_sum_negatives`.
+    """
+    if world_size() == 1:
+        return kernels.log_sum_rows(x, keys, x_ids, key_ids, temperature)
+    return _Strips.apply(x, keys, x_ids, key_ids, _one_each(temperature, len(x)), None, views)[0]
 
 
-class _LogSums(torch.autograd.Function):
-    """Log-sums of all ranks' rows from strips: this rank's rows against everybody's. Without y: y is x."""
+def _one_each(temperature: float | Tensor, count: int) -> float | Tensor:
+    return temperature.expand(count) if isinstance(temperature, Tensor) else temperature
+
+
+class _Strips(torch.autograd.Function):
+    """This rank's rows against everybody's. Without y: y is x. Without y's temperature: y are no anchors."""
 
     @staticmethod
     def forward(
@@ -102,52 +117,68 @@ class _LogSums(torch.autograd.Function):
         y_ids: Tensor | None,
         x_temperature: float | Tensor,
         y_temperature: float | Tensor | None,
+        views: int,
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.sides = [_Side(x, x_ids, x_temperature)]
-        if y is not None:
-            assert y_ids is not None
-            assert y_temperature is not None
-            ctx.sides.append(_Side(y, y_ids, y_temperature))
-        ctx.set_materialize_grads(True)
-        for side, other in zip(ctx.sides, reversed(ctx.sides), strict=True):
-            log_sum = kernels.log_sum_rows(side.z, other.all_z, side.ids, other.all_ids, side.temperature)
-            side.all_lse = _all_gather(log_sum)
-        return ctx.sides[0].all_lse, ctx.sides[-1].all_lse.clone() if y is not None else None
+        sides = [_Side(x, x_ids, x_temperature, views)]
+        if y is not None and y_ids is not None:
+            sides.append(_Side(y, y_ids, y_temperature, views))
+        for side, other in zip(sides, reversed(sides), strict=True):
+            if side.temperature is not None:
+                own = (side.own(t) for t in (side.z, side.ids, side.temperature))
+                z, ids, temperature = own
+                side.lse = side.everyone(kernels.log_sum_rows(z, other.z, ids, other.ids, temperature))
+        ctx.sides = sides
+        # copies: an output that its own graph node holds on to would never be freed
+        first, second = sides[0].lse, sides[-1].lse
+        assert first is not None
+        return first.clone(), second.clone() if len(sides) == 2 and second is not None else None
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, x_weight: Tensor, y_weight: Tensor | None) -> tuple[Tensor | None, ...]:
-        weights = [x_weight] if y_weight is None or len(ctx.sides) == 1 else [x_weight, y_weight]
-        grads = []
-        for k, side in enumerate(ctx.sides):
-            other, other_weight = ctx.sides[-1 - k], weights[-1 - k]
-            each = isinstance(side.temperature, Tensor)
-            d_z, d_temperature = kernels.gradient_of_rows(
-                side.z,
-                other.all_z,
-                side.ids,
-                other.all_ids,
-                (side.temperature, other.all_temperature) if each else side.temperature,
-                (side.all_lse[side.mine], other.all_lse),
-                (weights[k][side.mine], other_weight),
-            )
-            grads.append((d_z.to(side.z.dtype), d_temperature if each else None))
-        (d_x, d_x_temperature), (d_y, d_y_temperature) = grads[0], grads[1] if len(grads) == 2 else (None, None)
-        return d_x, d_y, None, None, d_x_temperature, d_y_temperature
+    @once_differentiable
+    def backward(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_x, d_x_temperature = ctx.sides[0].gradient(ctx.sides[-1], weights[0], weights[len(ctx.sides) - 1])
+        d_y, d_y_temperature = None, None
+        if len(ctx.sides) == 2 and ctx.sides[1].lse is not None:
+            d_y, d_y_temperature = ctx.sides[1].gradient(ctx.sides[0], weights[1], weights[0])
+        return d_x, d_y, None, None, d_x_temperature, d_y_temperature, None
 
 
 class _Side:
-    """One tower's rows here and everywhere, in rank order."""
+    """One tower's rows of all ranks, (views x ranks x b, ...); `own` takes this rank's, `everyone` puts all together."""
 
-    all_lse: Tensor
+    lse: Tensor | None = None
 
-    def __init__(self, z: Tensor, ids: Tensor, temperature: float | Tensor) -> None:
-        self.z, self.ids = z.detach(), ids
-        self.all_z, self.all_ids = _all_gather(z), _all_gather(ids)
+    def __init__(self, z: Tensor, ids: Tensor, temperature: float | Tensor | None, views: int) -> None:
+        self.z, self.ids, self.views = z.detach(), ids, views
         self.temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
-        self.all_temperature = _all_gather(temperature) if isinstance(temperature, Tensor) else temperature
-        start = dist.get_rank() * len(z)
-        self.mine = slice(start, start + len(z))
+
+    def own(self, values: Any) -> Any:
+        if not isinstance(values, Tensor):
+            return values
+        return values.view(self.views, world_size(), -1, *values.shape[1:])[:, dist.get_rank()].flatten(0, 1)
+
+    def everyone(self, own: Tensor) -> Tensor:
+        return _all_gather(own).view(world_size(), self.views, -1).transpose(0, 1).reshape(-1)
+
+    def gradient(self, other: _Side, weight: Tensor, other_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Of all rows (other ranks' stay zero: they have it) and, gathered, of the temperatures where each has one."""
+        temperature: Any = self.temperature
+        each = isinstance(temperature, Tensor)
+        if each:
+            theirs = other.temperature if other.lse is not None else torch.ones(len(other.z), device=other.z.device)
+            temperature = (self.own(self.temperature), theirs)
+        own_d, own_d_temperature = kernels.gradient_of_rows(
+            self.own(self.z),
+            other.z,
+            self.own(self.ids),
+            other.ids,
+            temperature,
+            (self.own(self.lse), other.lse),
+            (self.own(weight), other_weight if other.lse is not None else None),
+        )
+        d = torch.zeros_like(self.z)
+        d.view(self.views, world_size(), -1, d.shape[1])[:, dist.get_rank()] = own_d.view(self.views, -1, d.shape[1])
+        return d, self.everyone(own_d_temperature).to(temperature[0].dtype) if each else None
 
 
 def check_equal_batches(size: int, device: torch.device) -> None:

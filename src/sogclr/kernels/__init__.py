@@ -124,21 +124,20 @@ def gradient_of_rows(
     x_ids: Tensor,
     y_ids: Tensor,
     temperature: float | tuple[Tensor, Tensor],
-    lse: tuple[Tensor, Tensor],
-    weight: tuple[Tensor, Tensor],
+    lse: tuple[Tensor, Tensor | None],
+    weight: tuple[Tensor, Tensor | None],
     kernel: Kernel | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The whole gradient of the rows x, as anchors and as candidates of the anchors y, from numbers of both.
 
     Args:
         x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,).  temperature: a number, or (R,) and (C,).
-        lse, weight: (R,) and (C,): the log-sums and dL/d lse.
+        lse, weight: (R,) and (C,): the log-sums and dL/d lse; None for y where y are no anchors.
 
     Returns:
         (R, D), dL/dx, and (R,), dL/d temperature of x (empty for a number). Not differentiable.
     """
     kernel = choose(x, y, kernel)
-    each = isinstance(temperature, tuple)
     scale = 1.0
     x_inverse: Tensor | None = None
     y_inverse: Tensor | None = None
@@ -150,11 +149,12 @@ def gradient_of_rows(
         scale = LOG2_E / temperature
         x = _at_least_float32(x) * scale
     recomputing = "tiled" if kernel == "dense" else kernel
+    each = isinstance(temperature, tuple)
     d_x, _, d_inverse, _ = log_sums_gradient(
         x, y, x_ids, y_ids, x_inverse, y_inverse, *lse, *weight, False, each, recomputing
     )
-    if x_inverse is not None and each:
-        d_inverse = d_inverse * -(x_inverse.square()) / LOG2_E
+    if each and x_inverse is not None:
+        d_inverse = d_inverse * x_inverse.square() * (-1 / LOG2_E)
     return d_x * scale, d_inverse
 
 

@@ -8,17 +8,39 @@ nu     the normalizer of the dual form  log g = min over nu of { g exp(-nu) + nu
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from ..kernels import log_sum_negatives
+from .validation import known_to_be_ones
 
 
 def unit_rows(z: Tensor) -> Tensor:
     """(..., D) floating -> the same directions with norm one; float32, or float64 for float64 input."""
-    return normalize(at_least_float32(z), dim=-1)
+    z = at_least_float32(z)
+    return normalize(z, dim=-1) if torch.compiler.is_compiling() else _UnitRows.apply(z)
+
+
+class _UnitRows(torch.autograd.Function):
+    """`torch.nn.functional.normalize` with the gradient (g - u (u·g)) / |z| in closed form, a third of the operations."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_(min=1e-12)
+        unit = z / norm
+        ctx.save_for_backward(unit, norm)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        unit, norm = ctx.saved_tensors
+        along = (unit * grad).sum(dim=-1, keepdim=True)
+        return torch.addcmul(grad, unit, along, value=-1).div_(norm)
 
 
 def at_least_float32(z: Tensor) -> Tensor:
@@ -113,8 +135,8 @@ def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
     ordered = index.sort().values
     group = torch.searchsorted(ordered, index)  # where a sample's run begins: one number a sample
     count = torch.searchsorted(ordered, index, right=True) - group
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and bool((count == 1).all()):
-        return values  # the usual batch has no duplicates, and asking costs nothing here
+    if known_to_be_ones(count):
+        return values
     top = torch.full_like(values, -math.inf).scatter_reduce(0, group, values, "amax")[group]
     top = torch.where(torch.isfinite(top), top, 0.0)
     total = torch.zeros_like(values).index_put((group,), torch.exp(values - top), accumulate=True)[group]

@@ -48,11 +48,9 @@ class OneTowerLoss(nn.Module):
         with torch.autocast(device_type=z0.device.type, enabled=False):
             check_equal_batches(len(z0), z0.device)
             unit = F.unit_rows if self.normalize else F.at_least_float32
-            z0, z1 = unit(torch.stack([z0, z1]))  # at small batches the number of operations is the time
-            s_pos = gather(F.positive_similarity(z0, z1))
-            log_sum = log_sum_negatives(z0, z1, index, self.temperature)  # this rank's anchors, everybody's rows
-            index = gather(index)
-            log_g = F.log_mean_of(log_sum, index)
+            z0, z1, index = gather(unit(z0)), gather(unit(z1)), gather(index)
+            s_pos = F.positive_similarity(z0, z1)
+            log_g = F.log_mean_of(log_sum_negatives(z0, z1, index, self.temperature), index)
             values = self.per_sample(s_pos, log_g, index)
         if self.reduction == "mean":
             values = values.mean()

@@ -29,7 +29,8 @@ def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None) 
     if torch.compiler.is_compiling():
         return index.to(device=z0.device, dtype=torch.int64)
     if index.device.type == "cpu":
-        _check_ids(*map(int, index.aminmax()), len(index), num_samples)
+        lowest, highest = index.aminmax()
+        _check_ids(int(lowest), int(highest), len(index), num_samples)
     elif num_samples is not None:
         outside = (index < 0) | (index >= num_samples)
         torch._assert_async(~outside.any(), f"index out of range for a loss built for {num_samples} samples")
@@ -85,3 +86,8 @@ def _check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
 
 def _few(values: list[int], most: int = 8) -> str:
     return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
+
+
+def known_to_be_ones(count: Tensor) -> bool:
+    """Whether every count is 1, where asking does not wait; False elsewhere."""
+    return count.device.type == "cpu" and not torch.compiler.is_compiling() and bool((count == 1).all())
