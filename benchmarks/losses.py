@@ -185,17 +185,18 @@ def timing_table(towers: str, device: str, dtype: torch.dtype, sizes: list[tuple
     for batch, width in sizes:
         result = measure(towers, device, dtype, batch, width)
         others = [name for name in result if name != "floor"]
-        if not lines:
-            lines += [
-                "| B | D | floor, ms | " + " | ".join(others) + " | fastest peer / ours |",
-                "|---" * (len(others) + 4) + "|",
-            ]
         own = OURS[towers]
-        rivals = [result[n][1] for n in others if n not in own and not n.startswith("floor")]
-        # the peer's own kind: global loss and NT-Xent cost the same here, so the slower of the two is compared
-        ratio = f"{min(rivals) / max(result[n][1] for n in own):.1f}" if rivals else "–"
-        cells = " | ".join(f"{result[name][1]:.2f}" for name in others)
-        lines.append(f"| {batch} | {width} | {result['floor'][0] * 1e3:.3g} | {cells} | {ratio} |")
+        rivals = [name for name in others if name not in own and not name.startswith("floor")]
+        if not lines:
+            ratios = [f"{rival} / ours" for rival in rivals]
+            lines += [
+                f"| B | D | floor, ms | {' | '.join(others + ratios)} |",
+                "|---" * (len(others + ratios) + 3) + "|",
+            ]
+        # each peer against ours of its kind: a global loss, or the mini-batch's
+        ratios = [f"{result[r][1] / result[own['GCLoss' not in r]][1]:.1f}" for r in rivals]
+        cells = " | ".join([f"{result[name][1]:.2f}" for name in others] + ratios)
+        lines.append(f"| {batch} | {width} | {result['floor'][0] * 1e3:.3g} | {cells} |")
         print(lines[-1], flush=True)
     return lines
 
@@ -234,7 +235,7 @@ def page(arguments: argparse.Namespace) -> str:
         "",
         "Forward and backward, normalisation and state update included. The floor is three bare `torch.mm(..., out=)` "
         "into buffers that exist already: 6 N²D operations for one tower (N = 2B), 6 B²D for two. Cells are medians over "
-        "interleaved rounds of the time divided by the floor's in the same round.",
+        "interleaved rounds of the time divided by the floor's in the same round; the last columns divide a peer's by ours.",
     ]
     if device == "cpu":
         parts += [

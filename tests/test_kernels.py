@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from sogclr import kernels
 from sogclr.errors import BadInput
 from sogclr.kernels import dense, operators, products, tiled
+from sogclr.losses.functional import unit_rows
 
 KERNELS = ("dense", "tiled")
 TAUS = (0.005, 0.01, 0.05, 0.3, 1.0)
@@ -312,6 +313,20 @@ def test_needs_no_shift_looks_at_the_rows():
     assert dense.needs_no_shift(z * 9, z * 9)
     assert not dense.needs_no_shift(z * 10, z * 10)
     assert not dense.needs_no_shift(z * math.nan, z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_unit_rows_have_the_gradient_of_normalize(dtype):
+    """What the losses feed the kernels: closed form against autograd, a row of zeros included."""
+    z = torch.randn(2, 9, 5).mul_(3).to(dtype)
+    z[0, 0] = 0
+    weight = torch.randn(2, 9, 5)
+    a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
+    ours, theirs = unit_rows(a), normalize(b if dtype == torch.float64 else b.float(), dim=-1)
+    torch.testing.assert_close(ours, theirs)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
 
 
 PEAK = """

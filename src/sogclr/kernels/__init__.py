@@ -47,6 +47,8 @@ def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: 
     """
     _check(z, z, ids, ids)
     kernel = choose(z, z, kernel)
+    if kernel == "dense":
+        return dense.log_sum_negatives(_at_least_float32(z), ids, _factor(temperature, z))
     inverse: Tensor | None = None
     if _one_each(temperature):
         inverse = _inverse(temperature, z)
@@ -54,8 +56,6 @@ def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: 
         inverse = _inverse(temperature, z).expand(len(z))
     else:
         z = _at_least_float32(z) * (LOG2_E / temperature) ** 0.5
-    if kernel == "dense":
-        return dense.log_sum_negatives(_at_least_float32(z), ids, inverse)
     return log_sums(z, None, ids, None, inverse, None, True, kernel)[0]
 
 
@@ -105,6 +105,10 @@ def _between(
 ) -> tuple[Tensor, Tensor]:
     _check(x, y, x_ids, y_ids)
     kernel = choose(x, y, kernel)
+    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    if kernel == "dense":
+        factors = (_factor(t, x) for t in pair)
+        return dense.log_sum_between(_at_least_float32(x), _at_least_float32(y), x_ids, y_ids, *factors)
     x_inverse: Tensor | None = None
     y_inverse: Tensor | None = None
     if isinstance(temperature, tuple):
@@ -113,8 +117,6 @@ def _between(
         x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
     else:
         x, y = _at_least_float32(x) * (LOG2_E / temperature), _at_least_float32(y)
-    if kernel == "dense":
-        return dense.log_sum_between(_at_least_float32(x), _at_least_float32(y), x_ids, y_ids, x_inverse, y_inverse)
     return log_sums(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel)
 
 
@@ -167,6 +169,10 @@ def _inverse(temperature: Temperature, like: Tensor) -> Tensor:
     if isinstance(temperature, Tensor):
         return LOG2_E / temperature.to(dtype)
     return torch.full((), LOG2_E / temperature, dtype=dtype, device=like.device)
+
+
+def _factor(temperature: Temperature, like: Tensor) -> Tensor | float:
+    return _inverse(temperature, like) if isinstance(temperature, Tensor) else LOG2_E / temperature
 
 
 def _at_least_float32(z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from ..kernels import log_sum_negatives
-from .validation import known_to_be_ones
+from .validation import known_to_be_distinct
 
 
 def unit_rows(z: Tensor) -> Tensor:
@@ -133,10 +133,10 @@ def log_mean(values: Tensor) -> Tensor:
 def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
     """Rows of one sample get the log-mean of all its rows, bit for bit the same in each: (B,), (B,) ids -> (B,)."""
     ordered = index.sort().values
+    if known_to_be_distinct(ordered):
+        return values
     group = torch.searchsorted(ordered, index)  # where a sample's run begins: one number a sample
     count = torch.searchsorted(ordered, index, right=True) - group
-    if known_to_be_ones(count):
-        return values
     top = torch.full_like(values, -math.inf).scatter_reduce(0, group, values, "amax")[group]
     top = torch.where(torch.isfinite(top), top, 0.0)
     total = torch.zeros_like(values).index_put((group,), torch.exp(values - top), accumulate=True)[group]
