@@ -180,6 +180,14 @@ def test_an_anchor_without_negatives_is_minus_infinity_and_sends_no_gradient(ker
     assert x.grad[1].any()
 
 
+def test_an_empty_queue_adds_nothing():
+    x, queue = rows(5), torch.empty(0, 8)
+    got = kernels.log_sum_rows(x, queue, torch.arange(5), torch.empty(0, dtype=torch.int64), 0.1)
+    torch.logaddexp(got, torch.zeros(5)).sum().backward()
+    assert torch.equal(got, torch.full((5,), -math.inf))
+    assert not x.grad.any()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_rows_that_are_not_of_norm_one_do_not_overflow(kernel):
     z = (rows(50).detach() * 9).requires_grad_()

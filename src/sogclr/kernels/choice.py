@@ -50,6 +50,8 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
     if _named is not None:
         return _named
     size = len(x) * len(y)
+    if size == 0:
+        return "tiled"  # an empty queue: no tiles, no special case
     if x.device.type == "cpu":
         return "dense" if size <= DENSE_CPU else "tiled"
     if size <= DENSE_CUDA:
