@@ -18,7 +18,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "GlobalContrastiveLoss": "losses",
+    "TwoTowerGlobalContrastiveLoss": "losses",
     "NTXentLoss": "losses",
+    "ClipLoss": "losses",
+    "SigLipLoss": "losses",
     "estimators": "losses.estimators",
     "train": "workflow",
     "resume": "workflow",
@@ -34,8 +37,11 @@ if TYPE_CHECKING:
     from .embedding import embed as embed
     from .errors import BadInput as BadInput
     from .evaluation.evaluate import evaluate as evaluate
+    from .losses import ClipLoss as ClipLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
     from .losses import NTXentLoss as NTXentLoss
+    from .losses import SigLipLoss as SigLipLoss
+    from .losses import TwoTowerGlobalContrastiveLoss as TwoTowerGlobalContrastiveLoss
     from .losses import estimators as estimators
     from .models import load_encoder as load_encoder
 

@@ -1,7 +1,15 @@
-"""Losses as drop-in modules, `loss(z0, z1, index)`, and their mathematics in `functional`."""
+"""Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; their mathematics in `functional`."""
 
 from .baselines import NTXentLoss
 from .one_tower import GlobalContrastiveLoss
+from .two_tower import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
 from .validation import NonFinite
 
-__all__ = ["GlobalContrastiveLoss", "NTXentLoss", "NonFinite"]
+__all__ = [
+    "ClipLoss",
+    "GlobalContrastiveLoss",
+    "NTXentLoss",
+    "NonFinite",
+    "SigLipLoss",
+    "TwoTowerGlobalContrastiveLoss",
+]

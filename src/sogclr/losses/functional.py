@@ -11,7 +11,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize
 
 
 def unit_rows(z: Tensor) -> Tensor:
@@ -50,6 +50,55 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
     same = index[:, None] == index[None, :]
     log_sum = sim.masked_fill(same.repeat(2, 2), -math.inf).logsumexp(dim=1)
     return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
+
+
+def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    """How many negatives the anchors x_a and y_a have: rows with another image AND another text. (B,) ids -> (B,) int64."""
+    both = x_ids * (y_ids.max() + 1) + y_ids
+    return len(x_ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+
+
+def log_mean_negatives_two_towers(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float) -> Tensor:
+    """log ĝ_a for two towers: images against the texts at hand, texts against the images.
+
+    Row a of a batch is a pair (image, text). The negatives of its image are the texts of rows that share neither its
+    image nor its text, and the negatives of its text are the images of these rows: two captions of one image are never
+    negatives of each other's image, nor two images of one caption. An anchor without any negative at hand takes the
+    mean ĝ of the others, as a constant: it then only pulls at its positive, and everything stays finite.
+
+    Args:
+        x, y: (B, D) unit rows, images and texts.
+        x_ids, y_ids: (B,) ids of the images and of the texts; not all alike in either.
+
+    Returns:
+        (2, B): the images' anchors, then the texts'.
+    """
+    sim = (x @ y.T) / temperature
+    count = negatives_of_pairs(x_ids, y_ids)
+    some = count > 0
+    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
+    # rows and columns without negatives are left whole: a sum over nothing would give them NaN as their gradient
+    to_texts = sim.masked_fill(same & some[:, None], -math.inf).logsumexp(dim=1)
+    to_images = sim.masked_fill(same & some[None, :], -math.inf).logsumexp(dim=0)
+    log_g = torch.stack([to_texts, to_images]) - count.clamp(min=1).to(x.dtype).log()
+    known = torch.where(some, log_g.detach(), -math.inf)
+    others = known.logsumexp(dim=1, keepdim=True) - some.sum().to(x.dtype).log()
+    return torch.where(some, log_g, others)
+
+
+def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP (2303.15343): for each image, minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for its own.
+
+    Pairs of the same image or the same text, other than the row's own, are left out: they are neither.
+
+    Returns:
+        (B,), one value an image.
+    """
+    logits = scale * (x @ y.T) + bias
+    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
+    terms = -logsigmoid(torch.where(own, logits, -logits))
+    return terms.masked_fill(same & ~own, 0.0).sum(dim=1)
 
 
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:

@@ -16,16 +16,12 @@ from .validation import check_pairs
 Reduction = Literal["mean", "sum", "none"]
 
 
-class OneTowerLoss(nn.Module):
-    """What the losses on two views have in common: checks, unit rows, float32, ids, ranks, reduction, statistics.
-
-    A loss adds `per_sample(s_pos, log_g, index)`, which returns the (B,) values.
+class ContrastiveLoss(nn.Module):
+    """What all losses have in common, on one tower or two: their arguments, reduction over ranks, statistics.
 
     After a call, `statistics` holds 0-d tensors on the embeddings' device: `objective` (the batch's estimate of
     E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu) and `weight_max` (the largest exp(log ĝ - nu)).
     """
-
-    num_samples: int | None = None
 
     def __init__(self, temperature: float, reduction: Reduction, normalize: bool) -> None:
         super().__init__()
@@ -36,30 +32,17 @@ class OneTowerLoss(nn.Module):
         self.temperature, self.reduction, self.normalize = float(temperature), reduction, normalize
         self.statistics: dict[str, Tensor] = {}
 
-    def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+    def unit(self, z: Tensor) -> Tensor:
+        """(B, D) floating -> float32 or float64, of norm one unless `normalize=False`."""
+        return F.unit_rows(z) if self.normalize else F.at_least_float32(z)
 
-        With several ranks every rank gives its own rows, sees everybody's, and returns the loss of the whole batch.
-
-        Raises:
-            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
-        """
-        index = check_pairs(z0, z1, index, self.num_samples)
-        with torch.autocast(device_type=z0.device.type, enabled=False):
-            check_equal_batches(len(z0), z0.device)
-            unit = F.unit_rows if self.normalize else F.at_least_float32
-            z0, z1, index = gather(unit(z0)), gather(unit(z1)), gather(index)
-            s_pos = F.positive_similarity(z0, z1)
-            log_g = F.log_mean_negatives(z0, z1, index, self.temperature)
-            values = self.per_sample(s_pos, log_g, index)
+    def reduced(self, values: Tensor) -> Tensor:
+        """(B x ranks,) -> () or all of them; each rank's gradient is that of its own rows in the whole batch's loss."""
         if self.reduction == "mean":
             values = values.mean()
         elif self.reduction == "sum":
             values = values.sum()
         return scale_gradient(values, world_size())
-
-    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def record(self, s_pos: Tensor, log_g: Tensor, nu: Tensor) -> Tensor:
         """The (B,) dual values; fills `statistics` from them, without waiting for the device."""
@@ -75,6 +58,35 @@ class OneTowerLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}, normalize={self.normalize}"
+
+
+class OneTowerLoss(ContrastiveLoss):
+    """What the losses on two views have in common: checks, unit rows, float32, ids, ranks.
+
+    A loss adds `per_sample(s_pos, log_g, index)`, which returns the (B,) values.
+    """
+
+    num_samples: int | None = None
+
+    def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+
+        With several ranks every rank gives its own rows, sees everybody's, and returns the loss of the whole batch.
+
+        Raises:
+            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+        """
+        index = check_pairs(z0, z1, index, self.num_samples)
+        with torch.autocast(device_type=z0.device.type, enabled=False):
+            check_equal_batches(len(z0), z0.device)
+            z0, z1, index = gather(self.unit(z0)), gather(self.unit(z1)), gather(index)
+            s_pos = F.positive_similarity(z0, z1)
+            log_g = F.log_mean_negatives(z0, z1, index, self.temperature)
+            values = self.per_sample(s_pos, log_g, index)
+        return self.reduced(values)
+
+    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 class GlobalContrastiveLoss(OneTowerLoss):
