@@ -111,7 +111,7 @@ class _Crops(Dataset[Batch]):
         if id in self._kept:
             image = self._kept[id]
             return image, image.width, image.height, expected
-        with opened(self.manifest.path(id)) as file:
+        with opened(self.manifest.file(id)) as file:
             width, height, boxes = file.width, file.height, expected
             as_listed = (width, height) == (self.manifest.widths[id], self.manifest.heights[id])
             if not as_listed:  # unknown or changed since
