@@ -247,11 +247,9 @@ def _encoded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
 
 def _write(path: Path, columns: dict[str, Any], head: dict[str, Any] | None = None) -> None:
     table = pa.table(columns).combine_chunks().replace_schema_metadata({"sogclr": json.dumps(head or {})})
-    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-            for batch in batches:
-                writer.write_batch(batch)
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
+            writer.write_batch(batch)
 
 
 def _map(path: Path) -> pa.Table:

@@ -118,9 +118,8 @@ def _index(shard: Path) -> pa.Table:
     table = _read(shard)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
+        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table)
     return table
 
 
