@@ -116,7 +116,7 @@ class MovingAverage(nn.Module):
         self.log_u[index] = rows
         self.step.copy_(step)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved = state_dict.get(prefix + "log_u")
         if isinstance(saved, Tensor) and saved.shape != self.log_u.shape:
             raise BadInput(
