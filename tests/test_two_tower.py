@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sogclr
 from sogclr.errors import BadInput
-from sogclr.losses import ClipLoss, NonFinite, SigLipLoss, TwoTowerGlobalContrastiveLoss, functional
+from sogclr.losses import ClipLoss, NonFinite, SigLipLoss, TwoTowerGlobalContrastiveLoss, functional, temperatures
 from sogclr.losses.estimators import CosineGamma, MiniBatch, MovingAverage
 
 
@@ -26,6 +26,8 @@ def losses(n=60, temperature=0.2):
     return {
         "sogclr": TwoTowerGlobalContrastiveLoss(n, temperature, 0.3),
         "cosine": TwoTowerGlobalContrastiveLoss(n, temperature, CosineGamma(0.2, 5)),
+        "global_tau": TwoTowerGlobalContrastiveLoss(n, temperatures.Global(temperature, minimum=0.005), 0.3),
+        "per_sample_tau": TwoTowerGlobalContrastiveLoss(n, temperatures.PerSample(n, temperature, minimum=0.005), 0.3),
         "mini_batch": TwoTowerGlobalContrastiveLoss(n, temperature, estimator=MiniBatch()),
         "clip": ClipLoss(temperature),
         "siglip": SigLipLoss(temperature, bias=-2.0),
@@ -148,6 +150,55 @@ def test_siglip_learns_its_scale_and_bias():
                 parameter -= step
         assert float(parameter.grad) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
     assert not list(filter(lambda p: p.requires_grad, SigLipLoss(learnable=False).parameters()))
+
+
+@pytest.mark.parametrize("kind", ["global", "per_sample"])
+def test_the_gradient_of_learned_temperatures_is_that_of_the_robust_objective(kind):
+    """By finite differences of  mean of -s + tau log ĝ + rho tau,  each anchor with the tau of its image or of its text."""
+    n, rho, x_ids, y_ids = 6, 0.3, torch.tensor([0, 0, 2, 3, 4, 5]), torch.tensor([1, 2, 3, 0, 4, 4])
+    x, y = (v.detach() for v in embeddings(n))
+
+    def objective(of_images, of_texts):
+        x1, y1, total = unit(x), unit(y), 0.0
+        for a in range(n):
+            for z, others, tau in ((x1, y1, of_images[int(x_ids[a])]), (y1, x1, of_texts[int(y_ids[a])])):
+                g = [torch.exp(z[a] @ others[b] / tau) for b in negatives(x_ids.tolist(), y_ids.tolist(), a)]
+                total += float(-(x1[a] @ y1[a]) + tau * torch.stack(g).mean().log() + rho * tau)
+        return total / (2 * n)
+
+    make = {
+        "global": lambda: temperatures.Global(0.2, rho),
+        "per_sample": lambda: temperatures.PerSample(n, 0.2, rho),
+    }[kind]
+    loss = TwoTowerGlobalContrastiveLoss(n, make().double(), estimator=MiniBatch())
+    value = loss(x, y, x_ids, y_ids)
+    assert value.item() == pytest.approx(objective([0.2] * n, [0.2] * n))
+    value.backward()
+    step, found = 1e-6, dict(loss.named_parameters())
+    if kind == "global":
+        expected = (objective([0.2 + step] * n, [0.2 + step] * n) - objective([0.2 - step] * n, [0.2 - step] * n)) / (
+            2 * step
+        )
+        assert set(found) == {"temperature.tau"}
+        assert float(found["temperature.tau"].grad) == pytest.approx(expected, rel=1e-5)
+        return
+    assert set(found) == {"temperature.tau", "text_temperature.tau"}
+    for i in range(n):
+        up, down = ([0.2 + sign * step * (k == i) for k in range(n)] for sign in (1, -1))
+        same = [0.2] * n
+        of_image = (objective(up, same) - objective(down, same)) / (2 * step)
+        of_text = (objective(same, up) - objective(same, down)) / (2 * step)
+        assert float(found["temperature.tau"].grad.to_dense()[i]) == pytest.approx(of_image, rel=1e-4, abs=1e-8)
+        assert float(found["text_temperature.tau"].grad.to_dense()[i]) == pytest.approx(of_text, rel=1e-4, abs=1e-8)
+
+
+def test_texts_of_their_own_need_temperatures_of_their_own():
+    with pytest.raises(BadInput, match="serves 10 images and the loss has 12 texts; give two"):
+        TwoTowerGlobalContrastiveLoss(10, temperatures.PerSample(10), num_texts=12)
+    both = temperatures.PerSample(10), temperatures.PerSample(12)
+    loss = TwoTowerGlobalContrastiveLoss(10, both, num_texts=12)
+    loss(*embeddings(), torch.arange(6), torch.arange(6) + 6).backward()
+    assert loss.text_temperature.tau.grad.to_dense().nonzero().flatten().tolist() == [6, 7, 8, 9, 10, 11]
 
 
 def test_an_anchor_without_negatives_only_pulls_at_its_positive():
@@ -330,7 +381,7 @@ def test_statistics_say_what_the_normalizer_does():
     for name in ALL:
         loss, z = losses()[name], embeddings()
         loss(*z, torch.arange(6))
-        assert set(loss.statistics) == {"objective", "normalizer_mean", "normalizer_std", "weight_max"}
+        assert set(loss.statistics) == {"objective", "normalizer_mean", "normalizer_std", "weight_max", "temperature"}
         log_g = functional.log_mean_negatives_two_towers(*map(unit, z), torch.arange(6), torch.arange(6), 0.2)
         assert float(loss.statistics["normalizer_mean"]) == pytest.approx(log_g.mean().item(), rel=1e-5)
 
@@ -373,7 +424,7 @@ def test_bad_arguments_are_refused():
 
 # --------------------------------------------------------------------------------------------------------- several ranks
 BATCH, N = 12, 30
-DISTRIBUTED = ("sogclr", "clip", "siglip")
+DISTRIBUTED = ("sogclr", "global_tau", "clip", "siglip")
 
 
 def run(name, rank, ranks):

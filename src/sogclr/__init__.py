@@ -22,7 +22,9 @@ _HOMES = {
     "NTXentLoss": "losses",
     "ClipLoss": "losses",
     "SigLipLoss": "losses",
+    "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
+    "temperatures": "losses.temperatures",
     "train": "workflow",
     "resume": "workflow",
     "embed": "embedding",
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
     from .errors import BadInput as BadInput
     from .evaluation.evaluate import evaluate as evaluate
     from .losses import ClipLoss as ClipLoss
+    from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
     from .losses import NTXentLoss as NTXentLoss
     from .losses import SigLipLoss as SigLipLoss
     from .losses import TwoTowerGlobalContrastiveLoss as TwoTowerGlobalContrastiveLoss
     from .losses import estimators as estimators
+    from .losses import temperatures as temperatures
     from .models import load_encoder as load_encoder
 
 

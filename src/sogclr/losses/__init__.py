@@ -1,12 +1,13 @@
 """Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; their mathematics in `functional`."""
 
-from .baselines import NTXentLoss
+from .baselines import DecoupledContrastiveLoss, NTXentLoss
 from .one_tower import GlobalContrastiveLoss
 from .two_tower import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
 from .validation import NonFinite
 
 __all__ = [
     "ClipLoss",
+    "DecoupledContrastiveLoss",
     "GlobalContrastiveLoss",
     "NTXentLoss",
     "NonFinite",

@@ -21,7 +21,14 @@ Convention = Literal["per_view", "per_sample"]
 class MiniBatch(nn.Module):
     """nu = log ĝ: the mini-batch's own normalizer, as in SimCLR, DCL and CLIP. No state."""
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool) -> Tensor:
+    def forward(
+        self,
+        log_g: Tensor,
+        index: Tensor,
+        update: bool,
+        z: Tensor | None = None,
+        temperature: float | Tensor | None = None,
+    ) -> Tensor:
         return log_g
 
     def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
@@ -89,7 +96,14 @@ class MovingAverage(nn.Module):
             return self.gamma(self.step)
         return torch.full((), self.gamma, dtype=torch.float32, device=self.log_u.device)
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool) -> Tensor:
+    def forward(
+        self,
+        log_g: Tensor,
+        index: Tensor,
+        update: bool,
+        z: Tensor | None = None,
+        temperature: float | Tensor | None = None,
+    ) -> Tensor:
         old = self.log_u[index].to(log_g.dtype)
         gamma = self.current_gamma().to(log_g.dtype)
         if self.convention == "per_view":

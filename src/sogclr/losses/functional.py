@@ -35,18 +35,19 @@ def negatives_of(index: Tensor) -> Tensor:
     return 2 * (len(index) - count_same(index, index))
 
 
-def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau), over the negatives at hand.
+def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
+    """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau_a), over the negatives at hand.
 
     Args:
         z0, z1: (B, D) unit rows, the two views.
         index: (B,) ids; rows of one id are never negatives of each other, and two ids at least are needed.
+        temperature: a float, () or, one for each sample's anchors, (B,); differentiable.
 
     Returns:
         (2, B): the anchors of view 0, then those of view 1.
     """
     z = torch.cat([z0, z1])
-    sim = (z @ z.T) / temperature
+    sim = (z @ z.T) / of_anchors(temperature)
     same = index[:, None] == index[None, :]
     log_sum = sim.masked_fill(same.repeat(2, 2), -math.inf).logsumexp(dim=1)
     return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
@@ -58,7 +59,9 @@ def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
     return len(x_ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
 
 
-def log_mean_negatives_two_towers(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float) -> Tensor:
+def log_mean_negatives_two_towers(
+    x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float | Tensor
+) -> Tensor:
     """log ĝ_a for two towers: images against the texts at hand, texts against the images.
 
     Row a of a batch is a pair (image, text). The negatives of its image are the texts of rows that share neither its
@@ -69,17 +72,21 @@ def log_mean_negatives_two_towers(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Te
     Args:
         x, y: (B, D) unit rows, images and texts.
         x_ids, y_ids: (B,) ids of the images and of the texts; not all alike in either.
+        temperature: a float, () or, one for each anchor, (2, B); differentiable.
 
     Returns:
         (2, B): the images' anchors, then the texts'.
     """
-    sim = (x @ y.T) / temperature
+    of_images, of_texts = (temperature, temperature)
+    if isinstance(temperature, Tensor) and temperature.ndim == 2:
+        of_images, of_texts = temperature[0, :, None], temperature[1]
+    sim = x @ y.T
     count = negatives_of_pairs(x_ids, y_ids)
     some = count > 0
     same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
     # rows and columns without negatives are left whole: a sum over nothing would give them NaN as their gradient
-    to_texts = sim.masked_fill(same & some[:, None], -math.inf).logsumexp(dim=1)
-    to_images = sim.masked_fill(same & some[None, :], -math.inf).logsumexp(dim=0)
+    to_texts = (sim / of_images).masked_fill(same & some[:, None], -math.inf).logsumexp(dim=1)
+    to_images = (sim / of_texts).masked_fill(same & some[None, :], -math.inf).logsumexp(dim=0)
     log_g = torch.stack([to_texts, to_images]) - count.clamp(min=1).to(x.dtype).log()
     known = torch.where(some, log_g.detach(), -math.inf)
     others = known.logsumexp(dim=1, keepdim=True) - some.sum().to(x.dtype).log()
@@ -101,38 +108,52 @@ def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tens
     return terms.masked_fill(same & ~own, 0.0).sum(dim=1)
 
 
+def of_anchors(temperature: float | Tensor, views: int = 2) -> float | Tensor:
+    """What divides the (views x B, candidates) similarities: (B,) -> (views x B, 1); a float and () stay."""
+    if isinstance(temperature, Tensor) and temperature.ndim == 1:
+        return temperature.repeat(views)[:, None]
+    return temperature
+
+
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
     """s_{a,p(a)}: (B, D) unit rows twice -> (B,)."""
     return (z0 * z1).sum(dim=1)
 
 
-def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float) -> Tensor:
+def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean over the views a of  -s_{a,p(a)} + tau (exp(log ĝ_a - nu_a) + nu_a - 1).
 
     Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, and equals
-    -s + tau log ĝ where nu = log ĝ.
+    -s + tau log ĝ where nu = log ĝ. Its derivative by tau is  w + nu - 1 - w (sum of p s) / tau  with
+    w = exp(log ĝ - nu), p the weights of the negatives: log ĝ - (sum of p s) / tau where nu = log ĝ.
 
     Args:
-        s_pos: (B,); log_g: (2, B); nu: (2, B), carries no gradient.
+        s_pos: (B,); log_g: (2, B); nu: (2, B), constant (a learned nu is trained by this very value, see
+            `estimators.Neural`); temperature: a float, (), (B,) or (2, B).
 
     Returns:
         (B,), one value a sample.
     """
-    nu = nu.detach()
-    return -s_pos + temperature * (torch.exp(log_g - nu) + nu - 1).mean(dim=0)
+    return -s_pos + (temperature * (torch.exp(log_g - nu) + nu - 1)).mean(dim=0)
 
 
-def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
     """NT-Xent (2002.05709): mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
 
     Args:
-        s_pos: (B,); log_g: (2, B); negatives: (B,), how many negatives each row has.
+        s_pos: (B,); log_g: (V, B); negatives: (B,) or (V, B), how many negatives each anchor has.
+        temperature: a float, (), (B,) or (V, B).
 
     Returns:
         (B,), one value a sample.
     """
     s = s_pos / temperature
     return (torch.logaddexp(s, log_g + negatives.log()) - s).mean(dim=0)
+
+
+def decoupled_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
+    """DCL (2110.06848): mean over the views a of  -s/tau + log( sum over N(a) of exp(s_ab/tau) ).  Args as NT-Xent's."""
+    return (log_g + negatives.log()).mean(dim=0) - s_pos / temperature
 
 
 def moving_average(log_u: Tensor, log_g: Tensor, gamma: Tensor) -> Tensor:

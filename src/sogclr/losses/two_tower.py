@@ -8,11 +8,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_equal_batches, gather, scale_gradient, world_size
+from ..distributed import check_equal_batches, gather
 from ..errors import BadInput
 from . import functional as F
+from . import temperatures
 from .estimators import CosineGamma, MovingAverage
-from .one_tower import ContrastiveLoss, Reduction
+from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
 from .validation import check_pairs
 
 _WHAT = "image and text embeddings"
@@ -21,11 +22,13 @@ _WHAT = "image and text embeddings"
 class TwoTowerLoss(ContrastiveLoss):
     """What the losses on image-text pairs have in common: checks, unit rows, float32, two kinds of ids, ranks.
 
-    A loss adds `per_pair(x, y, x_ids, y_ids)`, which returns the (B,) values from the unit rows of all ranks.
+    A loss adds `per_pair(anchors, y_ids)`, which returns the (B,) values; `anchors.index` are the images' ids.
     """
 
     num_samples: int | None = None
     num_texts: int | None = None
+    text_temperature: nn.Module | None = None
+    """Where texts have temperatures of their own."""
 
     def forward(
         self, image_embeddings: Tensor, text_embeddings: Tensor, index: Tensor, text_index: Tensor | None = None
@@ -47,10 +50,20 @@ class TwoTowerLoss(ContrastiveLoss):
             check_equal_batches(len(x), x.device)
             x, y, x_ids = gather(self.unit(x)), gather(self.unit(y)), gather(x_ids)
             y_ids = x_ids if text_index is None else gather(y_ids)
-            values = self.per_pair(x, y, x_ids, y_ids)
+            values = self.values(x, y, x_ids, y_ids)
         return self.reduced(values)
 
-    def per_pair(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+        """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
+        tau = temperatures.at(self.temperature, x_ids, x)
+        if self.text_temperature is not None:
+            tau = torch.stack([torch.as_tensor(tau), torch.as_tensor(temperatures.at(self.text_temperature, y_ids, x))])
+        tau = replicated(tau) if isinstance(tau, Tensor) else tau
+        log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, tau)
+        anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g)
+        return self.per_pair(anchors, y_ids)
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -66,7 +79,8 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
 
     Args:
         num_samples: images in the data set; `index` runs from 0 to num_samples - 1.
-        temperature: tau > 0.
+        temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, which is copied for the texts; or two
+            modules, for images and for texts.
         gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma`; 1 is the mini-batch loss.
         num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
         estimator: another source of nu, copied for the texts; or two, for images and for texts.
@@ -91,14 +105,16 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
     def __init__(
         self,
         num_samples: int,
-        temperature: float = 0.07,
+        temperature: float | nn.Module | tuple[nn.Module, nn.Module] = 0.07,
         gamma: float | CosineGamma = 0.9,
         num_texts: int | None = None,
         estimator: nn.Module | tuple[nn.Module, nn.Module] | None = None,
         reduction: Reduction = "mean",
         normalize: bool = True,
     ) -> None:
-        super().__init__(temperature, reduction, normalize)
+        of_images, of_texts = _two_temperatures(temperature, num_samples, num_texts or num_samples)
+        super().__init__(of_images, reduction, normalize)
+        self.text_temperature = of_texts
         self.num_samples = num_samples
         self.num_texts = num_samples if num_texts is None else num_texts
         if estimator is None:
@@ -107,18 +123,34 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
             estimator = estimator, copy.deepcopy(estimator)
         self.image_estimator, self.text_estimator = estimator
 
-    def per_pair(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
-        s_pos = F.positive_similarity(x, y)
-        log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, self.temperature)
-        with torch.no_grad():
-            of_images, of_texts = log_g.detach().split(1)
-            nu = torch.cat(
-                [
-                    self.image_estimator(of_images, x_ids, self.training),
-                    self.text_estimator(of_texts, y_ids, self.training),
-                ]
-            )
-        return self.record(s_pos, log_g, nu)
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        tau = temperatures.detached(anchors.temperature)
+        nu = []
+        towers = (self.image_estimator, anchors.index), (self.text_estimator, y_ids)
+        for k, (estimator, ids) in enumerate(towers):
+            own = tau[k] if isinstance(tau, Tensor) and tau.ndim else tau
+            log_g, z = anchors.log_g[k : k + 1].detach(), anchors.z[k : k + 1].detach()
+            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own))
+        rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
+        return self.dual(anchors, replicated(torch.cat(nu))) + (
+            rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
+        )
+
+
+def _two_temperatures(
+    temperature: float | nn.Module | tuple[nn.Module, nn.Module], num_samples: int, num_texts: int
+) -> tuple[float | nn.Module, nn.Module | None]:
+    """The images' temperature, and the texts' where it is another."""
+    if isinstance(temperature, tuple):
+        return temperature
+    if not isinstance(temperature, temperatures.PerSample):
+        return temperature, None
+    if num_texts != num_samples:
+        raise BadInput(
+            f"one PerSample temperature serves {temperature.num_samples} images and the loss has {num_texts} texts; "
+            "give two, temperature=(PerSample(images), PerSample(texts))"
+        )
+    return temperature, copy.deepcopy(temperature)
 
 
 class ClipLoss(TwoTowerLoss):
@@ -139,14 +171,18 @@ class ClipLoss(TwoTowerLoss):
     Source: Radford et al., arXiv 2103.00020.
     """
 
-    def __init__(self, temperature: float = 0.07, reduction: Reduction = "mean", normalize: bool = True) -> None:
+    per_temperature = True
+
+    def __init__(
+        self, temperature: float | nn.Module = 0.07, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
         super().__init__(temperature, reduction, normalize)
 
-    def per_pair(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
-        s_pos = F.positive_similarity(x, y)
-        log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, self.temperature)
-        self.record(s_pos.detach(), log_g.detach(), log_g)
-        return F.ntxent_loss(s_pos, log_g, F.negatives_of_pairs(x_ids, y_ids).to(log_g.dtype), self.temperature)
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.dual(anchors, anchors.log_g)
+        negatives = F.negatives_of_pairs(anchors.index, y_ids).to(anchors.log_g.dtype)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
 
 
 class SigLipLoss(TwoTowerLoss):
@@ -168,6 +204,8 @@ class SigLipLoss(TwoTowerLoss):
     Source: Zhai et al., arXiv 2303.15343.
     """
 
+    per_temperature = True
+
     def __init__(
         self,
         temperature: float = 0.1,
@@ -182,11 +220,9 @@ class SigLipLoss(TwoTowerLoss):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
 
-    def per_pair(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+        scale, bias = replicated(self.log_scale).exp().to(x.dtype), replicated(self.bias).to(x.dtype)
         with torch.no_grad():
-            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, self.temperature)
-            self.record(F.positive_similarity(x, y), log_g, log_g)
-        # every rank computes the whole gradient of these two, where it has only its rows' share of the embeddings'
-        share = 1 / world_size()
-        scale, bias = scale_gradient(self.log_scale, share).exp(), scale_gradient(self.bias, share)
-        return F.sigmoid_loss(x, y, x_ids, y_ids, scale.to(x.dtype), bias.to(x.dtype))
+            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, 1 / scale)
+            self.dual(Anchors(torch.stack([x, y]), x_ids, 1 / scale, F.positive_similarity(x, y), log_g), log_g)
+        return F.sigmoid_loss(x, y, x_ids, y_ids, scale, bias)
