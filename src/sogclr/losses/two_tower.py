@@ -27,8 +27,16 @@ class TwoTowerLoss(ContrastiveLoss):
 
     num_samples: int | None = None
     num_texts: int | None = None
-    text_temperature: nn.Module | None = None
-    """Where texts have temperatures of their own."""
+
+    def __init__(
+        self,
+        temperature: float | nn.Module,
+        reduction: Reduction,
+        normalize: bool,
+        text_temperature: nn.Module | None = None,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        self.text_temperature = text_temperature  # where texts have temperatures of their own
 
     def forward(
         self, image_embeddings: Tensor, text_embeddings: Tensor, index: Tensor, text_index: Tensor | None = None
@@ -113,8 +121,7 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         normalize: bool = True,
     ) -> None:
         of_images, of_texts = _two_temperatures(temperature, num_samples, num_texts or num_samples)
-        super().__init__(of_images, reduction, normalize)
-        self.text_temperature = of_texts
+        super().__init__(of_images, reduction, normalize, of_texts)
         self.num_samples = num_samples
         self.num_texts = num_samples if num_texts is None else num_texts
         if estimator is None:
