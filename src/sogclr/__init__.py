@@ -22,6 +22,7 @@ _HOMES = {
     "NTXentLoss": "losses",
     "ClipLoss": "losses",
     "SigLipLoss": "losses",
+    "MoCoLoss": "losses",
     "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
     "temperatures": "losses.temperatures",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .losses import ClipLoss as ClipLoss
     from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
+    from .losses import MoCoLoss as MoCoLoss
     from .losses import NTXentLoss as NTXentLoss
     from .losses import SigLipLoss as SigLipLoss
     from .losses import TwoTowerGlobalContrastiveLoss as TwoTowerGlobalContrastiveLoss

@@ -1,6 +1,7 @@
 """Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; their mathematics in `functional`."""
 
 from .baselines import DecoupledContrastiveLoss, NTXentLoss
+from .moco import MoCoLoss
 from .one_tower import GlobalContrastiveLoss
 from .two_tower import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
 from .validation import NonFinite
@@ -9,6 +10,7 @@ __all__ = [
     "ClipLoss",
     "DecoupledContrastiveLoss",
     "GlobalContrastiveLoss",
+    "MoCoLoss",
     "NTXentLoss",
     "NonFinite",
     "SigLipLoss",

@@ -53,59 +53,23 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
     return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
 
 
-def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
-    """How many negatives the anchors x_a and y_a have: rows with another image AND another text. (B,) ids -> (B,) int64."""
-    both = x_ids * (y_ids.max() + 1) + y_ids
-    return len(x_ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
-
-
-def log_mean_negatives_two_towers(
-    x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float | Tensor
-) -> Tensor:
-    """log ĝ_a for two towers: images against the texts at hand, texts against the images.
-
-    Row a of a batch is a pair (image, text). The negatives of its image are the texts of rows that share neither its
-    image nor its text, and the negatives of its text are the images of these rows: two captions of one image are never
-    negatives of each other's image, nor two images of one caption. An anchor without any negative at hand takes the
-    mean ĝ of the others, as a constant: it then only pulls at its positive, and everything stays finite.
+def log_sum_keys(
+    z: Tensor, index: Tensor, keys: Tensor, ids: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
     Args:
-        x, y: (B, D) unit rows, images and texts.
-        x_ids, y_ids: (B,) ids of the images and of the texts; not all alike in either.
-        temperature: a float, () or, one for each anchor, (2, B); differentiable.
+        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids.
+        keys: (K, D) unit rows.  ids: (K,), negative where there is no key.
 
     Returns:
-        (2, B): the images' anchors, then the texts'.
+        (V, B), -inf where there are none; and (B,), of the same dtype.
     """
-    of_images, of_texts = (temperature, temperature)
-    if isinstance(temperature, Tensor) and temperature.ndim == 2:
-        of_images, of_texts = temperature[0, :, None], temperature[1]
-    sim = x @ y.T
-    count = negatives_of_pairs(x_ids, y_ids)
-    some = count > 0
-    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
-    # rows and columns without negatives are left whole: a sum over nothing would give them NaN as their gradient
-    to_texts = (sim / of_images).masked_fill(same & some[:, None], -math.inf).logsumexp(dim=1)
-    to_images = (sim / of_texts).masked_fill(same & some[None, :], -math.inf).logsumexp(dim=0)
-    log_g = torch.stack([to_texts, to_images]) - count.clamp(min=1).to(x.dtype).log()
-    known = torch.where(some, log_g.detach(), -math.inf)
-    others = known.logsumexp(dim=1, keepdim=True) - some.sum().to(x.dtype).log()
-    return torch.where(some, log_g, others)
-
-
-def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP (2303.15343): for each image, minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for its own.
-
-    Pairs of the same image or the same text, other than the row's own, are left out: they are neither.
-
-    Returns:
-        (B,), one value an image.
-    """
-    logits = scale * (x @ y.T) + bias
-    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
-    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
-    terms = -logsigmoid(torch.where(own, logits, -logits))
-    return terms.masked_fill(same & ~own, 0.0).sum(dim=1)
+    views = len(z)
+    sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
+    out = (index[:, None] == ids[None, :]) | (ids < 0)[None, :]
+    log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
+    return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)
 
 
 def of_anchors(temperature: float | Tensor, views: int = 2) -> float | Tensor:
@@ -160,7 +124,7 @@ def moving_average(log_u: Tensor, log_g: Tensor, gamma: Tensor) -> Tensor:
     """log of  (1 - gamma) u + gamma ĝ;  where log_u is -inf (unseen) it is log ĝ.
 
     Args:
-        log_u: (B,); log_g: (B,) or (2, B); gamma: () in (0, 1], the weight of the NEW value.
+        log_u: (B,); log_g: (B,) or (2, B); gamma: () or (B,) in (0, 1], the weight of the NEW value.
     """
     blended = torch.logaddexp(torch.log1p(-gamma) + log_u, gamma.log() + log_g)
     return torch.where(torch.isneginf(log_u), log_g, blended)
@@ -180,3 +144,59 @@ def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
     top = torch.where(torch.isfinite(top), top, 0.0)
     total = torch.zeros_like(values).index_put((group,), torch.exp(values - top), accumulate=True)[group]
     return torch.where(count == 1, values, total.log() + top - count.to(values.dtype).log())
+
+
+# ----------------------------------------------------------------------------------------------------------- two towers
+def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    """How many negatives the anchors x_a and y_a have: rows with another image AND another text. (B,) ids -> (B,) int64."""
+    both = x_ids * (y_ids.max() + 1) + y_ids
+    return len(x_ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+
+
+def log_mean_negatives_two_towers(
+    x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """log ĝ_a for two towers: images against the texts at hand, texts against the images.
+
+    Row a of a batch is a pair (image, text). The negatives of its image are the texts of rows that share neither its
+    image nor its text, and the negatives of its text are the images of these rows: two captions of one image are never
+    negatives of each other's image, nor two images of one caption. An anchor without any negative at hand takes the
+    mean ĝ of the others, as a constant: it then only pulls at its positive, and everything stays finite.
+
+    Args:
+        x, y: (B, D) unit rows, images and texts.
+        x_ids, y_ids: (B,) ids of the images and of the texts; not all alike in either.
+        temperature: a float, () or, one for each anchor, (2, B); differentiable.
+
+    Returns:
+        (2, B): the images' anchors, then the texts'.
+    """
+    of_images, of_texts = (temperature, temperature)
+    if isinstance(temperature, Tensor) and temperature.ndim == 2:
+        of_images, of_texts = temperature[0, :, None], temperature[1]
+    sim = x @ y.T
+    count = negatives_of_pairs(x_ids, y_ids)
+    some = count > 0
+    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
+    # rows and columns without negatives are left whole: a sum over nothing would give them NaN as their gradient
+    to_texts = (sim / of_images).masked_fill(same & some[:, None], -math.inf).logsumexp(dim=1)
+    to_images = (sim / of_texts).masked_fill(same & some[None, :], -math.inf).logsumexp(dim=0)
+    log_g = torch.stack([to_texts, to_images]) - count.clamp(min=1).to(x.dtype).log()
+    known = torch.where(some, log_g.detach(), -math.inf)
+    others = known.logsumexp(dim=1, keepdim=True) - some.sum().to(x.dtype).log()
+    return torch.where(some, log_g, others)
+
+
+def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP (2303.15343): for each image, minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for its own.
+
+    Pairs of the same image or the same text, other than the row's own, are left out: they are neither.
+
+    Returns:
+        (B,), one value an image.
+    """
+    logits = scale * (x @ y.T) + bias
+    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
+    terms = -logsigmoid(torch.where(own, logits, -logits))
+    return terms.masked_fill(same & ~own, 0.0).sum(dim=1)

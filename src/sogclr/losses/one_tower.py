@@ -12,7 +12,7 @@ from ..distributed import check_equal_batches, gather, scale_gradient, world_siz
 from ..errors import BadInput
 from . import functional as F
 from . import temperatures
-from .estimators import Convention, CosineGamma, MovingAverage
+from .estimators import Convention, Gamma, MovingAverage
 from .validation import check_pairs
 
 Reduction = Literal["mean", "sum", "none"]
@@ -136,7 +136,7 @@ class GlobalContrastiveLoss(OneTowerLoss):
     Args:
         num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
         temperature: tau > 0, or `sogclr.temperatures.PerSample` or `Global`, which are learned.
-        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma`; 1 is the mini-batch loss.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
         convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
         estimator: another source of nu, instead of `gamma` and `convention`.
         reduction: `mean`, `sum` or `none` (one value a sample).
@@ -161,7 +161,7 @@ class GlobalContrastiveLoss(OneTowerLoss):
         self,
         num_samples: int,
         temperature: float | nn.Module = 0.1,
-        gamma: float | CosineGamma = 0.9,
+        gamma: Gamma = 0.9,
         convention: Convention = "per_view",
         estimator: nn.Module | None = None,
         reduction: Reduction = "mean",

@@ -12,7 +12,7 @@ from ..distributed import check_equal_batches, gather
 from ..errors import BadInput
 from . import functional as F
 from . import temperatures
-from .estimators import CosineGamma, MovingAverage
+from .estimators import Gamma, MovingAverage
 from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
 from .validation import check_pairs
 
@@ -89,7 +89,7 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         num_samples: images in the data set; `index` runs from 0 to num_samples - 1.
         temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, which is copied for the texts; or two
             modules, for images and for texts.
-        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma`; 1 is the mini-batch loss.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
         num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
         estimator: another source of nu, copied for the texts; or two, for images and for texts.
         reduction: `mean`, `sum` or `none` (one value a pair).
@@ -114,7 +114,7 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         self,
         num_samples: int,
         temperature: float | nn.Module | tuple[nn.Module, nn.Module] = 0.07,
-        gamma: float | CosineGamma = 0.9,
+        gamma: Gamma = 0.9,
         num_texts: int | None = None,
         estimator: nn.Module | tuple[nn.Module, nn.Module] | None = None,
         reduction: Reduction = "mean",
