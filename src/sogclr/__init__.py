@@ -26,6 +26,8 @@ _HOMES = {
     "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
     "temperatures": "losses.temperatures",
+    "exact": "exact",
+    "diagnose": "diagnosis",
     "train": "workflow",
     "resume": "workflow",
     "embed": "embedding",
@@ -37,6 +39,8 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from . import exact as exact
+    from .diagnosis import diagnose as diagnose
     from .embedding import embed as embed
     from .errors import BadInput as BadInput
     from .evaluation.evaluate import evaluate as evaluate
@@ -56,7 +60,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sogclr' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES[name]}", __name__)
-    return module if _HOMES[name].endswith(f".{name}") else getattr(module, name)
+    return module if f".{_HOMES[name]}".endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:
