@@ -21,14 +21,13 @@ from .evaluation.pairs import score_pairs
 from .frozen import image_features, lookup_loader, text_features
 from .losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, estimators
 from .losses.two_tower import TwoTowerLoss
-from .methods import build_gamma, build_temperature
+from .methods import build_gamma, build_temperature, take_common
 from .models import Encoder, EncoderInfo, create_backbone
 from .run_folder import RunFolder
 from .text import TextSetup, built_in, pretrained
 from .towers import TwoTower, TwoTowerModel, save_two_tower
 
 EVALUATED = 1000  # images of the online evaluation, with all their captions
-METHODS = ("sogclr", "isogclr", "scent", "neuclip", "clip", "siglip")
 
 
 class PairTask:
@@ -39,10 +38,9 @@ class PairTask:
     """
 
     things = "pairs"
+    diagnosis = None
 
     def __init__(self, config: TrainConfig, run: RunFolder, pairs: Pairs) -> None:
-        if config.loss.method not in METHODS:
-            raise BadInput(f"--method {config.loss.method} is for images alone; on pairs use {', '.join(METHODS)}")
         self.config, self.run, self.pairs = config, run, pairs
         self.image_frozen, self.text_frozen = config.pairs.image_rate == 0, config.pairs.text_rate == 0
         self._check_frozen()
@@ -135,6 +133,10 @@ class PairTask:
             start_step=start_step, workers=data.workers or 0, views=1, background=data.background, pin_memory=pin_memory,
         )  # fmt: skip
 
+    def contrasts(self, batch: Batch) -> bool:
+        """Whether a batch, perhaps without bad files, holds two different images and two different texts."""
+        return all(bool((ids != ids[:1]).any()) for ids in self.ids(batch))
+
     def ids(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images' ids and the texts', (B,) each."""
         rows = batch.index.numpy()
@@ -152,9 +154,11 @@ class PairTask:
             return images, torch.from_numpy(self._texts[text_ids]).to(device)
         return images, self.text.tokenizer(self.pairs.captions_of(text_ids)).to(device)
 
-    def embeddings(self, forward: Callable[..., Any], inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(B, dim) of the images and of the texts."""
-        return forward(*inputs)
+    def loss_of(
+        self, forward: Callable[..., Any], loss: nn.Module, inputs: tuple[Tensor, ...], ids: tuple[Tensor, ...], keys: None
+    ) -> Tensor:  # fmt: skip
+        """One pass through both towers."""
+        return loss(*forward(*inputs), *ids)
 
     def stateful(self, loss: nn.Module, batch: Batch) -> list[tuple[Any, Tensor]]:
         """The parts of the loss whose state a forward pass changes, each with the ids of the batch it is for."""
@@ -206,14 +210,3 @@ class PairTask:
                 return 0
             carried.append(take_common(estimator, old, here, there))
         return carried[0]
-
-
-def take_common(estimator: estimators.MovingAverage, old: Tensor, here: Any, there: Any) -> int:
-    """Copy log_u of the names that both columns hold; how many these are."""
-    import pyarrow.compute as pc
-
-    where = pc.fill_null(pc.index_in(here, value_set=there), -1).to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(where >= 0)
-    device = estimator.log_u.device
-    estimator.log_u[torch.from_numpy(rows).to(device)] = old[torch.from_numpy(where[rows].astype(np.int64))].to(device)
-    return len(rows)

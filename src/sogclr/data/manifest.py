@@ -202,6 +202,11 @@ class Manifest:
         )
         return Manifest(self.root / folder, self.source / folder, listing, checked)
 
+    def describe(self) -> str:
+        """One line of counts."""
+        bad = f", {len(self.bad):,} of them unreadable (skipped, see bad_files.txt)" if self.bad else ""
+        return f"{len(self):,} in {self.root}{bad}"
+
     def difference(self, other: Manifest) -> Difference:
         """What was added, removed or changed in size from this manifest to the `other`."""
         if self.fingerprint == other.fingerprint:

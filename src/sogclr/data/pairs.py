@@ -33,6 +33,8 @@ def holds_pairs(data: str | os.PathLike[str]) -> bool:
     place = Path(data)
     if place.suffix.lower() in SUFFIXES or place.suffix.lower() == ".tar":
         return True
+    if "*" in place.name or "{" in place.name:
+        return place.suffix == ".tar"
     return place.is_dir() and any(p.suffix == ".tar" for p in place.iterdir())
 
 
@@ -209,7 +211,7 @@ class Pairs:
             head = json.loads((pairs.schema.metadata or {})[b"sogclr"])
             ids = pairs["image"].chunk(0).to_numpy(), pairs["text"].chunk(0).to_numpy()
             rows = [tuple(r.values()) for r in rejected.to_pylist()]
-            found = cls(images, captions["caption"].chunk(0), ids, rows, head["duplicates"])  # type: ignore[arg-type]
+            found = cls(images, captions["caption"].chunk(0), ids, rows, head["duplicates"])
         except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
             raise BadInput(
                 f"{folder} does not hold the pairs of a run, or is damaged; restore it from a copy"

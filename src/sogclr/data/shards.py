@@ -168,5 +168,5 @@ def _captions(text: str, suffix: str) -> list[str]:
     if suffix != "json":
         return [text.strip()]
     entry = json.loads(text)
-    value = next((entry[name] for name in CAPTION_COLUMNS if name in entry), []) if isinstance(entry, dict) else []
+    value: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), []) if isinstance(entry, dict) else []
     return [str(v) for v in value] if isinstance(value, list) else [str(value)]

@@ -75,7 +75,7 @@ def evaluate_pairs(
     rows = pairs.usable
     if not len(rows):
         raise BadInput(f"{data} has no pair with a readable image; see `sogclr inspect {data}`")
-    own = score_pairs(towers, pairs, rows, progress=progress, **how)
+    own: dict[str, Any] = dict(score_pairs(towers, pairs, rows, progress=progress, **how))
     image_ids, text_ids = pairs.image_ids[rows], pairs.text_ids[rows]
     found: dict[str, dict[str, Any]] = {"chance": chance_scores(image_ids, text_ids)}
     if classes is not None:
