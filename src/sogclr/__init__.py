@@ -33,6 +33,7 @@ _HOMES = {
     "embed": "embedding",
     "evaluate": "evaluation.evaluate",
     "load_encoder": "models",
+    "load_two_tower": "towers",
     "BadInput": "errors",
 }
 
@@ -54,13 +55,14 @@ if TYPE_CHECKING:
     from .losses import estimators as estimators
     from .losses import temperatures as temperatures
     from .models import load_encoder as load_encoder
+    from .towers import load_two_tower as load_two_tower
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sogclr' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES[name]}", __name__)
-    return module if f".{_HOMES[name]}".endswith(f".{name}") else getattr(module, name)
+    return getattr(module, name, module)  # a module that holds no such name is what was asked for itself
 
 
 def __dir__() -> list[str]:

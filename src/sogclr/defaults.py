@@ -192,7 +192,9 @@ def loss_words(loss: LossConfig) -> list[str]:
 
 def _lines(config: TrainConfig, why: str, n: int, things: str, steps_per_epoch: int) -> list[str]:
     run, optim, loss = config.run, config.optim, config.loss
-    texts = config.pairs.text_model or f"a transformer of {config.pairs.text_layers} layers, {config.pairs.text_width} wide"
+    texts = (
+        config.pairs.text_model or f"a transformer of {config.pairs.text_layers} layers, {config.pairs.text_width} wide"
+    )
     rates = {"encoder": config.pairs.image_rate, "texts": config.pairs.text_rate}
     said = {k: ", frozen" if r == 0 else f", at {r:g} times the rate" if r != 1 else "" for k, r in rates.items()}
     return [

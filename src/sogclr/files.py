@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import BadInput
 
 
 @contextmanager
@@ -31,6 +33,20 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` with this text, all or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """A file of one of these kinds can be written at `path`.
+
+    Raises:
+        BadInput: another suffix, a folder, or no folder to write in.
+    """
+    if path.suffix not in suffixes:
+        raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r}; give a name in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise BadInput(f"--out {path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise BadInput(f"there is no folder {path.parent} for {path.name}; make it, or give another --out")
 
 
 def cache_folder() -> Path:

@@ -55,7 +55,9 @@ class PairTask:
     def _check_frozen(self) -> None:
         model, options = self.config.model, self.config.pairs
         if self.image_frozen and model.pretrained is None and model.init_from is None:
-            raise BadInput("--image-rate 0 freezes an encoder that knows nothing; give its weights with --pretrained FILE")
+            raise BadInput(
+                "--image-rate 0 freezes an encoder that knows nothing; give its weights with --pretrained FILE"
+            )
         if self.text_frozen and options.text_model is None and model.init_from is None:
             raise BadInput("--text-rate 0 freezes a text tower that knows nothing; give one with --text-model PATH")
 
@@ -173,13 +175,17 @@ class PairTask:
 
     # ------------------------------------------------------------------------------------------------------- evaluation
     @torch.inference_mode()
-    def evaluate(self, model: nn.Module, info: EncoderInfo, augment: Augmentation, device: torch.device) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, info: EncoderInfo, augment: Augmentation, device: torch.device
+    ) -> dict[str, float]:
         """Recall both ways on a fixed sample of the training images and all their captions."""
         assert isinstance(model, TwoTowerModel)
         model.eval()
         try:
             towers = TwoTower(model, info, self.text, device)
-            scores = score_pairs(towers, self.pairs, self.evaluated, workers=self.config.data.workers or 0, device=device)
+            scores = score_pairs(
+                towers, self.pairs, self.evaluated, workers=self.config.data.workers or 0, device=device
+            )
         finally:
             model.train()
         return {k: v for k, v in scores.items() if k.endswith(("_r1", "_r5"))}

@@ -145,7 +145,9 @@ def _from_file(path: Path, towers: TwoTower) -> Collection | None:
                 rows, meta = file.get_tensor("embedding"), file.metadata() or {}
             paths, about = json.loads(meta["path"]), json.loads(meta["sogclr"])
     except Exception as error:
-        raise BadInput(f"{path} is no readable file of embeddings ({type(error).__name__}); write it with `sogclr embed`") from None
+        raise BadInput(
+            f"{path} is no readable file of embeddings ({type(error).__name__}); write it with `sogclr embed`"
+        ) from None
     other = about.get("weights") not in (None, towers.fingerprint())
     if other or rows.shape[1] != towers.num_features:
         raise BadInput(
@@ -171,7 +173,7 @@ figcaption{font-size:12px;color:#555}b{color:#111}
 def gallery(query: str, hits: list[Hit]) -> str:
     """A page that holds everything it shows."""
     cells = "".join(
-        f'<figure>{_picture(hit)}<figcaption><b>{hit.score:.3f}</b> {escape(hit.path)}</figcaption></figure>\n'
+        f"<figure>{_picture(hit)}<figcaption><b>{hit.score:.3f}</b> {escape(hit.path)}</figcaption></figure>\n"
         for hit in hits
     )
     return (

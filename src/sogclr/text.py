@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from .errors import BadInput
 from .files import write_text
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and our reader processes would wait for each other
+os.environ.setdefault(
+    "TOKENIZERS_PARALLELISM", "false"
+)  # its threads and our reader processes would wait for each other
 
 PAD, START = "<pad>", "<start>"
 ALPHABET = 256 + 2  # bytes, and the two above: no vocabulary is smaller
@@ -76,7 +78,10 @@ class TextTransformer(nn.Module):
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
-        for name, parameter in self.named_parameters():  # TransformerEncoder copies one layer: each needs weights of its own
+        for (
+            name,
+            parameter,
+        ) in self.named_parameters():  # TransformerEncoder copies one layer: each needs weights of its own
             if parameter.ndim >= 2:
                 deep = name.endswith(("out_proj.weight", "linear2.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if deep else 0.02)
@@ -160,7 +165,9 @@ class TextSetup:
             info = TextInfo(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
             inner = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         except Exception as error:  # the tokenizer raises bare exceptions
-            raise BadInput(f"{folder} does not hold the text tower of a run ({error}); restore it from a copy") from None
+            raise BadInput(
+                f"{folder} does not hold the text tower of a run ({error}); restore it from a copy"
+            ) from None
         return cls(info, Tokenizer(inner, info.length, info.pad))
 
 
@@ -168,9 +175,7 @@ def built_in(captions: Iterable[str], vocab_size: int, width: int, layers: int, 
     """A new tower with a tokenizer trained on the captions."""
     tokenizer = train_tokenizer(captions, vocab_size, length)
     heads = max(1, width // 64)
-    return TextSetup(
-        TextInfo(tokenizer.inner.get_vocab_size(), length, tokenizer.pad, width, layers, heads), tokenizer
-    )
+    return TextSetup(TextInfo(tokenizer.inner.get_vocab_size(), length, tokenizer.pad, width, layers, heads), tokenizer)
 
 
 def pretrained(name: str, length: int) -> TextSetup:

@@ -53,9 +53,7 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.manifest, self.screen = config, run, manifest, screen
         self.task: Any = (
-            PairTask(config, run, manifest)
-            if isinstance(manifest, Pairs)
-            else ImageTask(config, run, manifest, labels)
+            PairTask(config, run, manifest) if isinstance(manifest, Pairs) else ImageTask(config, run, manifest, labels)
         )
         data, options, optim = config.data, config.run, config.optim
         if not (data.image_size and options.max_steps):

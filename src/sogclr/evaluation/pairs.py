@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..data.labels import Labels, read_labels
+from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..embedding import compute_features
 from ..errors import BadInput
 from ..models import create_backbone
-from ..towers import TwoTower, TwoTowerModel
+from ..run_folder import RunFolder
+from ..towers import TwoTower, TwoTowerModel, load_two_tower
 from .retrieval import chance_scores, retrieval
 from .zero_shot import class_embeddings, zero_shot
 
@@ -39,7 +42,9 @@ def score_pairs(
         towers, pairs.images, np.unique(image_ids), batch_size=batch_size, workers=workers, device=device, progress=progress
     )  # fmt: skip
     if not len(kept):
-        raise BadInput(f"none of the {len(bad):,} images of {pairs.source} can be read (first: {bad[0][1]}); give others")
+        raise BadInput(
+            f"none of the {len(bad):,} images of {pairs.source} can be read (first: {bad[0][1]}); give others"
+        )
     there = np.isin(image_ids, kept)
     image_ids, text_ids = image_ids[there], text_ids[there]
     different = np.unique(text_ids)
@@ -63,11 +68,35 @@ def zero_shot_scores(
     return zero_shot(images[torch.from_numpy(known).to(images.device)], of_classes, labels.values[ids][known])
 
 
+def knows_texts(run_or_file: str | os.PathLike[str]) -> bool:
+    """Whether it is a run on image-caption pairs."""
+    return Path(run_or_file).is_dir() and RunFolder(run_or_file).holds_pairs()
+
+
+def zero_shot_images(
+    run: str | os.PathLike[str], manifest: Manifest, ids: np.ndarray, labels: Labels, templates: tuple[str, ...],
+    workers: int, device: torch.device,
+) -> dict[str, float]:  # fmt: skip
+    """`zero_shot_scores` of a run on pairs, on some labelled images."""
+    towers = load_two_tower(run, device)
+    features, kept, _ = compute_features(towers, manifest, ids, workers=workers, device=device)
+    return zero_shot_scores(towers, torch.from_numpy(features).to(device), kept, labels, templates)
+
+
 def evaluate_pairs(
-    towers: TwoTower, data: str | os.PathLike[str], pairs: Pairs, *, labels: str, templates: tuple[str, ...],
+    run: str | os.PathLike[str], pairs: Pairs, *, labels: str, templates: tuple[str, ...],
     baselines: bool, seed: int, batch_size: int, workers: int, device: torch.device, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Scores on all usable pairs of a table or of shards, beside those of chance; with `baselines`, of untrained towers too."""
+    """Scores on all usable pairs of a table or of shards, beside those of chance; with `baselines`, of untrained towers too.
+
+    Raises:
+        BadInput: the run knows no texts, or no image can be read.
+    """
+    if not knows_texts(run):
+        raise BadInput(
+            f"{run} is no run on image-caption pairs and {pairs.source} holds captions; give a folder of images"
+        )
+    towers, data = load_two_tower(run, device), pairs.source
     classes = read_labels(pairs.images, labels)
     how: dict[str, Any] = {
         "workers": workers, "device": device, "batch_size": batch_size, "labels": classes, "templates": templates,
@@ -87,7 +116,14 @@ def evaluate_pairs(
         split += f"; zero-shot among {len(classes.classes)} classes ({classes.source})"
         own |= {"classes": len(classes.classes), "templates": list(templates)}
     own["unreadable"] += len(pairs.images.bad) + len(pairs.rejected)
-    return {**own, "data": os.fspath(data), "split": split, "baselines": found}
+    about = {
+        "encoder": os.fspath(run),
+        "model": towers.info.name,
+        "data": os.fspath(data),
+        "seed": seed,
+        "split": split,
+    }
+    return {**own, **about, "baselines": found}
 
 
 def untrained(towers: TwoTower, seed: int) -> TwoTower:

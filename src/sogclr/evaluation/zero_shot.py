@@ -25,7 +25,9 @@ def class_embeddings(towers: TwoTower, classes: list[str], templates: tuple[str,
     """
     wrong = [t for t in templates if "{}" not in t]
     if wrong or not templates:
-        raise BadInput(f"a template needs {{}} where the class name goes and {wrong[0] if wrong else 'none'!r} has none")
+        raise BadInput(
+            f"a template needs {{}} where the class name goes and {wrong[0] if wrong else 'none'!r} has none"
+        )
     names = [" ".join(name.replace("_", " ").replace("-", " ").split()) for name in classes]
     rows = towers.encode_texts([t.replace("{}", name) for name in names for t in templates])
     return functional.normalize(rows.view(len(names), len(templates), -1).mean(dim=1), dim=1)
