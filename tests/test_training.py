@@ -129,6 +129,24 @@ def test_temperatures_of_visited_images_move_and_prototypes_learn(data, tmp_path
     assert (norms - 1).abs().max() > 1e-4  # they start as unit rows
 
 
+@pytest.mark.parametrize("method", ["isogclr", "moco"])
+def test_a_run_that_starts_from_another_takes_what_fits(method, data, tmp_path):
+    """Temperatures beside normalizers; keys that are those of the weights taken."""
+    settings = SMALL | {"method": method, "max_steps": 3, "labels": "none"}
+    first = package.train(data, tmp_path / "first", quiet=True, **settings)
+    state = load_checkpoint(first.latest_checkpoint())
+    trainer = trainer_for(data, tmp_path / "next", **settings)
+    assert trainer.start_from(first, state) == (40 if method == "isogclr" else 0)
+    if method == "isogclr":
+        for key in ("temperature.tau", "estimator.log_u"):
+            assert torch.equal(trainer.loss.state_dict()[key], state["loss"][key])
+    else:
+        weight = trainer.keys.average.module.head[0].weight
+        assert torch.equal(weight, state["model"]["head.0.weight"])
+        assert {b.data_ptr() for b in trainer.keys.buffers()} <= {b.data_ptr() for b in trainer._buffers}
+    trainer.fit(lambda: False)
+
+
 def test_the_momentum_encoder_follows_the_model():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))

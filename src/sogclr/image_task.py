@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint
 from .config import TrainConfig
 from .data.labels import Labels
 from .data.loader import Batch, training_loader
 from .data.manifest import Manifest
 from .data.recipe import Recipe
 from .data.views import Augmentation
-from .losses.estimators import MovingAverage
 from .losses.one_tower import OneTowerLoss
 from .methods import MomentumEncoder, build_loss, take_common
 from .models import ContrastiveModel, EncoderInfo, ProjectionHead, create_backbone
@@ -110,12 +107,7 @@ class ImageTask:
     def finish(self, model: nn.Module, info: EncoderInfo) -> None:
         """The encoder file says it all."""
 
-    def carry_normalizers(self, source: RunFolder, loss: nn.Module) -> int:
-        """Take the running normalizers of the images that both runs have; how many these are."""
-        newest = source.latest_checkpoint()
-        old = load_checkpoint(newest)["loss"].get("estimator.log_u") if newest else None
-        averages = [m for m in loss.modules() if isinstance(m, MovingAverage)]
-        if old is None or not averages:
-            return 0
-        theirs: pa.LargeStringArray = source.manifest().names
-        return max(take_common(estimator, old, self.manifest.names, theirs) for estimator in averages)
+    def carry(self, source: RunFolder, old: dict[str, Tensor], loss: nn.Module) -> int:
+        """Take what another run's loss kept of the images that both runs have; how many these are."""
+        names = self.manifest.names, source.manifest().names
+        return take_common(loss, old, {"estimator.log_u": names, "temperature.tau": names})

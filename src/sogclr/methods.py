@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,12 +84,24 @@ def build_loss_optimizers(loss: ContrastiveLoss, config: TrainConfig) -> list[to
     return [*found, torch.optim.Adam(groups[False])] if groups[False] else found
 
 
-def take_common(estimator: estimators.MovingAverage, old: Tensor, here: pa.Array, there: pa.Array) -> int:
-    """Copy the log_u of the names that both columns hold; how many these are."""
-    where = pc.fill_null(pc.index_in(here, value_set=there), -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    rows, device = np.flatnonzero(where >= 0), estimator.log_u.device
-    estimator.log_u[torch.from_numpy(rows).to(device)] = old[torch.from_numpy(where[rows])].to(device)
-    return len(rows)
+def take_common(loss: nn.Module, old: dict[str, Tensor], columns: Mapping[str, tuple[pa.Array, pa.Array]]) -> int:
+    """Copy what a loss keeps for each sample, where another run's loss has the same; how many samples that was, at most.
+
+    Args:
+        old: that loss's state.
+        columns: name in the state -> the samples' names here, and there.
+    """
+    ours, carried = loss.state_dict(keep_vars=True), 0
+    for key, (here, there) in columns.items():
+        mine, theirs = ours.get(key), old.get(key)
+        if mine is None or theirs is None or not mine.ndim == theirs.ndim == 1:
+            continue
+        where = pc.fill_null(pc.index_in(here, value_set=there), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        rows = np.flatnonzero(where >= 0)
+        with torch.no_grad():
+            mine[torch.from_numpy(rows).to(mine.device)] = theirs[torch.from_numpy(where[rows])].to(mine.device)
+        carried = max(carried, len(rows))
+    return carried
 
 
 class MomentumEncoder(nn.Module):

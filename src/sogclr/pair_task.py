@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint
 from .config import TrainConfig
 from .data.loader import Batch, training_loader
 from .data.pairs import Pairs
@@ -201,18 +200,9 @@ class PairTask:
         assert isinstance(model, TwoTowerModel)
         save_two_tower(self.run.two_tower_file, model, info)
 
-    def carry_normalizers(self, source: RunFolder, loss: nn.Module) -> int:
-        """Take the running normalizers of the images and captions that both runs have; how many images that were."""
-        newest = source.latest_checkpoint()
-        saved, theirs = load_checkpoint(newest)["loss"] if newest else {}, source.pairs()
-        columns = {
-            "image_estimator": (self.pairs.images.names, theirs.images.names),
-            "text_estimator": (self.pairs.captions, theirs.captions),
-        }
-        carried = []
-        for name, (here, there) in columns.items():
-            estimator, old = getattr(loss, name, None), saved.get(f"{name}.log_u")
-            if old is None or not isinstance(estimator, estimators.MovingAverage):
-                return 0
-            carried.append(take_common(estimator, old, here, there))
-        return carried[0]
+    def carry(self, source: RunFolder, old: dict[str, Tensor], loss: nn.Module) -> int:
+        """Take what another run's loss kept of the images and captions that both runs have; how many images that were."""
+        theirs = source.pairs()
+        images, captions = (self.pairs.images.names, theirs.images.names), (self.pairs.captions, theirs.captions)
+        take_common(loss, old, {"text_estimator.log_u": captions, "text_temperature.tau": captions})
+        return take_common(loss, old, {"image_estimator.log_u": images, "temperature.tau": images})

@@ -348,7 +348,9 @@ class Trainer:
         self.best, self.bad, self.seconds = state["best"], dict(state["bad"]), state["seconds"]
 
     def start_from(self, source: RunFolder, state: dict[str, Any]) -> int:
-        """Take weights and, for the images that both runs have, normalizers from another run. Returns how many of those.
+        """Take weights and, for the images that both runs have, normalizers and temperatures from another run.
+
+        Returns how many such images there are; 0 if the losses keep nothing of a sample in common.
 
         Raises:
             BadInput: the runs' models differ.
@@ -363,7 +365,7 @@ class Trainer:
         if self.keys is not None:
             self.keys = self._key_encoder().to(self.device)
             self._buffers = [*self.model.buffers(), *self.keys.buffers()]
-        return self.task.carry_normalizers(source, self.loss)
+        return self.task.carry(source, state["loss"], self.loss)
 
 
 def too_many_bad(manifest: Manifest | Pairs, bad: dict[int, str], most: float) -> str | None:
