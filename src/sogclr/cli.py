@@ -49,12 +49,24 @@ class Demo(Command):
     quick: bool = False
     """A short run, only to see that everything works."""
     out: str | None = None
-    """Folder for the runs; runs/demo when left out. The digits go to the cache folder."""
+    """Folder for the runs; runs/demo when left out. The images go to the cache folder."""
+    pairs: bool = False
+    """Images with captions instead: OpenMoji's emoji and their names, searched by words."""
+    language: str | None = None
+    """With --pairs: captions in a second language too, such as de, fr, es, ja."""
 
     def run(self) -> None:
+        folder = None if self.out is None else Path(self.out)
+        if self.pairs:
+            from .demo_pairs import run_pair_demo
+
+            run_pair_demo(main, quick=self.quick, folder=folder, language=self.language)
+            return
+        if self.language is not None:
+            raise BadInput(f"--language {self.language} is for captions; give --pairs too")
         from .demo import run_demo
 
-        run_demo(main, quick=self.quick, folder=None if self.out is None else Path(self.out))
+        run_demo(main, quick=self.quick, folder=folder)
 
 
 @dataclass(frozen=True)

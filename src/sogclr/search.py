@@ -143,7 +143,7 @@ def _from_file(path: Path, towers: TwoTower) -> Collection | None:
         else:
             with safe_open(path, framework="numpy") as file:
                 rows, meta = file.get_tensor("embedding"), file.metadata() or {}
-            paths, about = json.loads(meta["path"]), json.loads(meta["sogclr"])
+            paths = json.loads(meta["path"])
     except Exception as error:
         raise BadInput(
             f"{path} is no readable file of embeddings ({type(error).__name__}); write it with `sogclr embed`"
