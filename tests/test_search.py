@@ -13,6 +13,7 @@ import sogclr as package
 from sogclr.cli import main
 from sogclr.errors import BadInput
 from sogclr.evaluation.pairs import evaluate_pairs
+from sogclr.report import write_report
 from sogclr.search import Collection, gallery, open_collection, search
 from sogclr.towers import load_two_tower
 
@@ -132,3 +133,11 @@ def test_a_run_on_images_has_no_texts(data, tmp_path):
     with pytest.raises(BadInput, match="is no run on image-caption pairs"):
         package.evaluate(out, data, device="cpu", workers=0)
     assert callable(evaluate_pairs)
+
+
+def test_the_report_shows_images_by_caption(run):
+    html = write_report(run, images=60).read_text()
+    assert 'id="texts"' in html
+    assert "the digit" in html
+    assert "Image to text, R@1" in html
+    assert "No captions are shown" not in html
