@@ -1,5 +1,6 @@
 """Training on pairs by the same commands: it learns, resumes bit for bit, freezes towers, and refuses what cannot be."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from digits import environment, sogclr, words
 
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
+from sogclr.cli import main
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
 from sogclr.towers import load_two_tower
@@ -138,6 +140,19 @@ def test_it_learns_what_the_words_mean(tmp_path):
     on_images = package.evaluate(run.path, tmp_path / "test", device="cpu", workers=0)
     assert on_images["zero_shot_top1"] > 0.6
     assert "knn_top1" in on_images
+
+
+def test_inspect_says_what_is_in_a_table_and_in_a_run(run, data, capsys):
+    assert main(["inspect", str(data), "--json", "--decode"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["pairs"], found["images"], found["captions"]) == ("pairs", 81, 41, 21)
+    assert found["rejected"] == {"captions.csv:83": "has an empty caption"}
+    assert found["bad"] == {"zero/gone.png": "does not exist"}
+    assert main(["inspect", str(data)]) == 0
+    assert "81 of 21 captions" in capsys.readouterr().out
+    assert main(["inspect", str(run.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["pairs"], found["log_u"]["seen"]) == ("run", 81, 40)
 
 
 # -------------------------------------------------------------------------------------------------------- frozen towers

