@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .demo import announced, remove
 from .errors import BadInput
-from .evaluation.evaluate import comparison
+from .evaluation.evaluate import comparisons
 from .files import cache_folder
 from .run_folder import RunFolder
 from .screen import Screen, clock
@@ -86,10 +86,8 @@ def run_pair_demo(
     scores = {method: json.loads(run.eval_file.read_text()) for method, run in runs.items()}
     rows = {"chance": scores["sogclr"]["baselines"]["chance"], "CLIP": scores["clip"], "SogCLR": scores["sogclr"]}
     screen.say(f"\nEmoji that no training has seen, in % (batch 32, {epochs} epochs): {scores['sogclr']['split']}")
-    for keys in ("image_to_text", "text_to_image", "zero_shot"):
-        screen.console.print(
-            comparison({n: {k: v for k, v in s.items() if k.startswith(keys)} for n, s in rows.items()})
-        )
+    for one in comparisons(rows):
+        screen.console.print(one)
     screen.say(_closing(runs["sogclr"], time.monotonic() - begun, attribution))
     return rows
 

@@ -60,9 +60,10 @@ class Pairs:
         self.root, self.source = images.root, images.source
         digest = hashlib.sha256(images.fingerprint.encode())
         for part in (pc.binary_length(captions).to_numpy(), *ids):
-            digest.update(part.astype("<i8").tobytes())
-        for start in range(0, len(captions), 1 << 16):
-            digest.update("".join(captions[start : start + (1 << 16)].to_pylist()).encode())
+            digest.update(part.astype("<i8", copy=False).data)
+        _, offsets, text = captions.buffers()
+        bounds = np.frombuffer(offsets, np.int64)[captions.offset :]
+        digest.update(memoryview(text)[bounds[0] : bounds[len(captions)]])  # no caption becomes a Python object
         self.fingerprint = digest.hexdigest()
 
     @classmethod

@@ -291,7 +291,18 @@ def table(result: dict[str, Any]) -> Group:
     rows = {Path(result["encoder"]).resolve().name: result}
     rows |= {name.replace("_", " "): scores for name, scores in result.get("baselines", {}).items()}
     lost = f"; {result['unreadable']:,} could not be read" if result["unreadable"] else ""
-    return Group(result.get("split", f"{result['images']:,} images without labels") + lost, comparison(rows))
+    title = result.get("split", f"{result['images']:,} images without labels") + lost
+    return Group(title, *comparisons(rows))
+
+
+def comparisons(rows: dict[str, dict[str, Any]]) -> list[Table]:
+    """As `comparison`, in several tables where there are more columns than a terminal has room for."""
+    retrieval = [way for way in ("image_to_text", "text_to_image") if any(f"{way}_r1" in s for s in rows.values())]
+    parts = [{n: {k: v for k, v in s.items() if k.startswith(way)} for n, s in rows.items()} for way in retrieval]
+    rest = {n: {k: v for k, v in s.items() if not k.startswith(tuple(retrieval))} for n, s in rows.items()}
+    if any(key in SCORES for scores in rest.values() for key in scores):
+        parts.append(rest)
+    return [comparison(part) for part in parts]
 
 
 def comparison(rows: dict[str, dict[str, Any]]) -> Table:
