@@ -335,6 +335,11 @@ def main(argv: list[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # so that the flush at exit does not complain too
         return 0
+    except (
+        OSError
+    ) as error:  # a full disk, a folder that may not be written; files are replaced whole, so the old ones stand
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror or error}{where}; files written before are as they were", 1)
 
 
 def parse(name: str, args: list[str]) -> Command | None:

@@ -84,8 +84,10 @@ class Facts:
         method, estimator = str(loss.get("method", "unknown")), loss.get("estimator")
         if method in BASELINES:
             return BASELINES[method]
-        schedule = {"cosine": "1 → ", "cosine-full": "1 → "}.get(str(loss.get("gamma_schedule")), "")
-        rate = f"γ {schedule}{loss.get('gamma', '?')}"
+        schedule = {"cosine": "1\u00a0→\u00a0", "cosine-full": "1\u00a0→\u00a0"}.get(
+            str(loss.get("gamma_schedule")), ""
+        )
+        rate = f"γ\u00a0{schedule}{loss.get('gamma', '?')}"
         if loss.get("gamma_schedule") == "adaptive":
             rate = f"γ adaptive (α {loss.get('alpha', '?')})"
         name = GLOBAL.get(method, method)
