@@ -26,7 +26,7 @@ SIZE = 64  # pixels
 FULL = (24, 1)  # epochs; every so-many-th base emoji
 QUICK = (2, 8)
 RECIPE = shlex.split(
-    "--model resnet10_mini --image-size 64 --batch-size 32 --lr 2e-3 --temperature 0.05 --text-width 128 --text-layers 2 "
+    "--model resnet10_mini --image-size 64 --batch-size 32 --lr 2e-3 --temperature 0.1 --text-width 128 --text-layers 2 "
     "--vocab-size 2000"
 )
 QUERIES = ("a red fruit", "woman with dark skin tone", "flag with a star")
@@ -73,9 +73,8 @@ def run_pair_demo(
         remove(run)
     sogclr = announced(command, screen)
     train, test = data / "train" / "captions.csv", data / "test" / "captions.csv"
-    extra = {"clip": [], "sogclr": ["--gamma-schedule", "cosine", "--gamma", "0.2"]}
     for method, run in runs.items():
-        sogclr("train", train, "--out", run.path, "--method", method, "--epochs", epochs, *extra[method], *RECIPE)
+        sogclr("train", train, "--out", run.path, "--method", method, "--epochs", epochs, *RECIPE)
     for run in runs.values():
         sogclr("eval", run.path, test, "--templates", "{}")
     for k, query in enumerate(QUERIES, 1):
