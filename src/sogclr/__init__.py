@@ -18,7 +18,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "GlobalContrastiveLoss": "losses",
+    "TwoTowerGlobalContrastiveLoss": "losses",
     "NTXentLoss": "losses",
+    "ClipLoss": "losses",
+    "SigLipLoss": "losses",
     "MoCoLoss": "losses",
     "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
@@ -30,6 +33,7 @@ _HOMES = {
     "embed": "embedding",
     "evaluate": "evaluation.evaluate",
     "load_encoder": "models",
+    "load_two_tower": "towers",
     "BadInput": "errors",
 }
 
@@ -41,13 +45,17 @@ if TYPE_CHECKING:
     from .embedding import embed as embed
     from .errors import BadInput as BadInput
     from .evaluation.evaluate import evaluate as evaluate
+    from .losses import ClipLoss as ClipLoss
     from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
     from .losses import MoCoLoss as MoCoLoss
     from .losses import NTXentLoss as NTXentLoss
+    from .losses import SigLipLoss as SigLipLoss
+    from .losses import TwoTowerGlobalContrastiveLoss as TwoTowerGlobalContrastiveLoss
     from .losses import estimators as estimators
     from .losses import temperatures as temperatures
     from .models import load_encoder as load_encoder
+    from .towers import load_two_tower as load_two_tower
 
 
 def __getattr__(name: str) -> Any:

@@ -49,12 +49,24 @@ class Demo(Command):
     quick: bool = False
     """A short run, only to see that everything works."""
     out: str | None = None
-    """Folder for the runs; runs/demo when left out. The digits go to the cache folder."""
+    """Folder for the runs; runs/demo when left out. The images go to the cache folder."""
+    pairs: bool = False
+    """Images with captions instead: OpenMoji's emoji and their names, searched by words."""
+    language: str | None = None
+    """With --pairs: captions in a second language too, such as de, fr, es, ja."""
 
     def run(self) -> None:
+        folder = None if self.out is None else Path(self.out)
+        if self.pairs:
+            from .demo_pairs import run_pair_demo
+
+            run_pair_demo(main, quick=self.quick, folder=folder, language=self.language)
+            return
+        if self.language is not None:
+            raise BadInput(f"--language {self.language} is for captions; give --pairs too")
         from .demo import run_demo
 
-        run_demo(main, quick=self.quick, folder=None if self.out is None else Path(self.out))
+        run_demo(main, quick=self.quick, folder=folder)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Embed(Reading, Command):
     encoder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
     """A run's folder, or an exported encoder (.safetensors)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = MISSING
-    """A folder of images, or a .txt list of files."""
+    """Images: a folder, a .txt list of files, a table of pairs, or tar shards."""
     out: str = MISSING
     """The file to write: .parquet, .npz or .safetensors, with ids and paths."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -103,12 +115,12 @@ class Embed(Reading, Command):
 
 @dataclass(frozen=True)
 class Eval(Reading, Command):
-    """How good an encoder is: kNN and linear probes, or label-free health where there are no labels."""
+    """How good an encoder is: kNN and linear probes, or label-free health; retrieval and zero-shot of a run on pairs."""
 
     encoder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
     """A run's folder, or an exported encoder (.safetensors)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = MISSING
-    """A folder with train/ and test/ (or val/), or one that is split 80/20."""
+    """A folder with train/ and test/ (or val/), or one that is split 80/20. For a run on pairs: a table or tar shards too."""
     labels: str = "auto"
     """auto, folder, none, or a CSV file of path,label."""
     baselines: bool = False
@@ -119,6 +131,12 @@ class Eval(Reading, Command):
     """Neighbours of kNN."""
     seed: int = 0
     """Seed of the split and of the few-label draws."""
+    templates: tuple[str, ...] = ("{}", "a photo of {}", "a picture of {}")
+    """Sentences for the class names in zero-shot classification, of a run on pairs."""
+    image_column: str | None = None
+    """Column of the images' paths in a table of pairs; found by its name when left out."""
+    caption_column: str | None = None
+    """Column of the captions."""
     batch_size: int = 256
     """Images at a time."""
 
@@ -130,12 +148,43 @@ class Eval(Reading, Command):
         with Screen() as screen:
             result = evaluate(
                 self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
+                templates=self.templates, image_column=self.image_column, caption_column=self.caption_column,
                 batch_size=self.batch_size, workers=self.workers, device=self.device,
                 progress=screen.progress("evaluating"),
             )  # fmt: skip
         if Path(self.encoder).is_dir():
             write_text(RunFolder(self.encoder).eval_file, _json(result))
         _show(_json(result) if self.json else table(result))
+
+
+@dataclass(frozen=True)
+class Search(Reading, Command):
+    """Find images by a text, or by an image, with a run on image-caption pairs; writes a page of what was found."""
+
+    folder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
+    """The run's folder."""
+    text: Annotated[Positional[str | None], arg(metavar="TEXT")] = None
+    """What to look for."""
+    source: Annotated[str, arg(name="in", metavar="EMBEDDINGS|FOLDER")] = MISSING
+    """A file of `sogclr embed` (fast), or images that are embedded now."""
+    image: str | None = None
+    """Look for images like this one, instead of a text."""
+    top: int = 20
+    """How many."""
+    out: str | None = None
+    """The page; RUN/search.html when left out."""
+
+    def run(self) -> None:
+        from .search import search
+
+        with Screen() as screen:
+            hits, page = search(
+                self.folder, self.text, self.source, image=self.image, top=self.top, out=self.out,
+                workers=self.workers, device=self.device, progress=screen.progress("embedding"),
+            )  # fmt: skip
+        for hit in hits:
+            print(f"{hit.score:.4f}  {hit.path}")
+        print(f"page    {page}")
 
 
 @dataclass(frozen=True)
@@ -234,6 +283,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "resume": (Resume, "continue a run from its last checkpoint"),
     "embed": (Embed, "write the embeddings of a folder of images"),
     "eval": (Eval, "score an encoder: kNN and linear probes, or label-free health"),
+    "search": (Search, "find images by a text or an image, with a run on image-caption pairs"),
     "export": (Export, "write the encoder for timm, TorchScript or ONNX"),
     "report": (Report, "write one HTML page about a run"),
     "inspect": (Inspect, "what is in a run, a folder of images or an encoder"),

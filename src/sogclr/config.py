@@ -29,15 +29,15 @@ class DataConfig:
     """What to train on, and where the run goes."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """A folder of images (its train/ part, if it has one), or a .txt list of files."""
+    """Images: a folder (its train/ part, if it has one) or a .txt list. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards."""
     out: str
     """The run's folder; it must not hold another run."""
     labels: str = "auto"
     """Used for evaluation only: auto, folder, none, or a CSV file of path,label."""
     image_size: int | None = None
     """Side of the views, pixels. Chosen from the images (32, 64, 96 or 224) when left out."""
-    recipe: Literal["auto", "simclr", "small", "character"] = "auto"
-    """Augmentation: auto is simclr, below 96 pixels small. Single values: the [recipe] table of a configuration file."""
+    recipe: Literal["auto", "simclr", "small", "character", "caption"] = "auto"
+    """Augmentation: auto is simclr, below 96 pixels small, and for pairs caption. Single values: the [recipe] table of a configuration file."""
     background: str = "white"
     """What transparent pixels are laid on: a colour name or #rrggbb."""
     max_bad: float = 0.01
@@ -88,8 +88,8 @@ class ModelConfig:
 class LossConfig:
     """What is minimised."""
 
-    method: Literal["sogclr", "isogclr", "scent", "neuclip", "simclr", "dcl", "moco"] = "sogclr"
-    """sogclr: the global contrastive loss; isogclr, scent and neuclip are its settings below. The others are baselines."""
+    method: Literal["sogclr", "isogclr", "scent", "neuclip", "simclr", "dcl", "moco", "clip", "siglip"] = "sogclr"
+    """sogclr: the global contrastive loss; isogclr, scent and neuclip are its settings below. The others are baselines: simclr, dcl and moco for images, clip and siglip for pairs."""
     temperature: float = 0.1
     """tau, greater than 0; where it is learned, the first value."""
     temperature_mode: Literal["constant", "per-sample", "global"] | None = None
@@ -152,6 +152,8 @@ METHODS: dict[str, dict[str, str]] = {
     "simclr": {"temperature_mode": "constant"},
     "dcl": {"temperature_mode": "constant"},
     "moco": {"temperature_mode": "constant"},
+    "clip": {"temperature_mode": "constant"},
+    "siglip": {"temperature_mode": "constant"},
 }
 """What each method means by the options that were left out; those without an estimator have no choice of it."""
 
@@ -160,7 +162,8 @@ METHODS: dict[str, dict[str, str]] = {
 class OptimConfig:
     """How it is minimised."""
 
-    optimizer: Literal["lars", "adamw", "sgd"] = "lars"
+    optimizer: Literal["lars", "adamw", "sgd"] | None = None
+    """lars, or adamw for pairs, when left out."""
     lr: float | None = None
     """Peak learning rate; from --lr-rule when left out."""
     lr_rule: Literal["sqrt", "linear"] = "sqrt"
@@ -244,6 +247,42 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class PairsConfig:
+    """For image-caption pairs: the columns, and the text tower."""
+
+    image_column: str | None = None
+    """Column of the images' paths; found by its name when left out."""
+    caption_column: str | None = None
+    """Column of the captions; found by its name when left out."""
+    text_model: str | None = None
+    """A Hugging Face text encoder: a local folder, or an installed package. A small transformer of our own when left out."""
+    text_width: int = 256
+    """Width of that transformer."""
+    text_layers: int = 4
+    """Its layers."""
+    text_length: int = 64
+    """Most tokens of a caption; the rest is cut off."""
+    vocab_size: int = 8192
+    """Most tokens of the tokenizer that is trained on the captions."""
+    image_rate: float = 1.0
+    """Share of the learning rate that the image encoder gets; 0 freezes it, and its features are computed once."""
+    text_rate: float = 1.0
+    """The same for the text encoder."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.text_width >= 32 and self.text_width % max(1, self.text_width // 64) == 0,
+            f"--text-width must be a multiple of 64, or from 32 to 127, and was {self.text_width}",
+        )
+        _require(self.text_layers >= 1, f"--text-layers must be 1 or more and was {self.text_layers}")
+        _require(self.text_length >= 4, f"--text-length must be 4 or more and was {self.text_length}")
+        _require(self.vocab_size >= 300, f"--vocab-size must be 300 or more and was {self.vocab_size}")
+        for name in ("image_rate", "text_rate"):
+            value = getattr(self, name)
+            _require(0 <= value <= 100, f"--{name.replace('_', '-')} is a share of --lr from 0 up and was {value}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run. `None` means 'chosen when the run starts'; the saved copy has no `None` of that kind."""
 
@@ -252,6 +291,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     recipe: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Fields of `Recipe` that differ from the one named by data.recipe; all of them in the saved copy."""
 
@@ -262,6 +302,7 @@ SECTIONS: dict[str, Any] = {
     "loss": LossConfig,
     "optim": OptimConfig,
     "run": RunConfig,
+    "pairs": PairsConfig,
 }
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from .config import METHODS, LossConfig, TrainConfig
+from .config import METHODS, LossConfig, PairsConfig, TrainConfig
 from .data.manifest import Manifest
+from .data.pairs import Pairs
 from .data.recipe import named_recipe, recipe_from_table
 from .errors import BadInput
 from .models import resolve_name
@@ -29,7 +30,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def image_size_for(manifest: Manifest) -> int:
+def image_size_for(manifest: Manifest | Pairs) -> int:
     """32, 64, 96 or 224, from the median of the images' shorter sides."""
     sides = np.minimum(manifest.widths, manifest.heights)
     sides = sides[sides > 0]
@@ -87,31 +88,58 @@ def choose_threads(device: torch.device, workers: int | None) -> tuple[int, int]
     return max(1, min(4, have // 2)), min(max(1, have - 1), 12) if workers is None else workers
 
 
-def resolve(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[str]]:
+IMAGE_METHODS = ("sogclr", "isogclr", "scent", "neuclip", "simclr", "dcl", "moco")
+PAIR_METHODS = ("sogclr", "isogclr", "scent", "neuclip", "clip", "siglip")
+
+
+def _check_kind(config: TrainConfig, pairs: bool) -> None:
+    """The options go with the kind of DATA.
+
+    Raises:
+        BadInput: they do not.
+    """
+    loss, methods = config.loss, PAIR_METHODS if pairs else IMAGE_METHODS
+    what = "image-caption pairs" if pairs else "images alone"
+    if loss.method not in methods:
+        raise BadInput(f"--method {loss.method} does not work on {what}, which DATA holds; give {', '.join(methods)}")
+    if pairs and loss.estimator in ("dictionary", "queue-average"):
+        raise BadInput(f"--estimator {loss.estimator} keeps embeddings of one tower, and pairs have two; give another")
+    if pairs and config.run.diagnose_every:
+        raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
+    given = [f"--{f.name.replace('_', '-')}" for f in fields(PairsConfig) if getattr(config.pairs, f.name) != f.default]
+    if given and not pairs:
+        raise BadInput(f"{given[0]} is for image-caption pairs and {config.data.data} holds images; leave it out")
+
+
+def resolve(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[TrainConfig, list[str]]:
     """The configuration with every open choice made, and lines that say what was chosen.
 
     Raises:
         BadInput: too few images, an unknown model, or a device that is not there.
     """
+    pairs = isinstance(manifest, Pairs)
+    _check_kind(config, pairs)
     size = config.data.image_size or image_size_for(manifest)
     model, why = resolve_name(config.model.model, size)
-    recipe = recipe_from_table(named_recipe(config.data.recipe, size), config.recipe)
+    named = "caption" if pairs and config.data.recipe == "auto" else config.data.recipe
+    recipe = recipe_from_table(named_recipe(named, size), config.recipe)
     device = choose_device(config.run.device)
     threads, workers = choose_threads(device, config.data.workers)
-    run, optim = config.run, config.optim
-    batch = run.batch_size
+    run, optim, things = config.run, config.optim, "pairs" if pairs else "images"
+    batch, optimizer = run.batch_size, optim.optimizer or ("adamw" if pairs else "lars")
     if len(manifest.usable) < batch:
         raise BadInput(
-            f"{config.data.data} has {len(manifest.usable)} usable images, fewer than one batch of {batch}; "
-            f"add images or give --batch-size {max(2, len(manifest.usable) // 2)}"
+            f"{config.data.data} has {len(manifest.usable)} usable {things}, fewer than one batch of {batch}; "
+            f"add {things} or give --batch-size {max(2, len(manifest.usable) // 2)}"
         )
     steps_per_epoch = max(1, len(manifest.usable) // (batch * optim.accumulate))
     total = min(run.epochs * steps_per_epoch, run.max_steps or run.epochs * steps_per_epoch)
     epochs = total / steps_per_epoch
     optim = replace(
         optim,
-        lr=optim.lr or learning_rate(optim.optimizer, optim.lr_rule, batch * optim.accumulate),
-        weight_decay=weight_decay(optim.optimizer) if optim.weight_decay is None else optim.weight_decay,
+        optimizer=optimizer,
+        lr=optim.lr or learning_rate(optimizer, optim.lr_rule, batch * optim.accumulate),
+        weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
         warmup_epochs=min(10.0, epochs / 10) if optim.warmup_epochs is None else optim.warmup_epochs,
     )
     run = replace(
@@ -134,7 +162,7 @@ def resolve(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[
         run=run,
         recipe=asdict(recipe),
     )
-    return resolved, _lines(resolved, why, len(manifest), steps_per_epoch)
+    return resolved, _lines(resolved, why, len(manifest), things, steps_per_epoch)
 
 
 def loss_words(loss: LossConfig) -> list[str]:
@@ -162,13 +190,19 @@ def loss_words(loss: LossConfig) -> list[str]:
     ]
 
 
-def _lines(config: TrainConfig, why: str, n: int, steps_per_epoch: int) -> list[str]:
+def _lines(config: TrainConfig, why: str, n: int, things: str, steps_per_epoch: int) -> list[str]:
     run, optim, loss = config.run, config.optim, config.loss
+    texts = (
+        config.pairs.text_model or f"a transformer of {config.pairs.text_layers} layers, {config.pairs.text_width} wide"
+    )
+    rates = {"encoder": config.pairs.image_rate, "texts": config.pairs.text_rate}
+    said = {k: ", frozen" if r == 0 else f", at {r:g} times the rate" if r != 1 else "" for k, r in rates.items()}
     return [
-        f"encoder   {config.model.model} ({why})",
+        f"encoder   {config.model.model} ({why}){said['encoder']}",
+        *([f"texts     {texts}{said['texts']}"] if things == "pairs" else []),
         f"views     {config.data.image_size} pixels",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
-        f"batches   {run.batch_size} of {n:,} images, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
+        f"batches   {run.batch_size} of {n:,} {things}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
         f"optimizer {optim.optimizer}, lr {optim.lr:.4g}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
         f"hardware  {run.device}, {run.precision}, {run.threads} torch threads and {config.data.workers} reader processes on {cores()} cores",
     ]

@@ -47,18 +47,9 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
     data = write_digits(train, test, say=screen.say)
     runs = {name: RunFolder(folder / name) for name in ("simclr", "sogclr")}
     for run in runs.values():
-        _remove(run)
+        remove(run)
 
-    def sogclr(*words: str | Path) -> None:
-        line = [str(word) for word in words]
-        screen.say(f"\n$ sogclr {shlex.join(line)}")
-        code = command(line)
-        sys.stdout.flush()  # or the results would all come at the end of a pipe
-        if code:
-            raise RunFailed(
-                f"the demo stopped: `sogclr {line[0]}` ended with exit code {code}; its message stands above"
-            )
-
+    sogclr = announced(command, screen)
     for method, run in runs.items():
         sogclr("train", data, "--out", run.path, "--method", method, "--epochs", str(epochs), *RECIPE)
     sogclr("eval", runs["simclr"].path, data)
@@ -78,6 +69,22 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
     return rows
 
 
+def announced(command: Callable[[list[str]], int], screen: Screen) -> Callable[..., None]:
+    """`command` for words of any kind, which shows each line before it runs and stops at the first that fails."""
+
+    def sogclr(*words: str | Path) -> None:
+        line = [str(word) for word in words]
+        screen.say(f"\n$ sogclr {shlex.join(line)}")
+        code = command(line)
+        sys.stdout.flush()  # or the results would all come at the end of a pipe
+        if code:
+            raise RunFailed(
+                f"the demo stopped: `sogclr {line[0]}` ended with exit code {code}; its message stands above"
+            )
+
+    return sogclr
+
+
 def _closing(run: RunFolder, quick: bool, seconds: float) -> str:
     short = ["This was the short run; `sogclr demo` trains long enough for figures worth reading."] if quick else []
     return "\n".join(
@@ -95,7 +102,7 @@ def _closing(run: RunFolder, quick: bool, seconds: float) -> str:
     )
 
 
-def _remove(run: RunFolder) -> None:
+def remove(run: RunFolder) -> None:
     """Take away an earlier run of the demo, and nothing else."""
     if run.config_file.exists():
         shutil.rmtree(run.path)

@@ -24,12 +24,14 @@ from torch import Tensor
 from . import __version__
 from .data.loader import evaluation_loader, training_loader
 from .data.manifest import Manifest, write_bad_files
+from .data.sources import scan_images
 from .data.views import Augmentation
 from .defaults import choose_device, choose_threads
 from .errors import BadInput
 from .evaluation.health import refuse_non_finite
 from .files import check_output, replacing, write_text
 from .models import EncoderInfo, load_encoder
+from .run_folder import RunFolder
 
 SUFFIXES = (".parquet", ".npz", ".safetensors")
 PART_ROWS = 8192  # images between two savings
@@ -150,6 +152,19 @@ def compute_views(
     return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
 
 
+def load_image_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device) -> Any:
+    """What images of a run are embedded with: both towers' common space for a run on pairs, else the backbone.
+
+    Raises:
+        BadInput: no such run or file, or it is not finished.
+    """
+    if Path(run_or_file).is_dir() and RunFolder(run_or_file).holds_pairs():
+        from .towers import load_two_tower
+
+        return load_two_tower(run_or_file, device)
+    return load_encoder(run_or_file, device)
+
+
 def nothing_readable(manifest: Manifest, bad: list[tuple[int, str]]) -> BadInput:
     """The error for images none of which can be read."""
     first = f"{manifest.relative(bad[0][0])} {bad[0][1]}"
@@ -168,7 +183,9 @@ def embed(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> EmbedResult:
-    """Write the embeddings (backbone features) of every image of a folder or list file.
+    """Write the embeddings of every image of a folder, a list file, a table of pairs or tar shards.
+
+    They are backbone features; of a run on pairs, unit vectors in the common space of images and texts.
 
     The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA; in a .safetensors file
     as a JSON list in the metadata) and `embedding` (float32 or float16, computed in float32 on any device). What is done
@@ -191,8 +208,8 @@ def embed(
     if batch_size < 1:
         raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
     with computing_on(device, workers) as (chosen, readers):
-        encoder = load_encoder(run_or_file, chosen)
-        manifest = Manifest.scan(data)
+        encoder = load_image_encoder(run_or_file, chosen)
+        manifest = scan_images(data)
         _check_paths_fit(path, manifest)
         job = {
             "sogclr": __version__, "encoder": str(run_or_file), "model": encoder.info.name, "data": str(data),

@@ -18,6 +18,7 @@ from rich.text import Text
 from .data.images import decode as decode_image
 from .data.labels import read_labels
 from .data.manifest import Manifest
+from .data.pairs import Pairs, holds_pairs
 from .errors import BadImage, BadInput
 from .run_folder import RunFolder
 
@@ -39,7 +40,7 @@ def inspect_path(
         BadInput: there is nothing, or nothing that can be read.
     """
     place = Path(path)
-    if not place.exists():
+    if not place.exists() and not holds_pairs(place):
         raise BadInput(f"there is nothing at {path}; give a run, a folder or .txt list of images, or an encoder file")
     if RunFolder(place).config_file.is_file():
         if decode:
@@ -47,12 +48,26 @@ def inspect_path(
         return _run(RunFolder(place))
     if place.suffix == ".safetensors":
         return _encoder(place)
-    return _images(place, decode, progress)
+    if holds_pairs(place):
+        return _pairs_of(place, decode, progress)
+    return _images(place, Manifest.scan(place, progress=progress), decode, progress)
+
+
+def _pairs_of(place: Path, decode: bool, progress: Progress | None) -> dict[str, Any]:
+    pairs = Pairs.scan(place, progress=progress)
+    return {
+        **_images(place, pairs.images, decode, progress),
+        "kind": "pairs",
+        "pairs": len(pairs),
+        "captions": len(pairs.captions),
+        "repeated": pairs.duplicates,
+        "rejected": dict(pairs.rejected),
+        "fingerprint": pairs.fingerprint,
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- images
-def _images(place: Path, decode: bool, progress: Progress | None) -> dict[str, Any]:
-    manifest = Manifest.scan(place, progress=progress)
+def _images(place: Path, manifest: Manifest, decode: bool, progress: Progress | None) -> dict[str, Any]:
     bad = dict(manifest.bad)
     if decode:
         bad |= _undecodable(manifest, progress)
@@ -87,7 +102,7 @@ def _undecodable(manifest: Manifest, progress: Progress | None) -> dict[int, str
 
     def reason(id: int) -> str | None:
         try:
-            decode_image(manifest.path(id))
+            decode_image(manifest.file(id))
         except BadImage as error:
             return str(error)
         return None
@@ -116,6 +131,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "step": int(last["train"]["step"]) if last["train"] else 0,
         "steps": config.get("run", {}).get("max_steps"),
         "images": len(manifest),
+        **({"pairs": len(run.pairs())} if run.holds_pairs() else {}),
         "root": str(manifest.root),
         "bad": dict(line.split("\t", 1) for line in _lines(run.bad_file)),
         "checkpoints": [p.name for p in run.checkpoint_files()],
@@ -162,7 +178,9 @@ def _encoder(path: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- screen
 def render(found: dict[str, Any]) -> RenderableType:
     """A result of `inspect_path` for people."""
-    return {"images": _render_images, "run": _render_run, "encoder": _render_encoder}[found["kind"]](found)
+    return {"images": _render_images, "pairs": _render_images, "run": _render_run, "encoder": _render_encoder}[
+        found["kind"]
+    ](found)
 
 
 def _render_images(found: dict[str, Any]) -> RenderableType:
@@ -173,18 +191,30 @@ def _render_images(found: dict[str, Any]) -> RenderableType:
         "unreadable": f"{len(found['bad']):,}",
         "fingerprint": found["fingerprint"][:16],
     }
+    if "pairs" in found:
+        rows = {
+            "pairs": f"{found['pairs']:,} of {found['captions']:,} captions; {found['repeated']:,} were repeated",
+            **rows,
+            "unusable": f"{len(found['rejected']):,} rows",
+        }
     if "shorter_side" in found:
         side = found["shorter_side"]
         rows["pixels"] = (
             f"shorter sides from {side['smallest']:,} to {side['largest']:,}, the median is {side['median']:g}"
         )
-    return Group(_table(found["path"], rows), *_files(found["bad"], "unreadable"), *_files(found["notes"], "odd"))
+    return Group(
+        _table(found["path"], rows),
+        *_files(found["bad"], "unreadable"),
+        *_files(found["notes"], "odd"),
+        *_files(found.get("rejected", {}), "unusable"),
+    )
 
 
 def _render_run(found: dict[str, Any]) -> RenderableType:
     rows = {
         "state": f"{found['state']}, step {found['step']:,} of {found['steps']:,}",
-        "images": f"{found['images']:,} in {found['root']}",
+        "images": f"{found['images']:,} in {found['root']}"
+        + (f", {found['pairs']:,} pairs with captions" if "pairs" in found else ""),
         "unreadable": f"{len(found['bad']):,}",
         "skipped": f"{found['skipped_steps']:,} steps",
         "checkpoints": ", ".join(found["checkpoints"]) or "none",

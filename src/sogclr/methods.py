@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .config import LossConfig, TrainConfig
-from .losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss, estimators
-from .losses.one_tower import OneTowerLoss
+from .losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss, SigLipLoss, estimators
+from .losses.one_tower import ContrastiveLoss, OneTowerLoss
 from .losses.temperatures import Global, PerSample
 
 _TEMPERATURE_RATE = {"per-sample": 0.01, "global": 2e-4}  # LibAUC's eta for iSogCLR; FastCLIP v3's for CC3M
+_SIGMOID_RATE = 1e-3  # of SigLIP's scale and bias
 
 
 def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
@@ -56,25 +60,48 @@ def build_gamma(loss: LossConfig, steps: int) -> estimators.Gamma:
     return loss.gamma
 
 
-def build_loss_optimizers(loss: OneTowerLoss, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def build_loss_optimizers(loss: ContrastiveLoss, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """What trains the loss's own parameters, at constant rates; empty where there are none.
 
     Per-sample temperatures: plain SGD, which takes their sparse gradients and so moves the visited ones only; its rate
-    is multiplied by the samples of a step, of which each gradient is the mean. All else: Adam.
+    is multiplied by the anchors of a step that have a temperature of their own, of which each gradient is the mean.
+    All else: Adam.
     """
     options = config.loss
+    rate = options.temperature_lr or _TEMPERATURE_RATE.get(str(options.temperature_mode), 0.0)
+    rates = {PerSample: rate, Global: rate, estimators.Neural: options.prototype_lr, SigLipLoss: _SIGMOID_RATE}
+    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for module in loss.modules():
+        kind = next((k for k in rates if isinstance(module, k)), None)
+        parameters = [p for p in module.parameters() if p.requires_grad] if kind else []
+        if kind and parameters:
+            groups[kind is PerSample].append({"params": parameters, "lr": rates[kind]})
     found: list[torch.optim.Optimizer] = []
-    dense: list[dict[str, Any]] = []
-    temperature, rate = loss.temperature, options.temperature_lr or _TEMPERATURE_RATE.get(str(options.temperature_mode))
-    if isinstance(temperature, PerSample) and rate is not None:
-        samples = config.run.batch_size * config.optim.accumulate
-        found.append(torch.optim.SGD(temperature.parameters(), lr=rate * samples))
-    elif isinstance(temperature, nn.Module):
-        dense.append({"params": list(temperature.parameters()), "lr": rate})
-    own = list(getattr(loss, "estimator", nn.Module()).parameters())
-    if own:
-        dense.append({"params": own, "lr": options.prototype_lr})
-    return [*found, torch.optim.Adam(dense)] if dense else found
+    if groups[True]:
+        towers = len(groups[True])
+        anchors = config.run.batch_size * config.optim.accumulate * towers
+        found.append(torch.optim.SGD([{**group, "lr": group["lr"] * anchors} for group in groups[True]]))
+    return [*found, torch.optim.Adam(groups[False])] if groups[False] else found
+
+
+def take_common(loss: nn.Module, old: dict[str, Tensor], columns: Mapping[str, tuple[pa.Array, pa.Array]]) -> int:
+    """Copy what a loss keeps for each sample, where another run's loss has the same; how many samples that was, at most.
+
+    Args:
+        old: that loss's state.
+        columns: name in the state -> the samples' names here, and there.
+    """
+    ours, carried = loss.state_dict(keep_vars=True), 0
+    for key, (here, there) in columns.items():
+        mine, theirs = ours.get(key), old.get(key)
+        if mine is None or theirs is None or not mine.ndim == theirs.ndim == 1:
+            continue
+        where = pc.fill_null(pc.index_in(here, value_set=there), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        rows = np.flatnonzero(where >= 0)
+        with torch.no_grad():
+            mine[torch.from_numpy(rows).to(mine.device)] = theirs[torch.from_numpy(where[rows])].to(mine.device)
+        carried = max(carried, len(rows))
+    return carried
 
 
 class MomentumEncoder(nn.Module):

@@ -199,6 +199,12 @@ class EncoderInfo:
     background: str = "white"
     """What transparent pixels are laid on."""
 
+    @classmethod
+    def from_json(cls, text: str) -> EncoderInfo:
+        """What `json.dumps(asdict(info))` wrote."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        return cls(**fields)
+
 
 class Encoder(nn.Module):
     """A trained backbone with what it needs to be used: image size, normalisation, name.
@@ -277,8 +283,6 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
         raise BadInput(
             f"{path} is marked {metadata.get('sogclr')!r}, this version reads {ENCODER_FORMAT!r}; give a file made by `sogclr export`"
         )
-    about = json.loads(metadata["info"])
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
-    info = EncoderInfo(**fields)
+    info = EncoderInfo.from_json(metadata["info"])
     backbone = create_backbone(info.name, info.image_size, pretrained=path)
     return Encoder(backbone, info).to(device).eval().requires_grad_(False)

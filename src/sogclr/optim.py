@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,15 +32,27 @@ def weight_decay(optimizer: str) -> float:
     return _DECAY[optimizer]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Two groups: matrices and filters; and 1-D parameters, without decay and (LARS) without adaptation."""
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Two groups: matrices and filters; and 1-D parameters, without decay and (LARS) without adaptation.
+
+    Args:
+        rates: beginning of parameters' names -> their share of the learning rate, which is kept as the `rate` of two
+            groups of their own; 1 for all others.
+    """
     if config.lr is None or config.weight_decay is None:
         raise ValueError("the learning rate and the weight decay are open; resolve the configuration first")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = next((r for start, r in (rates or {}).items() if name.startswith(start)), 1.0)
+            by_rate.setdefault(rate, []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for rate, parameters in by_rate.items():
+        matrices, vectors = ([p for p in parameters if (p.ndim >= 2) is big] for big in (True, False))
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": rate, "always_adapt": True})
+        groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate, "always_adapt": False})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     if config.optimizer == "sgd":
@@ -47,7 +60,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     import_timm()
     from timm.optim import Lars
 
-    groups[0]["always_adapt"], groups[1]["always_adapt"] = True, False
     return Lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=0.001)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .data.manifest import Manifest
+    from .data.pairs import Pairs
 
 
 class RunFolder:
@@ -23,11 +24,15 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / "config.toml"
         self.manifest_file = self.path / "manifest.parquet"
+        self.pairs_folder = self.path / "pairs"
+        self.text_folder = self.path / "text"
+        self.features_folder = self.path / "features"
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.pt"
         self.encoder_file = self.path / "encoder.safetensors"
+        self.two_tower_file = self.path / "two_tower.safetensors"
         self.bad_file = self.path / "bad_files.txt"
         self.eval_file = self.path / "eval.json"
         self.report_file = self.path / "report.html"
@@ -57,7 +62,7 @@ class RunFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--out {self.path} is a file; give a folder")
-        ours = {"manifest.parquet", "checkpoints", "bad_files.txt", "metrics.jsonl", "tensorboard"}
+        ours = {"manifest.parquet", "checkpoints", "bad_files.txt", "metrics.jsonl", "tensorboard", "pairs", "text"}
         others = (
             sorted(
                 p.name
@@ -80,11 +85,21 @@ class RunFolder:
         """The resolved configuration."""
         return from_options({}, self.config_table())
 
+    def holds_pairs(self) -> bool:
+        """Whether the run is on image-caption pairs."""
+        return self.pairs_folder.is_dir()
+
     def manifest(self) -> Manifest:
         """The images of the run, with their ids."""
         from .data.manifest import Manifest
 
         return Manifest.load(self.manifest_file)
+
+    def pairs(self) -> Pairs:
+        """The image-caption pairs of the run, with their ids."""
+        from .data.pairs import Pairs
+
+        return Pairs.load(self.manifest_file, self.pairs_folder)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
@@ -106,11 +121,12 @@ class RunFolder:
         return files[-1] if files else None
 
     def log_u(self) -> np.ndarray | None:
-        """float32 (n,): the running log-normalizers of the newest checkpoint, -inf where unseen; None if the method keeps none."""
+        """float32 (n,): the images' running log-normalizers in the newest checkpoint, -inf where unseen; None if the method keeps none."""
         from .checkpoint import load_checkpoint
 
         newest = self.latest_checkpoint()
         if newest is None:
             return None
-        log_u = load_checkpoint(newest)["loss"].get("estimator.log_u")
+        loss = load_checkpoint(newest)["loss"]
+        log_u = loss.get("estimator.log_u", loss.get("image_estimator.log_u"))
         return None if log_u is None else log_u.numpy()

@@ -17,19 +17,21 @@ from . import __version__
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .data.labels import Labels
-from .data.loader import Batch, training_loader
+from .data.loader import Batch
 from .data.manifest import Manifest, write_bad_files
+from .data.pairs import Pairs
 from .data.recipe import Recipe, recipe_from_table
 from .data.sampler import ResumableSampler
 from .data.views import Augmentation
 from .errors import BadInput, Interrupted, RunFailed
+from .image_task import ImageTask
 from .log import RunLog
 from .losses import MoCoLoss, NonFinite
 from .losses.estimators import MovingAverage
-from .methods import MomentumEncoder, build_loss, build_loss_optimizers
-from .models import ContrastiveModel, EncoderInfo, ProjectionHead, create_backbone, save_encoder
-from .online import OnlineDiagnosis, OnlineEvaluation
+from .methods import MomentumEncoder, build_loss_optimizers
+from .models import EncoderInfo, save_encoder
 from .optim import build_optimizer, warmup_cosine
+from .pair_task import PairTask
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
@@ -37,28 +39,22 @@ SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run st
 METERS = ("objective", "normalizer_mean", "normalizer_std", "temperature", "grad_norm")
 
 
-def build_model(config: TrainConfig) -> ContrastiveModel:
-    """Backbone and head with weights drawn from the seed, or from `--pretrained`."""
-    torch.manual_seed(config.run.seed)
-    backbone = create_backbone(str(config.model.model), config.data.image_size or 0, config.model.pretrained)
-    width = int(backbone.num_features)  # type: ignore[arg-type]
-    head = ProjectionHead(width, config.model.head_hidden or width, config.model.head_dim, config.model.head_layers)
-    return ContrastiveModel(backbone, head)
-
-
 class Trainer:
     """A run in progress. All that changes is in `state_dict()`.
 
     Args:
         config: resolved (`defaults.resolve`).
-        manifest: the images; ids and the size of the loss's state come from it.
-        labels: for the online evaluation, or None.
+        manifest: the images, or the pairs of images and captions; ids and the size of the loss's state come from it.
+        labels: of images, for the online evaluation, or None.
     """
 
     def __init__(
-        self, config: TrainConfig, run: RunFolder, manifest: Manifest, labels: Labels | None, screen: Screen
+        self, config: TrainConfig, run: RunFolder, manifest: Manifest | Pairs, labels: Labels | None, screen: Screen
     ) -> None:
         self.config, self.run, self.manifest, self.screen = config, run, manifest, screen
+        self.task: Any = (
+            PairTask(config, run, manifest) if isinstance(manifest, Pairs) else ImageTask(config, run, manifest, labels)
+        )
         data, options, optim = config.data, config.run, config.optim
         if not (data.image_size and options.max_steps):
             raise ValueError("choices are open in this configuration; defaults.resolve makes them")
@@ -70,19 +66,17 @@ class Trainer:
         self.recipe = recipe_from_table(Recipe(), config.recipe)
         self.augment = Augmentation(self.recipe, data.image_size, self.info.mean, self.info.std, options.seed)
 
-        self.model = build_model(config).to(self.device)
+        self.model = self.task.build_model().to(self.device)
         if options.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model) if options.compile else self.model
-        self.loss = build_loss(config, len(manifest)).to(self.device)
+        self.loss = self.task.build_loss().to(self.device)
         self.keys = self._key_encoder() if isinstance(self.loss, MoCoLoss) else None
-        self.optimizer = build_optimizer(self.model, optim)
+        self.optimizer = build_optimizer(self.model, optim, self.task.rates())
         self.loss_optimizers = build_loss_optimizers(self.loss, config)
         warmup = round((optim.warmup_epochs or 0) * self.steps_per_epoch)
         self.rate = warmup_cosine(self.total, warmup)
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**14, enabled=options.precision == "fp16")
-        self.online = OnlineEvaluation(config, manifest, labels)
-        self.diagnosis = OnlineDiagnosis(config, manifest)
 
         self.step = 0
         self.sums = torch.zeros(len(METERS), device=self.device)
@@ -100,15 +94,18 @@ class Trainer:
         """One optimizer step on the mean gradient of `batches`; skipped, with all state as before, if it is not finite."""
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # what a backbone may draw: dropout, drop path
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self.lr * group["rate"]
         for optimizer in (self.optimizer, *self.loss_optimizers):
             optimizer.zero_grad(set_to_none=True)
         torch._foreach_copy_(self._kept, self._buffers)
         before: list[tuple[Any, Any]] = []
         statistics = []
         try:
+            if not batches:
+                raise NonFinite("the batch holds nothing to contrast with", [])
             for batch in batches:
-                before += [(m, m.snapshot(batch.index.to(self.device))) for m in self._stateful()]
+                stateful = self.task.stateful(self.loss, batch)
+                before += [(part, part.snapshot(ids.to(self.device))) for part, ids in stateful]
                 loss = self.loss_of(batch)
                 statistics.append(self.loss.statistics)
                 self.scaler.scale(loss / len(batches)).backward()
@@ -137,20 +134,11 @@ class Trainer:
         self.step += 1
 
     def loss_of(self, batch: Batch) -> Tensor:
-        """Two views of each image, one forward pass for both, the loss of their embeddings."""
-        crops, ids = batch.crops.to(self.device, non_blocking=True), batch.index.numpy()
-        views = torch.cat([self.augment(crops[view], ids, batch.epoch, view) for view in (0, 1)])
-        precision = self.config.run.precision
+        """One forward pass of what the task makes of a batch, and the loss of the embeddings."""
+        inputs, precision = self.task.inputs(batch, self.augment, self.device), self.config.run.precision
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32"):
-            if self.keys is None:
-                z0, z1 = self.forward(views).chunk(2)
-                return self.loss(z0, z1, batch.index)
-            v0, v1 = views.chunk(2)
-            if not self.config.loss.symmetric:
-                return self.loss(self.forward(v0), self.keys(v1), batch.index)
-            (q0, q1), k0, k1 = self.forward(views).chunk(2), self.keys(v0), self.keys(v1)
-            return (self.loss(q0, k1, batch.index) + self.loss(q1, k0, batch.index)) / 2
+            return self.task.loss_of(self.forward, self.loss, inputs, self.task.ids(batch), self.keys)
 
     def _key_encoder(self) -> MomentumEncoder:
         options = self.config.loss
@@ -158,10 +146,6 @@ class Trainer:
 
     def _averages(self) -> list[MovingAverage]:
         return [m for m in self.loss.modules() if isinstance(m, MovingAverage)]
-
-    def _stateful(self) -> list[Any]:
-        """The parts of the loss whose state a forward pass changes."""
-        return [m for m in self.loss.modules() if hasattr(m, "snapshot")]
 
     def _meter(self, statistics: list[dict[str, Tensor]], norm: Tensor) -> None:
         rows = [torch.stack([*(s[name] for name in METERS[:-1]), norm]) for s in statistics]
@@ -205,13 +189,10 @@ class Trainer:
             RunFailed: no finite gradients, too many bad files, or a full disk.
         """
         torch.set_num_threads(self.config.run.threads or 1)
-        accumulate, data = self.config.optim.accumulate, self.config.data
+        accumulate = self.config.optim.accumulate
         self.log = RunLog(self.run, self.step)
-        loader = training_loader(
-            self.manifest, self.manifest.usable, self.recipe, self.info.image_size, self.config.run.batch_size,
-            self.config.run.seed, start_step=self.step * accumulate, workers=data.workers or 0,
-            background=data.background, pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
+        self.task.prepare(self.model, self.info, self.device, self.screen.progress)
+        loader = self.task.loader(self.recipe, self.step * accumulate, self.device.type == "cuda")
         self.model.train()
         self.loss.train()
         self.screen.start("training", self.total, self.step)
@@ -220,7 +201,7 @@ class Trainer:
             while self.step < self.total:
                 with self.clock.waiting():
                     batches = [self._without_bad(next(loader)) for _ in range(accumulate)]
-                self.train_step([b for b in batches if len(b.index) >= 2])
+                self.train_step([b for b in batches if self.task.contrasts(b)])
                 self._after_step(stop)
             self.finish()
         finally:
@@ -255,15 +236,14 @@ class Trainer:
             self.bad[id] = reason
         if batch.bad:
             self.write_bad()
-            if len(self.bad) > self.config.data.max_bad * len(self.manifest):
-                raise RunFailed(too_many_bad(self.manifest, self.bad, self.config.data.max_bad))
+            if sentence := too_many_bad(self.manifest, self.bad, self.config.data.max_bad):
+                raise RunFailed(sentence)
         return batch
 
     def write_bad(self) -> None:
-        """`bad_files.txt`: every file that could not be read so far, with the reason."""
-        write_bad_files(
-            self.run.bad_file, [(self.manifest.relative(i), reason) for i, reason in sorted(self.bad.items())]
-        )
+        """`bad_files.txt`: every file that could not be read so far, and every row that could not be used, with the reason."""
+        unread = [(self.manifest.relative(i), reason) for i, reason in sorted(self.bad.items())]
+        write_bad_files(self.run.bad_file, [*self.manifest.rejected, *unread])
 
     def write_metrics(self) -> None:
         """One `train` line: means since the last one."""
@@ -290,7 +270,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """One `eval` line; whether it is the best so far."""
         begun = time.monotonic()
-        scores = self.online(self.model, self.info, self.augment, self.device)
+        scores = self.task.evaluate(self.model, self.info, self.augment, self.device)
         self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self.screen.say(
@@ -304,7 +284,7 @@ class Trainer:
     def diagnose(self) -> None:
         """One `diagnosis` line: how far the loss's gradient is from the exact one; nothing of the run's state changes."""
         begun = time.monotonic()
-        found = self.diagnosis(self.model, self.loss, self.info, self.augment, self.device)
+        found = self.task.diagnosis(self.model, self.loss, self.info, self.augment, self.device)
         self.clock.pause(time.monotonic() - begun)
         self.log.write("diagnosis", self.step, self.epoch, found, {"seconds": time.monotonic() - begun})
         shown = {k: found[k] for k in ("F2", "bias", "cosine", "variance", "normalizer_rmse") if k in found}
@@ -318,6 +298,7 @@ class Trainer:
 
     def finish(self) -> None:
         """The encoder file, which marks the run as finished."""
+        self.task.finish(self.model, self.info)
         save_encoder(self.run.encoder_file, self.model.backbone, self.info)
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
@@ -384,35 +365,19 @@ class Trainer:
         if self.keys is not None:
             self.keys = self._key_encoder().to(self.device)
             self._buffers = [*self.model.buffers(), *self.keys.buffers()]
-        ours = self.loss.state_dict(keep_vars=True)
-        carried = [
-            key
-            for key in ("estimator.log_u", "temperature.tau")
-            if _one_a_sample(state["loss"].get(key), ours.get(key))
-        ]
-        if not carried:
-            return 0
-        theirs = source.manifest()
-        position = {theirs.relative(i): i for i in range(len(theirs))}
-        pairs = [
-            (i, position[name]) for i in range(len(self.manifest)) if (name := self.manifest.relative(i)) in position
-        ]
-        here, there = (torch.tensor([p[k] for p in pairs], dtype=torch.int64) for k in (0, 1))
-        with torch.no_grad():
-            for key in carried:
-                ours[key][here.to(self.device)] = state["loss"][key][there].to(self.device)
-        return len(pairs)
+        return self.task.carry(source, state["loss"], self.loss)
 
 
-def _one_a_sample(old: Tensor | None, new: Tensor | None) -> bool:
-    return old is not None and new is not None and old.ndim == new.ndim == 1
-
-
-def too_many_bad(manifest: Manifest, bad: dict[int, str], most: float) -> str:
-    """The sentence for a data set with too many files that cannot be read."""
-    first = ", ".join(f"{manifest.relative(i)} ({reason})" for i, reason in sorted(bad.items())[:3])
+def too_many_bad(manifest: Manifest | Pairs, bad: dict[int, str], most: float) -> str | None:
+    """The sentence for a data set with too many files that cannot be read, or rows that cannot be used; else None."""
+    lost, total = len(bad) + len(manifest.rejected), len(manifest) + len(manifest.rejected)
+    if lost <= most * total:
+        return None
+    things = "pairs" if isinstance(manifest, Pairs) else "images"
+    named = [*manifest.rejected[:3], *((manifest.relative(i), reason) for i, reason in sorted(bad.items())[:3])]
+    first = ", ".join(f"{name} ({reason})" for name, reason in named[:3])
     return (
-        f"{len(bad):,} of {len(manifest):,} images cannot be read, more than --max-bad {most:.1%}, first: {first}; "
+        f"{lost:,} of {total:,} {things} cannot be read, more than --max-bad {most:.1%}, first: {first}; "
         "see `sogclr inspect DATA --decode`, remove them, or raise --max-bad"
     )
 

@@ -15,7 +15,8 @@ from . import __version__
 from .checkpoint import load_checkpoint
 from .config import TrainConfig, from_options, read_table, to_table, to_toml
 from .data.labels import read_labels
-from .data.manifest import Manifest
+from .data.manifest import Difference, Manifest
+from .data.pairs import Pairs, holds_pairs
 from .defaults import choose_device, resolve
 from .errors import BadInput
 from .files import write_text
@@ -61,20 +62,20 @@ def start(config: TrainConfig, screen: Screen) -> RunFolder:
     _refuse_many_processes()
     run = RunFolder(config.data.out)
     run.check_free()
-    manifest = scan(config.data.data, screen)
-    labels = read_labels(manifest, config.data.labels)
-    if len(manifest.bad) > config.data.max_bad * len(manifest):
-        raise BadInput(too_many_bad(manifest, dict(manifest.bad), config.data.max_bad))
+    manifest = scan(config, screen)
+    labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
+    if sentence := too_many_bad(manifest, dict(manifest.bad), config.data.max_bad):
+        raise BadInput(sentence)
     config, lines = resolve(config, manifest)
     trainer = Trainer(config, run, manifest, labels, screen)
     if config.model.init_from:
         lines.append(_start_from(trainer, config.model.init_from, manifest))
-    for line in [f"images    {_describe(manifest)}", *lines, f"run       {run.path}"]:
+    for line in [f"{trainer.task.things:<9} {manifest.describe()}", *lines, f"run       {run.path}"]:
         screen.say(line)
 
     run.path.mkdir(parents=True, exist_ok=True)
-    manifest.save(run.manifest_file)
-    if trainer.bad:
+    trainer.task.write_inputs()
+    if trainer.bad or manifest.rejected:
         trainer.write_bad()
     trainer.save()
     write_text(run.config_file, to_toml({**to_table(config), "versions": versions()}))  # last: this makes it a run
@@ -106,12 +107,11 @@ def resume(
         config = replace(config, data=replace(config.data, workers=workers))
     if device is not None:
         config = replace(config, run=replace(config.run, device=str(choose_device(device))))
-    manifest = folder.manifest()
-    source = manifest.root / manifest.source.name if manifest.source.suffix.lower() == ".txt" else manifest.root
-    difference = manifest.difference(Manifest.scan(source, check=False))
+    manifest, difference = _compare(folder, config)
     if difference:
         raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {folder.path}")
-    trainer = Trainer(config, folder, manifest, read_labels(manifest, config.data.labels), screen)
+    labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
+    trainer = Trainer(config, folder, manifest, labels, screen)
     newest = folder.latest_checkpoint()
     if newest is not None:
         trainer.load_state_dict(load_checkpoint(newest))
@@ -119,8 +119,14 @@ def resume(
     return _fit(trainer)
 
 
-def scan(data: str, screen: Screen) -> Manifest:
-    """The images to train on: DATA, or its `train/` part."""
+def scan(config: TrainConfig, screen: Screen) -> Manifest | Pairs:
+    """What to train on: the pairs of DATA; or its images, or those of its `train/` part."""
+    data = config.data.data
+    if holds_pairs(data):
+        options, progress = config.pairs, screen.progress("checking images")
+        return Pairs.scan(
+            data, image_column=options.image_column, caption_column=options.caption_column, progress=progress
+        )
     manifest = Manifest.scan(data, progress=screen.progress("checking images"))
     part = manifest.part(TRAIN_PARTS) if Path(data).is_dir() else None
     if part is not None:
@@ -139,18 +145,27 @@ def versions() -> dict[str, str]:
     }
 
 
-def _describe(manifest: Manifest) -> str:
-    bad = f", {len(manifest.bad):,} of them unreadable (skipped, see bad_files.txt)" if manifest.bad else ""
-    return f"{len(manifest):,} in {manifest.root}{bad}"
+def _compare(run: RunFolder, config: TrainConfig) -> tuple[Manifest | Pairs, Difference]:
+    """The run's images or pairs, and what has become of them since."""
+    if run.holds_pairs():
+        pairs = run.pairs()
+        source = pairs.root / pairs.source.name if pairs.source.suffix else pairs.source
+        source = source if source.exists() else pairs.source
+        image, caption = config.pairs.image_column, config.pairs.caption_column
+        return pairs, pairs.difference(Pairs.scan(source, image_column=image, caption_column=caption, check=False))
+    manifest = run.manifest()
+    source = manifest.root / manifest.source.name if manifest.source.suffix.lower() == ".txt" else manifest.root
+    return manifest, manifest.difference(Manifest.scan(source, check=False))
 
 
-def _start_from(trainer: Trainer, path: str, manifest: Manifest) -> str:
+def _start_from(trainer: Trainer, path: str, manifest: Manifest | Pairs) -> str:
     source = RunFolder.open(path)
     newest = source.latest_checkpoint()
     if newest is None:
         raise BadInput(f"{path} has no checkpoint to start from; give --init-from a run that has trained")
     carried = trainer.start_from(source, load_checkpoint(newest))
-    difference = source.manifest().difference(manifest)
+    images = manifest.images if isinstance(manifest, Pairs) else manifest
+    difference = source.manifest().difference(images)
     return f"starts    from {newest} with {carried:,} normalizers; " + (
         difference.describe() if difference else "the same images"
     )

@@ -87,7 +87,7 @@ def _read(
         found: list[_Found] = []
         for row, relative in zip(rows.tolist(), listing.relative.take(pa.array(rows)).to_pylist(), strict=True):
             try:
-                header = read_header(root / relative)
+                header = read_header(listing.file(root, row))
             except BadImage as error:
                 found.append((row, 0, 0, str(error), None))
             else:

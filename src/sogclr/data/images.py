@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
@@ -39,6 +39,10 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+ImageFile = str | os.PathLike[str] | BinaryIO
+"""Where an image's bytes are: a path, or a binary file at its start."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ quiet = _Quiet()
 class OpenImage:
     """An image whose header has been read: its upright size, and `pixels` to decode it once."""
 
-    def __init__(self, image: Image.Image, path: str | os.PathLike[str]) -> None:
+    def __init__(self, image: Image.Image, path: ImageFile) -> None:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
             # Pillow only warns up to twice the limit; such an image can still take the memory of a whole batch.
@@ -108,7 +112,7 @@ class OpenImage:
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[OpenImage]:
+def opened(path: ImageFile) -> Iterator[OpenImage]:
     """The image at `path`, header read.
 
     Raises:
@@ -122,7 +126,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[OpenImage]:
 
 
 @contextmanager
-def _reasons(path: str | os.PathLike[str]) -> Iterator[None]:
+def _reasons(path: ImageFile) -> Iterator[None]:
     """What Pillow raises, as a `BadImage`. Only around its calls, so that no other mistake passes for a bad file."""
     try:
         yield
@@ -138,7 +142,7 @@ def _reasons(path: str | os.PathLike[str]) -> Iterator[None]:
         raise BadImage(_damaged(error, path)) from None
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: ImageFile) -> Header:
     """Format and size, without decoding.
 
     Raises:
@@ -148,7 +152,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return Header(image.format, image.width, image.height)
 
 
-def decode(path: str | os.PathLike[str], *, background: str = "white", at_least: int | None = None) -> Image.Image:
+def decode(path: ImageFile, *, background: str = "white", at_least: int | None = None) -> Image.Image:
     """First frame as an RGB image, upright, transparency laid on `background`.
 
     With `at_least`, a JPEG may come back 2, 4 or 8 times smaller as long as both sides stay at or above it (pixels).
@@ -252,14 +256,16 @@ def _bomb(width: int | None, height: int | None, limit: int | None) -> str:
     return f"is too large ({size}; the limit against decompression bombs is {limit:,})"
 
 
-def _unidentified(path: str | os.PathLike[str]) -> str:
-    if os.path.getsize(path) == 0:
+def _unidentified(path: ImageFile) -> str:
+    size = os.path.getsize(path) if isinstance(path, str | os.PathLike) else path.seek(0, os.SEEK_END)
+    if size == 0:
         return "is empty (0 bytes)"
     return "is no JPEG, PNG, WebP, BMP, GIF or TIFF image, or its header is damaged"
 
 
-def _damaged(error: Exception, path: str | os.PathLike[str]) -> str:
-    text = " ".join(str(error).replace(os.fspath(path), "").split())[:120]  # one line, and the same on every machine
+def _damaged(error: Exception, path: ImageFile) -> str:
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    text = " ".join(str(error).replace(name, "").split())[:120]  # one line, and the same on every machine
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     if isinstance(error, IsADirectoryError):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import BadInput
+from ..errors import BadImage, BadInput
 from .images import IMAGE_SUFFIXES
 
 _FLUSH_EVERY = 1 << 16
@@ -30,20 +32,44 @@ class Listing:
     """int64 nanoseconds."""
     bad: dict[int, str] = field(default_factory=dict)
     """Row -> why it cannot be used, as far as the listing shows."""
+    offsets: np.ndarray | None = None
+    """int64: where each file begins in its tar shard, whose path is the part of `relative` up to `.tar`; None for plain files."""
+
+    def file(self, root: Path, row: int) -> Path | BinaryIO:
+        """Where a file's bytes are."""
+        return file_at(root, self.relative[row].as_py(), self.offsets, self.sizes, row)
 
 
-class _Columns:
+def file_at(root: Path, relative: str, offsets: np.ndarray | None, sizes: np.ndarray, row: int) -> Path | BinaryIO:
+    """The path of a plain file, or the bytes of a member of a tar shard.
+
+    Raises:
+        BadImage: the shard is gone.
+    """
+    if offsets is None:
+        return root / relative
+    shard = root / (relative[: relative.index(".tar/")] + ".tar")
+    try:
+        with open(shard, "rb") as file:
+            file.seek(int(offsets[row]))
+            return io.BytesIO(file.read(int(sizes[row])))
+    except OSError:
+        raise BadImage(f"its shard {shard.name} cannot be read") from None
+
+
+class Columns:
     """Rows gathered a block at a time; only the current block is made of Python objects."""
 
     def __init__(self) -> None:
         self._blocks: list[pa.LargeStringArray] = []
         self._sizes: list[np.ndarray] = []
         self._mtimes: list[np.ndarray] = []
-        self._block: tuple[list[str], list[int], list[int]] = ([], [], [])
+        self._offsets: list[np.ndarray] = []
+        self._block: tuple[list[str], list[int], list[int], list[int]] = ([], [], [], [])
         self._bad: dict[str, str] = {}
 
-    def add(self, relative: str, size: int, mtime: int, reason: str | None = None) -> None:
-        names, sizes, mtimes = self._block
+    def add(self, relative: str, size: int, mtime: int, reason: str | None = None, offset: int = -1) -> None:
+        names, sizes, mtimes, offsets = self._block
         if reason is None and size == 0:
             reason = "is empty (0 bytes)"
         if not relative.isascii():
@@ -55,14 +81,16 @@ class _Columns:
         names.append(relative)
         sizes.append(size)
         mtimes.append(mtime)
+        offsets.append(offset)
         if len(names) >= _FLUSH_EVERY:
             self._flush()
 
     def _flush(self) -> None:
-        names, sizes, mtimes = self._block
+        names, sizes, mtimes, offsets = self._block
         self._blocks.append(pa.array(names, type=pa.large_string()))
         self._sizes.append(np.array(sizes, dtype=np.int64))
         self._mtimes.append(np.array(mtimes, dtype=np.int64))
+        self._offsets.append(np.array(offsets, dtype=np.int64))
         for column in self._block:
             column.clear()
 
@@ -80,7 +108,8 @@ class _Columns:
         if self._bad:
             where = pc.index_in(pa.array(list(self._bad), type=pa.large_string()), value_set=relative).to_pylist()
             bad = dict(sorted(zip(where, self._bad.values(), strict=True)))
-        return Listing(relative, sizes, mtimes, bad)
+        offsets = np.concatenate(self._offsets)[rows]
+        return Listing(relative, sizes, mtimes, bad, offsets if (offsets >= 0).any() else None)
 
 
 # -------------------------------------------------------------------------------------------------------------- folder
@@ -93,7 +122,7 @@ def list_folder(root: Path) -> Listing:
     Raises:
         BadInput: no image there, or a folder that may not be read.
     """
-    columns, others, found = _Columns(), 0, False
+    columns, others, found = Columns(), 0, False
     seen: set[tuple[int, int]] = set()
     folders, links = [""], list[str]()
     while folders or links:
@@ -160,7 +189,7 @@ def list_file(path: Path) -> Listing:
     Raises:
         BadInput: not UTF-8 text, no paths, missing or repeated files.
     """
-    columns, missing, root = _Columns(), [], str(path.parent)
+    columns, missing, root = Columns(), [], str(path.parent)
     count = 0
     try:
         with open(path, encoding="utf-8-sig") as lines:
@@ -169,7 +198,7 @@ def list_file(path: Path) -> Listing:
                 if not text or text.startswith("#"):
                     continue
                 count += 1
-                relative = _relative(text, root)
+                relative = relative_to(text, root)
                 try:
                     status = os.stat(os.path.join(root, relative))
                 except (OSError, ValueError):
@@ -197,7 +226,7 @@ def list_file(path: Path) -> Listing:
     return listing
 
 
-def _relative(text: str, root: str) -> str:
+def relative_to(text: str, root: str) -> str:
     """The path as stored: relative to the list's folder where it lies below it, else as given, normalised."""
     if not os.path.isabs(text):
         return os.path.normpath(text)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import BadImage
 from .images import background_colour, central_box, opened, resized_crop
 from .manifest import Manifest
+from .pairs import Pairs
 from .recipe import Recipe
 from .sampler import Request, ResumableSampler
 from .views import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
@@ -71,7 +72,7 @@ class _Crops(Dataset[Batch]):
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest | Pairs,
         ids: np.ndarray,
         crop: _RandomCrops | _CentralCrop,
         size: int,
@@ -111,7 +112,7 @@ class _Crops(Dataset[Batch]):
         if id in self._kept:
             image = self._kept[id]
             return image, image.width, image.height, expected
-        with opened(self.manifest.path(id)) as file:
+        with opened(self.manifest.file(id)) as file:
             width, height, boxes = file.width, file.height, expected
             as_listed = (width, height) == (self.manifest.widths[id], self.manifest.heights[id])
             if not as_listed:  # unknown or changed since
@@ -190,7 +191,7 @@ def _end_when_parent_says() -> None:
 
 
 def training_loader(
-    manifest: Manifest,
+    manifest: Manifest | Pairs,
     ids: np.ndarray,
     recipe: Recipe,
     image_size: int,
@@ -224,7 +225,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    manifest: Manifest,
+    manifest: Manifest | Pairs,
     ids: np.ndarray,
     image_size: int,
     *,

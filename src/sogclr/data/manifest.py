@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from ..errors import BadInput
 from ..files import replacing, write_text
 from .headers import Checked, check_headers, sparse_text
-from .listing import Listing, first_few, list_file, list_folder
+from .listing import Listing, file_at, first_few, list_file, list_folder
 
 CHECK_AT_MOST = 200_000
 """With `check=None`, headers are read when at most this many files are not in the cache."""
@@ -58,6 +59,7 @@ class Manifest:
         source: the folder or list file as given.
         fingerprint: SHA-256 over relative paths and sizes.
         sizes, mtimes: int64 (n,), bytes and ns.
+        offsets: int64 (n,), where each begins in its tar shard; None for plain files.
         widths, heights: int32 (n,), pixels of the upright image, 0 where unknown.
 
     Example:
@@ -74,6 +76,7 @@ class Manifest:
         self.source = source
         self.sizes = listing.sizes
         self.mtimes = listing.mtimes
+        self.offsets = listing.offsets
         self.widths = checked.widths
         self.heights = checked.heights
         self._relative = listing.relative
@@ -134,6 +137,14 @@ class Manifest:
         """Where the file is."""
         return self.root / self.relative(id)
 
+    def file(self, id: int) -> Path | BinaryIO:
+        """Where its bytes are: the path, or what the tar shard holds of it.
+
+        Raises:
+            BadImage: the shard is gone.
+        """
+        return file_at(self.root, self.relative(id), self.offsets, self.sizes, int(id))
+
     # ------------------------------------------------------------------------------------------------------ all images
     @property
     def usable(self) -> np.ndarray:
@@ -148,6 +159,11 @@ class Manifest:
         return list(self._bad.items())
 
     @property
+    def rejected(self) -> list[tuple[str, str]]:
+        """(where, reason) of what was given and is no image of the manifest at all."""
+        return []
+
+    @property
     def notes(self) -> list[tuple[int, str]]:
         """(id, remark) of files that are used although something is odd, ascending."""
         return list(self._notes.items())
@@ -155,6 +171,11 @@ class Manifest:
     def relatives(self, ids: np.ndarray | None = None) -> list[str]:
         """The relative paths of `ids`, or of all."""
         return (self._relative if ids is None else self._relative.take(pa.array(ids))).to_pylist()
+
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """The relative paths as a column, sorted."""
+        return self._relative
 
     def top_folders(self) -> tuple[list[str], np.ndarray]:
         """Names of the folders right below `root`, sorted, and int64 (n,): each file's, -1 for those in none."""
@@ -171,7 +192,8 @@ class Manifest:
     def _below(self, folder: str, rows: np.ndarray) -> Manifest:
         new_id = {int(old): new for new, old in enumerate(rows)}
         relative = pc.utf8_slice_codeunits(self._relative.take(pa.array(rows)), len(folder) + 1)
-        listing = Listing(relative, self.sizes[rows], self.mtimes[rows])
+        offsets = None if self.offsets is None else self.offsets[rows]
+        listing = Listing(relative, self.sizes[rows], self.mtimes[rows], offsets=offsets)
         checked = Checked(
             self.widths[rows],
             self.heights[rows],
@@ -179,6 +201,11 @@ class Manifest:
             {new_id[k]: note for k, note in self._notes.items() if k in new_id},
         )
         return Manifest(self.root / folder, self.source / folder, listing, checked)
+
+    def describe(self) -> str:
+        """One line of counts."""
+        bad = f", {len(self.bad):,} of them unreadable (skipped, see bad_files.txt)" if self.bad else ""
+        return f"{len(self):,} in {self.root}{bad}"
 
     def difference(self, other: Manifest) -> Difference:
         """What was added, removed or changed in size from this manifest to the `other`."""
@@ -204,17 +231,18 @@ class Manifest:
             "source": str(self.source),
             "fingerprint": self.fingerprint,
         }
-        table = pa.table(
-            {
-                "relative": self._relative,
-                "size": self.sizes,
-                "mtime": self.mtimes,
-                "width": self.widths,
-                "height": self.heights,
-                "bad": sparse_text(self._bad, n),
-                "note": sparse_text(self._notes, n),
-            }
-        ).replace_schema_metadata({"sogclr": json.dumps(head)})
+        columns = {
+            "relative": self._relative,
+            "size": self.sizes,
+            "mtime": self.mtimes,
+            "width": self.widths,
+            "height": self.heights,
+            "bad": sparse_text(self._bad, n),
+            "note": sparse_text(self._notes, n),
+        }
+        if self.offsets is not None:
+            columns["offset"] = self.offsets
+        table = pa.table(columns).replace_schema_metadata({"sogclr": json.dumps(head)})
         with replacing(Path(path)) as temporary:
             pq.write_table(table, temporary)
 
@@ -229,7 +257,10 @@ class Manifest:
             table = pq.read_table(path).combine_chunks()
             head = json.loads((table.schema.metadata or {})[b"sogclr"])
             columns = {name: table[name].combine_chunks() for name in table.column_names}
-            listing = Listing(columns["relative"], columns["size"].to_numpy(), columns["mtime"].to_numpy())
+            offsets = columns["offset"].to_numpy() if "offset" in columns else None
+            listing = Listing(
+                columns["relative"], columns["size"].to_numpy(), columns["mtime"].to_numpy(), offsets=offsets
+            )
             texts = []
             for name in ("bad", "note"):
                 rows = np.flatnonzero(columns[name].is_valid().to_numpy(zero_copy_only=False))

@@ -72,6 +72,7 @@ class Recipe:
 RECIPES = {
     "simclr": Recipe(),
     "small": Recipe(crop_scale=(0.2, 1.0), blur=0.0),
+    "caption": Recipe(crop_scale=(0.5, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0),
     "character": Recipe(
         crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, affine=1.0, rotate=15.0, translate=0.1, zoom=0.2,
         shear=15.0, stroke=0.5, jitter=0.8, brightness=0.3, contrast=0.5, saturation=0.0, hue=0.0, gray=0.0, blur=0.0,

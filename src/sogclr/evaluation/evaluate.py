@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.labels import Labels, in_order, read_labels
 from ..data.manifest import Manifest
+from ..data.pairs import Pairs, holds_pairs
 from ..data.recipe import named_recipe
 from ..data.views import Augmentation
 from ..embedding import ImageEncoder, compute_features, compute_views, computing_on, nothing_readable
@@ -25,6 +26,8 @@ from ..models import Encoder, EncoderInfo, create_backbone, load_encoder
 from .health import health, rankme, refuse_non_finite, uniformity
 from .knn import knn_predict
 from .linear import few_label_top1, linear_top1, protocol, stratified
+from .pairs import evaluate_pairs, knows_texts, zero_shot_images
+from .zero_shot import TEMPLATES
 
 FIT_PARTS = ("train", "training")
 SCORE_PARTS = ("test", "testing", "val", "valid", "validation")
@@ -42,9 +45,16 @@ SCORES = {
     "rankme": "RankMe",
     "alignment": "alignment",
     "uniformity": "uniformity",
+    "image_to_text_r1": "image to text, R@1",
+    "image_to_text_r5": "image to text, R@5",
+    "image_to_text_r10": "image to text, R@10",
+    "text_to_image_r1": "text to image, R@1",
+    "text_to_image_r5": "text to image, R@5",
+    "text_to_image_r10": "text to image, R@10",
+    "zero_shot_top1": "zero-shot, top 1",
 }
 """Keys of a result (and of a run's metrics) and their names, in the order in which people read them."""
-FRACTIONS = frozenset(key for key in SCORES if "top1" in key)
+FRACTIONS = frozenset(key for key in SCORES if "top1" in key or "_r" in key)
 
 
 def evaluate(
@@ -55,12 +65,19 @@ def evaluate(
     baselines: bool = False,
     k: int = 20,
     seed: int = 0,
+    templates: tuple[str, ...] = TEMPLATES,
+    image_column: str | None = None,
+    caption_column: str | None = None,
     batch_size: int = 256,
     workers: int | None = None,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score an encoder: kNN and linear probes where there are labels, else RankMe, alignment and uniformity.
+
+    A run on image-caption pairs also knows texts. On a table of pairs or tar shards it is scored by retrieval both ways,
+    with chance (and, with `baselines`, untrained towers) beside it; wherever there are labels, by zero-shot
+    classification from the classes' names too.
 
     Args:
         run_or_file: a run's folder, or an exported encoder.
@@ -70,6 +87,8 @@ def evaluate(
         baselines: score raw pixels and an untrained encoder too.
         k: neighbours of kNN, which weights them by exp(cosine / 0.07).
         seed: of the split and of the few-label draws.
+        templates: sentences for the class names in zero-shot classification, with {} for the name.
+        image_column, caption_column: of a table of pairs; found by their names when left out.
         progress: called with (images done, images to do).
 
     Returns:
@@ -83,6 +102,13 @@ def evaluate(
     for name, value, least in (("--k", k, 1), ("--batch-size", batch_size, 1), ("--seed", seed, 0)):
         if value < least:
             raise BadInput(f"{name} must be {least} or more and was {value}")
+    if holds_pairs(data):
+        pairs = Pairs.scan(data, image_column=image_column, caption_column=caption_column)
+        with computing_on(device, workers) as (chosen, readers):
+            return evaluate_pairs(
+                run_or_file, pairs, labels=labels, templates=templates, baselines=baselines, seed=seed,
+                batch_size=batch_size, workers=readers, device=chosen, progress=progress,
+            )  # fmt: skip
     with computing_on(device, workers) as (chosen, readers):
         encoder = load_encoder(run_or_file, chosen)
         manifest = Manifest.scan(data)
@@ -115,6 +141,10 @@ def evaluate(
     if split is not None:
         about |= _about(split, kept, k, encoder.num_features)
     own = results.pop("")
+    if split is not None and knows_texts(run_or_file):
+        with computing_on(device, workers) as (chosen, readers):
+            of_classes = Labels(split.classes, split.values, "")
+            own |= zero_shot_images(run_or_file, manifest, split.score, of_classes, templates, readers, chosen)
     return {**own, **about, **({"baselines": results} if baselines else {})}
 
 
@@ -261,7 +291,18 @@ def table(result: dict[str, Any]) -> Group:
     rows = {Path(result["encoder"]).resolve().name: result}
     rows |= {name.replace("_", " "): scores for name, scores in result.get("baselines", {}).items()}
     lost = f"; {result['unreadable']:,} could not be read" if result["unreadable"] else ""
-    return Group(result.get("split", f"{result['images']:,} images without labels") + lost, comparison(rows))
+    title = result.get("split", f"{result['images']:,} images without labels") + lost
+    return Group(title, *comparisons(rows))
+
+
+def comparisons(rows: dict[str, dict[str, Any]]) -> list[Table]:
+    """As `comparison`, in several tables where there are more columns than a terminal has room for."""
+    retrieval = [way for way in ("image_to_text", "text_to_image") if any(f"{way}_r1" in s for s in rows.values())]
+    parts = [{n: {k: v for k, v in s.items() if k.startswith(way)} for n, s in rows.items()} for way in retrieval]
+    rest = {n: {k: v for k, v in s.items() if not k.startswith(tuple(retrieval))} for n, s in rows.items()}
+    if any(key in SCORES for scores in rest.values() for key in scores):
+        parts.append(rest)
+    return [comparison(part) for part in parts]
 
 
 def comparison(rows: dict[str, dict[str, Any]]) -> Table:

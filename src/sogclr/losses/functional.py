@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize
 
 from ..kernels import log_sum_negatives
 from .validation import known_to_be_distinct
@@ -121,12 +121,12 @@ def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Ten
 
     Args:
         s_pos: (B,); log_g: (2, B); nu: (2, B), constant (a learned nu is trained by this very value, see
-            `estimators.Neural`); temperature: a float, () or (B,).
+            `estimators.Neural`); temperature: a float, (), (B,) or (2, B).
 
     Returns:
         (B,), one value a sample.
     """
-    return -s_pos + temperature * (torch.exp(log_g - nu) + nu - 1).mean(dim=0)
+    return -s_pos + (temperature * (torch.exp(log_g - nu) + nu - 1)).mean(dim=0)
 
 
 def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
@@ -134,6 +134,7 @@ def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: fl
 
     Args:
         s_pos: (B,); log_g: (V, B); negatives: (B,) or (V, B), how many negatives each anchor has.
+        temperature: a float, (), (B,) or (V, B).
 
     Returns:
         (B,), one value a sample.
@@ -173,3 +174,59 @@ def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
     top = torch.where(torch.isfinite(top), top, 0.0)
     total = torch.zeros_like(values).index_put((group,), torch.exp(values - top), accumulate=True)[group]
     return torch.where(count == 1, values, total.log() + top - count.to(values.dtype).log())
+
+
+# ----------------------------------------------------------------------------------------------------------- two towers
+def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    """How many negatives the anchors x_a and y_a have: rows with another image AND another text. (B,) ids -> (B,) int64."""
+    both = x_ids * (y_ids.max() + 1) + y_ids
+    return len(x_ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+
+
+def log_mean_negatives_two_towers(
+    x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """log ĝ_a for two towers: images against the texts at hand, texts against the images.
+
+    Row a of a batch is a pair (image, text). The negatives of its image are the texts of rows that share neither its
+    image nor its text, and the negatives of its text are the images of these rows: two captions of one image are never
+    negatives of each other's image, nor two images of one caption. An anchor without any negative at hand takes the
+    mean ĝ of the others, as a constant: it then only pulls at its positive, and everything stays finite.
+
+    Args:
+        x, y: (B, D) unit rows, images and texts.
+        x_ids, y_ids: (B,) ids of the images and of the texts; not all alike in either.
+        temperature: a float, () or, one for each anchor, (2, B); differentiable.
+
+    Returns:
+        (2, B): the images' anchors, then the texts'.
+    """
+    of_images, of_texts = (temperature, temperature)
+    if isinstance(temperature, Tensor) and temperature.ndim == 2:
+        of_images, of_texts = temperature[0, :, None], temperature[1]
+    sim = x @ y.T
+    count = negatives_of_pairs(x_ids, y_ids)
+    some = count > 0
+    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
+    # rows and columns without negatives are left whole: a sum over nothing would give them NaN as their gradient
+    to_texts = (sim / of_images).masked_fill(same & some[:, None], -math.inf).logsumexp(dim=1)
+    to_images = (sim / of_texts).masked_fill(same & some[None, :], -math.inf).logsumexp(dim=0)
+    log_g = torch.stack([to_texts, to_images]) - count.clamp(min=1).to(x.dtype).log()
+    known = torch.where(some, log_g.detach(), -math.inf)
+    others = known.logsumexp(dim=1, keepdim=True) - some.sum().to(x.dtype).log()
+    return torch.where(some, log_g, others)
+
+
+def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP (2303.15343): for each image, minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for its own.
+
+    Pairs of the same image or the same text, other than the row's own, are left out: they are neither.
+
+    Returns:
+        (B,), one value an image.
+    """
+    logits = scale * (x @ y.T) + bias
+    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
+    terms = -logsigmoid(torch.where(own, logits, -logits))
+    return terms.masked_fill(same & ~own, 0.0).sum(dim=1)

@@ -34,17 +34,14 @@ class Anchors:
     """(2, B): log ĝ over the negatives in the batch."""
 
 
-class OneTowerLoss(nn.Module):
-    """What the losses on two views have in common: checks, unit rows, float32, ids, ranks, reduction, statistics.
-
-    A loss adds `per_sample(anchors)`, which returns the (B,) values.
+class ContrastiveLoss(nn.Module):
+    """What all losses have in common, on one tower or two: their arguments, reduction over ranks, statistics.
 
     After a call, `statistics` holds 0-d tensors on the embeddings' device: `objective` (the batch's estimate of
     E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu), `weight_max` (the largest exp(log ĝ - nu)) and
     `temperature` (the mean); and `nu` the (2, B) normalizers themselves.
     """
 
-    num_samples: int | None = None
     per_temperature = False
     """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
 
@@ -57,34 +54,17 @@ class OneTowerLoss(nn.Module):
         self.statistics: dict[str, Tensor] = {}
         self.nu: Tensor | None = None
 
-    def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+    def unit(self, z: Tensor) -> Tensor:
+        """(B, D) floating -> float32 or float64, of norm one unless `normalize=False`."""
+        return F.unit_rows(z) if self.normalize else F.at_least_float32(z)
 
-        With several ranks every rank gives its own rows, sees everybody's, and returns the loss of the whole batch.
-
-        Raises:
-            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
-        """
-        index = check_pairs(z0, z1, index, self.num_samples)
-        with torch.autocast(device_type=z0.device.type, enabled=False):
-            check_equal_batches(len(z0), z0.device)
-            unit = F.unit_rows if self.normalize else F.at_least_float32
-            values = self.values(gather(unit(z0)), gather(unit(z1)), gather(index))
+    def reduced(self, values: Tensor) -> Tensor:
+        """(B x ranks,) -> () or all of them; each rank's gradient is that of its own rows in the whole batch's loss."""
         if self.reduction == "mean":
             values = values.mean()
         elif self.reduction == "sum":
             values = values.sum()
         return scale_gradient(values, world_size())
-
-    def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
-        tau = temperatures.at(self.temperature, index, z0)
-        tau = replicated(tau) if isinstance(tau, Tensor) else tau
-        log_g = F.log_mean_of(log_sum_negatives(z0, z1, index, tau), index)
-        return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, F.positive_similarity(z0, z1), log_g))
-
-    def per_sample(self, anchors: Anchors) -> Tensor:
-        raise NotImplementedError
 
     def dual(self, anchors: Anchors, nu: Tensor) -> Tensor:
         """The (B,) dual values; fills `nu` and `statistics` from them, without waiting for the device."""
@@ -107,6 +87,39 @@ class OneTowerLoss(nn.Module):
 def replicated(value: Tensor) -> Tensor:
     """What every rank computes alike from parameters and the whole batch: its gradient is whole on each rank already."""
     return scale_gradient(value, 1 / world_size())
+
+
+class OneTowerLoss(ContrastiveLoss):
+    """What the losses on two views have in common: checks, unit rows, float32, ids, ranks.
+
+    A loss adds `per_sample(anchors)`, which returns the (B,) values.
+    """
+
+    num_samples: int | None = None
+
+    def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+
+        With several ranks every rank gives its own rows, sees everybody's, and returns the loss of the whole batch.
+
+        Raises:
+            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+        """
+        index = check_pairs(z0, z1, index, self.num_samples)
+        with torch.autocast(device_type=z0.device.type, enabled=False):
+            check_equal_batches(len(z0), z0.device)
+            values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), gather(index))
+        return self.reduced(values)
+
+    def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
+        tau = temperatures.at(self.temperature, index, z0)
+        tau = replicated(tau) if isinstance(tau, Tensor) else tau
+        log_g = F.log_mean_of(log_sum_negatives(z0, z1, index, tau), index)
+        return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, F.positive_similarity(z0, z1), log_g))
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        raise NotImplementedError
 
 
 class GlobalContrastiveLoss(OneTowerLoss):

@@ -18,14 +18,17 @@ class NonFinite(BadInput):
         self.rows = rows
 
 
-def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None) -> Tensor:
+VIEWS = "the two views' embeddings"
+
+
+def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None, what: str = VIEWS) -> Tensor:
     """`index` as int64 on the embeddings' device, after every check that needs no wait for that device.
 
     Raises:
         BadInput: shapes, dtypes or the range of the ids are wrong (ids on CUDA: a device-side assertion instead).
         NonFinite: an embedding on the CPU is not finite.
     """
-    _check_shapes(z0, z1, index)
+    _check_shapes(z0, z1, index, what)
     if torch.compiler.is_compiling():
         return index.to(device=z0.device, dtype=torch.int64)
     if index.device.type == "cpu":
@@ -39,17 +42,15 @@ def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None) 
     return index.to(device=z0.device, dtype=torch.int64, non_blocking=True)
 
 
-def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor) -> None:
+def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor, what: str) -> None:
     if z0.ndim != 2 or z0.shape != z1.shape:
-        raise BadInput(
-            f"the two views' embeddings must be (B, D) and alike, and are {tuple(z0.shape)} and {tuple(z1.shape)}"
-        )
+        raise BadInput(f"{what} must be (B, D) and alike, and are {tuple(z0.shape)} and {tuple(z1.shape)}")
     if not (z0.is_floating_point() and z1.is_floating_point()):
         raise BadInput(
             f"embeddings must be floating and are {z0.dtype} and {z1.dtype}; pass the projection head's output"
         )
     if z0.device != z1.device:
-        raise BadInput(f"the two views' embeddings are on {z0.device} and {z1.device}; move them to one device")
+        raise BadInput(f"{what} are on {z0.device} and {z1.device}; move them to one device")
     if len(z0) < 2:
         raise BadInput(f"a batch of {len(z0)} has no negatives; use 2 samples or more (32 or more works well)")
     if index.ndim != 1 or len(index) != len(z0):

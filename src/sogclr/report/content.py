@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Content:
     sampled: int = 0
     """Images that the gallery and the map were drawn from."""
     queries: list[tuple[Tile, list[Tile]]] = field(default_factory=list)
+    texts: list[tuple[str, list[Tile]]] = field(default_factory=list)
+    """Captions with the images nearest to them, of a run on pairs; `same` says that the caption is the image's own."""
     same_class: float | None = None
     """Share of the sample's nearest neighbours that have the class of their query."""
     map_data: dict[str, Any] | None = None
@@ -82,7 +84,7 @@ def collect(
         return content
     size = int(facts.get("data", "image_size") or 224)
     content.crisp = size <= 48
-    shelf = _Shelf(manifest, content.labels, min(size, COPY_SIZE), str(facts.get("data", "background") or "white"))
+    shelf = Shelf(manifest, content.labels, min(size, COPY_SIZE), str(facts.get("data", "background") or "white"))
     if log_u is not None and len(log_u) == len(manifest):
         _ends(log_u, shelf, content)
     try:
@@ -101,10 +103,14 @@ def collect(
         return content
     _gallery(sample, shelf, content)
     _map(sample, shelf, size, content)
+    if facts.run.holds_pairs():
+        from .texts import add_texts
+
+        add_texts(facts.run, sample.ids, shelf, content, workers=workers, device=device)
     return content
 
 
-class _Shelf:
+class Shelf:
     """Small copies of images by id, made once."""
 
     def __init__(self, manifest: Manifest, labels: Labels | None, size: int, background: str) -> None:
@@ -113,10 +119,17 @@ class _Shelf:
     def class_of(self, id: int) -> int:
         return -1 if self.labels is None else int(self.labels.values[id])
 
-    def tiles(self, ids: list[int], values: list[float], query: int | None = None) -> list[Tile]:
-        """A tile for each id whose file can be read."""
+    def tiles(
+        self, ids: list[int], values: list[float], query: int | None = None, right: set[int] | None = None
+    ) -> list[Tile]:
+        """A tile for each id whose file can be read; `right` are the ids that a caption belongs to."""
         copies = pictures.small_copies(self.manifest, np.array(ids, dtype=np.int64), self.size, self.background)
-        return [self._tile(id, copies[id], value, query) for id, value in zip(ids, values, strict=True) if id in copies]
+        found = []
+        for id, value in zip(ids, values, strict=True):
+            if id in copies:
+                tile = self._tile(id, copies[id], value, query)
+                found.append(tile if right is None else replace(tile, same=id in right))
+        return found
 
     def _tile(self, id: int, copy: np.ndarray, value: float, query: int | None) -> Tile:
         own = self.class_of(id)
@@ -152,7 +165,7 @@ def _note_lost(sample: pictures.Sample, manifest: Manifest, content: Content) ->
         content.notes.append(f"{len(sample.lost):,} images could not be read and were left out, first: {first}.")
 
 
-def _gallery(sample: pictures.Sample, shelf: _Shelf, content: Content) -> None:
+def _gallery(sample: pictures.Sample, shelf: Shelf, content: Content) -> None:
     y = pictures.classes_of(content.labels, sample.ids)
     rows = pictures.choose_queries(sample.ids, y)
     cosines, near = pictures.neighbours(sample.unit, rows, NEIGHBOURS)
@@ -166,7 +179,7 @@ def _gallery(sample: pictures.Sample, shelf: _Shelf, content: Content) -> None:
         content.same_class = pictures.same_class_share(sample.unit, y, NEIGHBOURS)
 
 
-def _map(sample: pictures.Sample, shelf: _Shelf, image_size: int, content: Content) -> None:
+def _map(sample: pictures.Sample, shelf: Shelf, image_size: int, content: Content) -> None:
     points = pictures.layout(sample.unit)
     if points is None:
         content.notes.append(
@@ -199,7 +212,7 @@ def _map(sample: pictures.Sample, shelf: _Shelf, image_size: int, content: Conte
     }
 
 
-def _ends(log_u: np.ndarray, shelf: _Shelf, content: Content) -> None:
+def _ends(log_u: np.ndarray, shelf: Shelf, content: Content) -> None:
     """The images at both ends of log u, farthest first; some more are tried, since files may have gone."""
     bad = {id for id, _ in shelf.manifest.bad}
     order = [int(i) for i in np.argsort(log_u, kind="stable") if np.isfinite(log_u[i]) and int(i) not in bad]

@@ -13,7 +13,13 @@ from typing import Any
 from ..evaluation.evaluate import SCORES
 from ..run_folder import RunFolder
 
-BASELINES = {"simclr": "SimCLR (NT-Xent)", "dcl": "DCL", "moco": "MoCo"}
+BASELINES = {
+    "simclr": "SimCLR (NT-Xent)",
+    "dcl": "DCL",
+    "moco": "MoCo",
+    "clip": "CLIP's loss",
+    "siglip": "SigLIP's loss",
+}
 GLOBAL = {"sogclr": "SogCLR", "isogclr": "iSogCLR", "scent": "SCENT", "neuclip": "NeuCLIP"}
 ESTIMATORS = {
     "mini-batch": "mini-batch normalizer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -28,7 +29,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 def page(facts: Facts, content: Content) -> str:
     """The whole document."""
     title = f"{facts.name} · sogclr report"
-    sections = [_curves(facts), _gallery(content), _map(content), _normalizers(facts, content)]
+    sections = [_curves(facts), *_texts(content), _gallery(content), _map(content), _normalizers(facts, content)]
     sections.append(_section("configuration", "Configuration, time and files", configuration(facts)))
     titles = zip(SECTIONS[1:], ("Curves", "Neighbours", "Map", "Normalizers", "Configuration"), strict=True)
     nav = "".join(f'<a href="#{id}">{text}</a>' for id, text in titles)
@@ -136,6 +137,8 @@ def _online(facts: Facts) -> list[str]:
         "knn_top1": ("Online kNN", "leave-one-out accuracy on a fixed sample of training images; higher is better"),
         "rankme": ("RankMe", "effective rank of the features; higher is better"),
         "alignment": ("Alignment", "mean squared distance of two views of an image; lower is better"),
+        "image_to_text_r1": ("Image to text, R@1", "on a fixed sample of training pairs; higher is better"),
+        "text_to_image_r1": ("Text to image, R@1", "on a fixed sample of training pairs; higher is better"),
         "uniformity": ("Uniformity", "log of the mean Gaussian potential of the features; lower is better"),
     }
     found = [key for key in texts if facts.series("eval", key)]
@@ -190,7 +193,8 @@ def _caption(tile: Tile) -> str:
 def _tile(tile: Tile, kind: str, caption: str, more: str = "") -> str:
     of_class = f", class {tile.class_name}" if tile.class_name is not None else ""
     text = escape(f"{tile.path}{of_class}{more}")
-    shown = escape(caption + (f" · {tile.class_name}" if kind == "other" else ""))
+    named = kind == "other" and tile.class_name is not None
+    shown = escape(caption + (f" · {tile.class_name}" if named else ""))
     return (
         f'<div class="tile {kind}" title="{text}"><img src="{tile.uri}" alt="{text}" loading="lazy">'
         f"<span>{shown}</span></div>"
@@ -203,6 +207,30 @@ def _crisp(content: Content) -> str:
 
 def _nothing() -> str:
     return '<p class="nothing">Nothing to show; the notes at the top say why.</p>'
+
+
+def _texts(content: Content) -> Iterable[str]:
+    """The section on captions, of a run on pairs only."""
+    if not content.texts:
+        return
+    lead = (
+        f"Some captions of the run, each with the {NEIGHBOURS} images whose embedding is nearest to the text’s (cosine "
+        'similarity below). Frames: <span class="key same"></span>the caption is this image’s own '
+        '<span class="key other"></span>another image’s.'
+    )
+    rows = "".join(
+        f'<div class="card row"><div class="tile query"><span>{escape(caption)}</span></div>'
+        + "".join(
+            _tile(
+                replace(t, class_name=None), "same" if t.same else "other", f"{t.value:.2f}", f", cosine {t.value:.2f}"
+            )
+            for t in tiles
+        )
+        + "</div>"
+        for caption, tiles in content.texts
+    )
+    body = f'<p class="hint">{lead}</p>\n<div class="gallery{_crisp(content)}">{rows}</div>'
+    yield _section("texts", "From text to image", body)
 
 
 # ----------------------------------------------------------------------------------------------------------------- map

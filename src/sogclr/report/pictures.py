@@ -169,7 +169,7 @@ def small_copies(manifest: Manifest, ids: np.ndarray, size: int, background: str
 
     def copy(id: int) -> np.ndarray | None:
         try:
-            return central_crop(decode(manifest.path(id), background=background, at_least=size), size)
+            return central_crop(decode(manifest.file(id), background=background, at_least=size), size)
         except BadImage:
             return None
 

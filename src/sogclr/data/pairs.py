@@ -1,0 +1,260 @@
+"""Image-caption pairs with stable ids, in Arrow memory maps: which image and which text each pair is.
+
+To samplers and loaders it is a manifest whose ids are the pairs'; `image_ids` and `text_ids` say what a pair is made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import BadInput
+from ..files import replacing
+from .headers import check_headers
+from .listing import Columns, Listing, relative_to
+from .manifest import CHECK_AT_MOST, Difference, Manifest
+from .shards import find_shards, read_shards
+from .tables import SUFFIXES, Rows, read_rows
+
+Progress = Callable[[int, int], None]
+
+
+def holds_pairs(data: str | os.PathLike[str]) -> bool:
+    """Whether DATA is a table or tar shards, and so pairs; else it is images."""
+    place = Path(data)
+    if place.suffix.lower() in SUFFIXES or place.suffix.lower() == ".tar":
+        return True
+    if "*" in place.name or "{" in place.name:
+        return place.suffix == ".tar"
+    return place.is_dir() and any(p.suffix == ".tar" for p in place.iterdir())
+
+
+class Pairs:
+    """The pairs of a table or of tar shards. Ids 0..len-1 follow (image id, text id).
+
+    Attributes:
+        images: the manifest of the different images; its ids are the image ids.
+        captions: large_string (m,): the different captions, sorted; their places are the text ids.
+        image_ids, text_ids: int64 (n,), of each pair.
+        rejected: (where, reason) of the rows that are no pair.
+        duplicates: how often a pair came again.
+        fingerprint: SHA-256 over the images' fingerprint, the captions and the ids.
+    """
+
+    def __init__(
+        self, images: Manifest, captions: pa.LargeStringArray, ids: tuple[np.ndarray, np.ndarray],
+        rejected: list[tuple[str, str]], duplicates: int = 0,
+    ) -> None:  # fmt: skip
+        self.images, self.captions = images, captions
+        self.image_ids, self.text_ids = ids
+        self.rejected, self.duplicates = rejected, duplicates
+        self.root, self.source = images.root, images.source
+        digest = hashlib.sha256(images.fingerprint.encode())
+        for part in (pc.binary_length(captions).to_numpy(), *ids):
+            digest.update(part.astype("<i8", copy=False).data)
+        _, offsets, text = captions.buffers()
+        bounds = np.frombuffer(offsets, np.int64)[captions.offset :]
+        digest.update(memoryview(text)[bounds[0] : bounds[len(captions)]])  # no caption becomes a Python object
+        self.fingerprint = digest.hexdigest()
+
+    @classmethod
+    def scan(
+        cls, data: str | os.PathLike[str], *, image_column: str | None = None, caption_column: str | None = None,
+        check: bool | None = None, progress: Progress | None = None,
+    ) -> Pairs:  # fmt: skip
+        """Read a CSV, TSV, JSONL or Parquet file, or tar shards, and the headers of the images.
+
+        Args:
+            image_column, caption_column: found by the usual names when left out. Paths are relative to the file.
+            check: whether to read headers; None reads them when at most 200,000 images are not in the cache.
+            progress: called with (headers read, headers to read).
+
+        Raises:
+            BadInput: no such data, or not a single pair in it.
+        """
+        source = Path(data)
+        place = Path(os.path.abspath(source))
+        if place.suffix.lower() in SUFFIXES:
+            root, rows = place.parent, read_rows(place, image_column, caption_column)
+            listing = _listing_of(rows, root)
+        else:
+            shards = find_shards(str(place))
+            if not shards:
+                raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
+            root = place if place.is_dir() else Path(os.path.commonpath([p.parent for p in shards]))
+            listing, rows = read_shards(shards, root)
+        if not len(rows.image):
+            first = f" (first: {rows.rejected[0][0]} {rows.rejected[0][1]})" if rows.rejected else ""
+            raise BadInput(f"{source} holds no pair of an image and a caption{first}; give one with both")
+        checked = None
+        if check is not False:
+            at_most = CHECK_AT_MOST if check is None else None
+            checked = check_headers(root, listing, at_most=at_most, progress=progress)
+        return cls._of_rows(Manifest(root, source, listing, checked), rows)
+
+    @classmethod
+    def _of_rows(cls, images: Manifest, rows: Rows) -> Pairs:
+        names, image_codes = _encoded(rows.image)
+        if images.offsets is None:
+            names = _normalised(names, str(images.root))
+        where = pc.index_in(names, value_set=images.names).to_numpy()
+        captions, text_codes = _encoded(rows.caption)
+        order = pc.sort_indices(captions)
+        rank = np.empty(len(captions), dtype=np.int64)
+        rank[order.to_numpy()] = np.arange(len(captions))
+        key = where[image_codes].astype(np.int64) * len(captions) + rank[text_codes]
+        different = np.unique(key)
+        ids = different // len(captions), different % len(captions)
+        return cls(images, captions.take(order), ids, rows.rejected, len(key) - len(different))
+
+    # -------------------------------------------------------------------------------------- a manifest of pairs: one pair
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def relative(self, id: int) -> str:
+        """The path of a pair's image, relative to `root`."""
+        return self.images.relative(int(self.image_ids[int(id)]))
+
+    def file(self, id: int) -> Path | BinaryIO:
+        """Where the bytes of a pair's image are."""
+        return self.images.file(int(self.image_ids[int(id)]))
+
+    def caption(self, text_id: int) -> str:
+        """A caption by its text id."""
+        return self.captions[int(text_id)].as_py()
+
+    # -------------------------------------------------------------------------------------------------------- all pairs
+    @cached_property
+    def widths(self) -> np.ndarray:
+        return self.images.widths[self.image_ids]
+
+    @cached_property
+    def heights(self) -> np.ndarray:
+        return self.images.heights[self.image_ids]
+
+    @property
+    def usable(self) -> np.ndarray:
+        """int64: the pairs whose image is not known to be bad, ascending."""
+        good = np.zeros(len(self.images), bool)
+        good[self.images.usable] = True
+        return np.flatnonzero(good[self.image_ids])
+
+    @property
+    def bad(self) -> list[tuple[int, str]]:
+        """(id, reason) of the pairs whose image cannot be read, as far as is known."""
+        reasons = dict(self.images.bad)
+        if not reasons:
+            return []
+        rows = np.flatnonzero(np.isin(self.image_ids, list(reasons)))
+        return [(int(row), reasons[int(self.image_ids[row])]) for row in rows]
+
+    def captions_of(self, text_ids: np.ndarray) -> list[str]:
+        """The captions of some text ids."""
+        return self.captions.take(pa.array(text_ids)).to_pylist()
+
+    def difference(self, other: Pairs) -> Difference:
+        """What was added, removed or changed from these pairs to the `other`: paths with their captions."""
+        if self.fingerprint == other.fingerprint:
+            return Difference([], [], [])
+        here, there = self._lines(), other._lines()
+        return Difference(
+            added=there.filter(pc.invert(pc.is_in(there, value_set=here))).to_pylist(),
+            removed=here.filter(pc.invert(pc.is_in(here, value_set=there))).to_pylist(),
+            changed=self.images.difference(other.images).changed,
+        )
+
+    def _lines(self) -> pa.LargeStringArray:
+        names = self.images.names.take(pa.array(self.image_ids))
+        return pc.binary_join_element_wise(
+            names, self.captions.take(pa.array(self.text_ids)), pa.scalar(": ", pa.large_string())
+        )
+
+    def describe(self) -> str:
+        """One line of counts."""
+        text = f"{len(self):,} of {len(self.images):,} images and {len(self.captions):,} captions in {self.source}"
+        notes = [(len(self.bad), "with an unreadable image"), (len(self.rejected), "unusable rows")]
+        lost = [f"{count:,} {what}" for count, what in notes if count]
+        if lost:
+            text += f", {' and '.join(lost)} (skipped, see bad_files.txt)"
+        return text + (f", {self.duplicates:,} repeated pairs (kept once)" if self.duplicates else "")
+
+    # ------------------------------------------------------------------------------------------------------------ file
+    def save(self, manifest_file: Path, folder: Path) -> None:
+        """Write the images' manifest, and the pairs as Arrow files that are mapped rather than read."""
+        self.images.save(manifest_file)
+        folder.mkdir(parents=True, exist_ok=True)
+        head = {"fingerprint": self.fingerprint, "duplicates": self.duplicates}
+        _write(folder / "captions.arrow", {"caption": self.captions})
+        where, reasons = [pa.array([r[k] for r in self.rejected], pa.large_string()) for k in (0, 1)]
+        _write(folder / "rejected.arrow", {"where": where, "reason": reasons})
+        _write(folder / "pairs.arrow", {"image": pa.array(self.image_ids), "text": pa.array(self.text_ids)}, head)
+
+    @classmethod
+    def load(cls, manifest_file: Path, folder: Path) -> Pairs:
+        """Map what `save` wrote.
+
+        Raises:
+            BadInput: missing, damaged or not of one piece.
+        """
+        images = Manifest.load(manifest_file)
+        try:
+            tables = [_map(folder / f"{name}.arrow") for name in ("pairs", "captions", "rejected")]
+            pairs, captions, rejected = tables
+            head = json.loads((pairs.schema.metadata or {})[b"sogclr"])
+            ids = pairs["image"].chunk(0).to_numpy(), pairs["text"].chunk(0).to_numpy()
+            rows = [tuple(r.values()) for r in rejected.to_pylist()]
+            found = cls(images, captions["caption"].chunk(0), ids, rows, head["duplicates"])
+        except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
+            raise BadInput(
+                f"{folder} does not hold the pairs of a run, or is damaged; restore it from a copy"
+            ) from None
+        if found.fingerprint != head["fingerprint"]:
+            raise BadInput(f"{folder} does not match its own fingerprint; restore it from a copy")
+        return found
+
+
+def _listing_of(rows: Rows, root: Path) -> Listing:
+    """The different images of a table; what is missing is listed as bad."""
+    columns = Columns()
+    names, _ = _encoded(rows.image)
+    for relative in pc.unique(_normalised(names, str(root))).to_pylist():
+        try:
+            status = os.stat(root / relative)
+        except (OSError, ValueError):
+            columns.add(relative, -1, 0, "does not exist")
+        else:
+            columns.add(relative, status.st_size, status.st_mtime_ns)
+    return columns.sorted()
+
+
+def _normalised(names: pa.Array, root: str) -> pa.Array:
+    return pa.array([relative_to(name, root) for name in names.to_pylist()], type=pa.large_string())
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The different values of a column, and the place of each row's among them."""
+    encoded = column.dictionary_encode().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    return encoded.dictionary, encoded.indices.to_numpy()
+
+
+def _write(path: Path, columns: dict[str, Any], head: dict[str, Any] | None = None) -> None:
+    table = pa.table(columns).combine_chunks().replace_schema_metadata({"sogclr": json.dumps(head or {})})
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
+            writer.write_batch(batch)
+
+
+def _map(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()

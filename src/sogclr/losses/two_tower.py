@@ -1,0 +1,240 @@
+"""Images and texts, one encoder each: the two-way global contrastive loss (arXiv 2202.12387, §5) and its baselines."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import check_equal_batches, gather, log_sum_between
+from ..errors import BadInput
+from . import functional as F
+from . import temperatures
+from .estimators import Gamma, MovingAverage
+from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
+from .validation import check_pairs
+
+_WHAT = "image and text embeddings"
+
+
+class TwoTowerLoss(ContrastiveLoss):
+    """What the losses on image-text pairs have in common: checks, unit rows, float32, two kinds of ids, ranks.
+
+    A loss adds `per_pair(anchors, y_ids)`, which returns the (B,) values; `anchors.index` are the images' ids.
+    """
+
+    num_samples: int | None = None
+    num_texts: int | None = None
+
+    def __init__(
+        self,
+        temperature: float | nn.Module,
+        reduction: Reduction,
+        normalize: bool,
+        text_temperature: nn.Module | None = None,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        self.text_temperature = text_temperature  # where texts have temperatures of their own
+
+    def forward(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, index: Tensor, text_index: Tensor | None = None
+    ) -> Tensor:
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+
+        Args:
+            index: the images' ids.
+            text_index: the texts' ids, where an image has several captions or a caption several images; the images'
+                ids when left out. Pairs that share an image or a text are never negatives of each other.
+
+        Raises:
+            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+        """
+        x, y = image_embeddings, text_embeddings
+        x_ids = check_pairs(x, y, index, self.num_samples, _WHAT)
+        y_ids = x_ids if text_index is None else check_pairs(x, y, text_index, self.num_texts, _WHAT)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            check_equal_batches(len(x), x.device)
+            x, y, x_ids = gather(self.unit(x)), gather(self.unit(y)), gather(x_ids)
+            y_ids = x_ids if text_index is None else gather(y_ids)
+            values = self.values(x, y, x_ids, y_ids)
+        return self.reduced(values)
+
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+        """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
+        tau = temperatures.at(self.temperature, x_ids, x)
+        if self.text_temperature is not None:
+            tau = torch.stack([torch.as_tensor(tau), torch.as_tensor(temperatures.at(self.text_temperature, y_ids, x))])
+        tau = replicated(tau) if isinstance(tau, Tensor) else tau
+        if y_ids is x_ids:
+            each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
+            log_sum = torch.stack(log_sum_between(x, y, x_ids, each))
+            log_g = log_sum - F.negatives_of_pairs(x_ids, y_ids).to(x.dtype).log()
+        else:  # two kinds of ids, which the kernels do not know
+            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, tau)
+        anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g)
+        return self.per_pair(anchors, y_ids)
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
+    r"""Two-way global contrastive loss: each pair against ALL texts and ALL images of the data set, at any batch size.
+
+    Value of a batch, the mean over its images a (against texts) and its texts a (against images) of
+
+        -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_a after  u_a <- (1 - gamma) u_a + gamma ĝ_a
+
+    with one running normalizer for each image and one for each text. ĝ_a is the mean of exp(s_ab / tau) over the negatives
+    in the batch. Means over negatives and anchors: the size of the gradient does not depend on the batch's.
+
+    Args:
+        num_samples: images in the data set; `index` runs from 0 to num_samples - 1.
+        temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, which is copied for the texts; or two
+            modules, for images and for texts.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
+        num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
+        estimator: another source of nu, copied for the texts; or two, for images and for texts.
+        reduction: `mean`, `sum` or `none` (one value a pair).
+        normalize: scale embeddings to norm one first; pass False only if they have it already.
+
+    All state is in `state_dict()`: `image_estimator.log_u`, `text_estimator.log_u` (float32, one number each) and their
+    `step`. It changes in training mode only.
+
+    Example:
+        >>> import torch, sogclr
+        >>> loss_fn = sogclr.TwoTowerGlobalContrastiveLoss(num_samples=1000, temperature=0.07, gamma=0.9)
+        >>> image, text = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss = loss_fn(image, text, index=torch.arange(8))
+        >>> loss.backward()
+        >>> int(torch.isfinite(loss_fn.text_estimator.log_u).sum())
+        8
+
+    Source: arXiv 2202.12387.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        temperature: float | nn.Module | tuple[nn.Module, nn.Module] = 0.07,
+        gamma: Gamma = 0.9,
+        num_texts: int | None = None,
+        estimator: nn.Module | tuple[nn.Module, nn.Module] | None = None,
+        reduction: Reduction = "mean",
+        normalize: bool = True,
+    ) -> None:
+        of_images, of_texts = _two_temperatures(temperature, num_samples, num_texts or num_samples)
+        super().__init__(of_images, reduction, normalize, of_texts)
+        self.num_samples = num_samples
+        self.num_texts = num_samples if num_texts is None else num_texts
+        if estimator is None:
+            estimator = MovingAverage(num_samples, gamma), MovingAverage(self.num_texts, gamma)
+        elif isinstance(estimator, nn.Module):
+            estimator = estimator, copy.deepcopy(estimator)
+        self.image_estimator, self.text_estimator = estimator
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        tau = temperatures.detached(anchors.temperature)
+        nu = []
+        towers = (self.image_estimator, anchors.index), (self.text_estimator, y_ids)
+        for k, (estimator, ids) in enumerate(towers):
+            own = tau[k] if isinstance(tau, Tensor) and tau.ndim else tau
+            log_g, z = anchors.log_g[k : k + 1].detach(), anchors.z[k : k + 1].detach()
+            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own))
+        rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
+        return self.dual(anchors, replicated(torch.cat(nu))) + (
+            rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
+        )
+
+
+def _two_temperatures(
+    temperature: float | nn.Module | tuple[nn.Module, nn.Module], num_samples: int, num_texts: int
+) -> tuple[float | nn.Module, nn.Module | None]:
+    """The images' temperature, and the texts' where it is another."""
+    if isinstance(temperature, tuple):
+        return temperature
+    if not isinstance(temperature, temperatures.PerSample):
+        return temperature, None
+    if num_texts != num_samples:
+        raise BadInput(
+            f"one PerSample temperature serves {temperature.num_samples} images and the loss has {num_texts} texts; "
+            "give two, temperature=(PerSample(images), PerSample(texts))"
+        )
+    return temperature, copy.deepcopy(temperature)
+
+
+class ClipLoss(TwoTowerLoss):
+    """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau  at the positive.
+
+    The negatives are those of the batch; what shares an image or a text is left out of them.
+    `statistics['objective']` is -s + tau log ĝ, on the scale of `TwoTowerGlobalContrastiveLoss`, with the batch's normalizer.
+
+    Args:
+        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> z = torch.eye(4)
+        >>> round(float(sogclr.ClipLoss(temperature=1.0)(z, z, torch.arange(4))), 4)   # log(e + 3) - 1
+        0.7437
+
+    Source: Radford et al., arXiv 2103.00020.
+    """
+
+    per_temperature = True
+
+    def __init__(
+        self, temperature: float | nn.Module = 0.07, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.dual(anchors, anchors.log_g)
+        negatives = F.negatives_of_pairs(anchors.index, y_ids).to(anchors.log_g.dtype)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
+
+
+class SigLipLoss(TwoTowerLoss):
+    """SigLIP's loss:  mean over images of  -sum over texts of log sigmoid( ±(s_ab / tau + bias) ),  + for the own text.
+
+    The scale 1/tau and the bias are learned, as in the paper: give `loss_fn.parameters()` to the optimizer too.
+    `statistics['objective']` is -s + tau log ĝ with the batch's normalizer, as in `ClipLoss`.
+
+    Args:
+        temperature: tau > 0 to start from.  bias: to start from.  learnable: False keeps both as they are.
+        reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> z = torch.eye(4)
+        >>> round(sogclr.SigLipLoss(temperature=1.0, bias=0.0)(z, z, torch.arange(4)).item(), 4)   # log(1 + 1/e) + 3 log 2
+        2.3927
+
+    Source: Zhai et al., arXiv 2303.15343.
+    """
+
+    per_temperature = True
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        learnable: bool = True,
+        reduction: Reduction = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        if not math.isfinite(bias):
+            raise BadInput(f"bias must be finite and was {bias}; -10 is the paper's")
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
+
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+        scale, bias = replicated(self.log_scale).exp().to(x.dtype), replicated(self.bias).to(x.dtype)
+        with torch.no_grad():
+            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, 1 / scale)
+            self.dual(Anchors(torch.stack([x, y]), x_ids, 1 / scale, F.positive_similarity(x, y), log_g), log_g)
+        return F.sigmoid_loss(x, y, x_ids, y_ids, scale, bias)
