@@ -25,31 +25,106 @@ def batch_normalizer(z: list[Tensor], ids: list[int], view: int, row: int, tau: 
     return torch.stack(terms).mean()
 
 
-class SlowGlobalLoss:
-    """SogCLR in float64, with u itself (no logarithm) as the state."""
+class SlowQueue:
+    """The last `size` embeddings with their ids."""
 
-    def __init__(self, tau: float, gamma: float, convention: str) -> None:
+    def __init__(self, size: int) -> None:
+        self.size, self.rows = size, []
+
+    def push(self, z: list[Tensor], ids: list[int]) -> None:
+        self.rows += [(i, row.detach()) for view in z for i, row in zip(ids, view, strict=True)]
+        self.rows = self.rows[-self.size :]
+
+    def terms(self, anchor: Tensor, i: int, tau: float) -> list[float]:
+        return [math.exp(float(torch.dot(anchor.detach(), row)) / tau) for other, row in self.rows if other != i]
+
+
+class SlowGlobalLoss:
+    """SogCLR in float64, with u itself (no logarithm) as the state; of a queue too, or of that alone (gamma 1)."""
+
+    def __init__(self, tau: float, gamma, convention: str = "per_view", queue: int = 0) -> None:
         self.tau, self.gamma, self.convention = tau, gamma, convention
         self.u: dict[int, float] = {}
+        self.queue = SlowQueue(queue) if queue else None
 
     def blend(self, old: float | None, g: float) -> float:
-        return g if old is None else (1 - self.gamma) * old + self.gamma * g
+        if old is None:
+            return g
+        gamma = self.gamma(old) if callable(self.gamma) else self.gamma
+        return (1 - gamma) * old + gamma * g
+
+    def fresh(self, z: list[Tensor], ids: list[int], view: int, row: int, g: Tensor) -> float:
+        """The new estimate: ĝ, or the mean over batch and queue."""
+        if self.queue is None:
+            return float(g.detach())
+        others = 2 * sum(i != ids[row] for i in ids)
+        terms = self.queue.terms(z[view][row], ids[row], self.tau)
+        return (others * float(g.detach()) + sum(terms)) / (others + len(terms))
 
     def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         z, ids = [unit(z0), unit(z1)], index.tolist()
         total, stored = torch.zeros((), dtype=torch.float64), defaultdict(list)
         for row, i in enumerate(ids):
             g = [batch_normalizer(z, ids, view, row, self.tau) for view in range(2)]
+            fresh = [self.fresh(z, ids, view, row, g[view]) for view in range(2)]
             if self.convention == "per_view":
-                u = [self.blend(self.u.get(i), float(x.detach())) for x in g]
+                u = [self.blend(self.u.get(i), x) for x in fresh]
             else:
-                u = [self.blend(self.u.get(i), float(sum(g).detach()) / 2)] * 2
+                u = [self.blend(self.u.get(i), sum(fresh) / 2)] * 2
             stored[i].append(sum(u) / 2)
             positive = torch.dot(z[0][row], z[1][row])
             for x, value in zip(g, u, strict=True):
                 total = total - positive + self.tau * (x / value + math.log(value) - 1)
         self.u |= {i: sum(values) / len(values) for i, values in stored.items()}
+        if self.queue is not None:
+            self.queue.push(z, ids)
         return total / (2 * len(ids))
+
+
+class SlowNeural:
+    """The global loss with nu = log(eps + mean over prototypes of exp(z . c / tau)); the prototypes are trained by it."""
+
+    def __init__(self, tau: float, prototypes: int, dim: int, restart: int, eps: float = 1e-8) -> None:
+        self.tau, self.restart, self.eps, self.step, self.ready = tau, restart, eps, 0, False
+        self.c = torch.zeros(prototypes, dim, dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        z, ids = [unit(z0), unit(z1)], index.tolist()
+        c, total = self.c.clone(), torch.zeros((), dtype=torch.float64)
+        for row in range(len(ids)):
+            for view in range(2):
+                g = batch_normalizer(z, ids, view, row, self.tau)
+                value = g.detach()
+                if self.ready:
+                    anchor = z[view][row].detach()
+                    value = self.eps + torch.stack([torch.exp(anchor @ k / self.tau) for k in c]).mean()
+                total = total - z[0][row] @ z[1][row] + self.tau * (g / value + torch.log(value) - 1)
+        rows = torch.cat(z).detach()
+        since = self.step if not self.ready else self.step % self.restart
+        with torch.no_grad():
+            for k, row in enumerate(rows, start=since * len(rows)):
+                if k < len(self.c):
+                    self.c[k] = row
+        self.step += 1
+        self.ready = self.step * len(rows) >= len(self.c)
+        return total / (2 * len(ids))
+
+
+class SlowMoCo:
+    """InfoNCE of z0 against z1, with the other keys of the batch and a queue as negatives."""
+
+    def __init__(self, tau: float, queue: int) -> None:
+        self.tau, self.queue = tau, SlowQueue(queue)
+
+    def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        queries, keys, ids = unit(z0), unit(z1).detach(), index.tolist()
+        rows, total = [*zip(ids, keys, strict=True), *self.queue.rows], torch.zeros((), dtype=torch.float64)
+        for query, key, i in zip(queries, keys, ids, strict=True):
+            positive = torch.exp(query @ key / self.tau)
+            negatives = sum(torch.exp(query @ row / self.tau) for other, row in rows if other != i)
+            total = total - torch.log(positive / (positive + negatives))
+        self.queue.push([keys], ids)
+        return total / len(ids)
 
 
 def slow_ntxent(z0: Tensor, z1: Tensor, index: Tensor, tau: float) -> Tensor:
@@ -61,6 +136,17 @@ def slow_ntxent(z0: Tensor, z1: Tensor, index: Tensor, tau: float) -> Tensor:
         for view in range(2):
             negatives = others * batch_normalizer(z, ids, view, row, tau)
             total = total - torch.log(positive / (positive + negatives))
+    return total / (2 * len(ids))
+
+
+def slow_decoupled(z0: Tensor, z1: Tensor, index: Tensor, tau: float) -> Tensor:
+    z, ids = [unit(z0), unit(z1)], index.tolist()
+    total = torch.zeros((), dtype=torch.float64)
+    for row, i in enumerate(ids):
+        others = 2 * sum(other != i for other in ids)
+        for view in range(2):
+            g = batch_normalizer(z, ids, view, row, tau)
+            total = total - torch.dot(z[0][row], z[1][row]) / tau + torch.log(others * g)
     return total / (2 * len(ids))
 
 

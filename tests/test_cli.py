@@ -167,7 +167,7 @@ class Dangerous:
 
 def test_output_to_a_closed_pipe_is_no_error(data):
     command = [sys.executable, "-m", "sogclr", "inspect", str(data), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-    process.stdout.close()
-    assert "Traceback" not in process.stderr.read().decode()
-    assert process.wait() == 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read().decode()
+        assert process.wait() == 0

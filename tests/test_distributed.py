@@ -10,9 +10,15 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from sogclr.errors import BadInput
-from sogclr.losses import GlobalContrastiveLoss, NTXentLoss
+from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss
+from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural
+from sogclr.losses.temperatures import Global, PerSample
 
-BATCH, STEPS, N = 16, 3, 30
+BATCH, STEPS, N = 16, 4, 30
+NAMES = (
+    "per_view", "per_sample", "ntxent", "dcl", "moco", "adaptive", "dictionary", "queue_average", "neural", "isogclr",
+    "global_tau",
+)  # fmt: skip
 
 
 def build(name):
@@ -20,6 +26,16 @@ def build(name):
         "per_view": lambda: GlobalContrastiveLoss(N, 0.2, 0.3),
         "per_sample": lambda: GlobalContrastiveLoss(N, 0.2, 0.3, convention="per_sample"),
         "ntxent": lambda: NTXentLoss(0.2),
+        "dcl": lambda: DecoupledContrastiveLoss(0.2),
+        "moco": lambda: MoCoLoss(4, 24, 0.2),
+        "adaptive": lambda: GlobalContrastiveLoss(N, 0.2, AdaptiveGamma(-1.0)),
+        "dictionary": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Dictionary(48, 4)),
+        "queue_average": lambda: GlobalContrastiveLoss(
+            N, 0.2, estimator=MovingAverage(N, 0.3, dictionary=Dictionary(48, 4))
+        ),
+        "neural": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Neural(4, 20)),
+        "isogclr": lambda: GlobalContrastiveLoss(N, PerSample(N, 0.2), 0.3),
+        "global_tau": lambda: GlobalContrastiveLoss(N, Global(0.2), 0.3),
     }[name]()
 
 
@@ -30,6 +46,7 @@ def run(name, rank, ranks):
     model = DistributedDataParallel(net) if ranks > 1 else net
     loss, values = build(name), []
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    learned = torch.optim.SGD(loss.parameters(), lr=0.05) if list(loss.parameters()) else None
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         x0, x1 = (torch.randn(BATCH, 6, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -39,6 +56,9 @@ def run(name, rank, ranks):
         value = loss(*model(torch.cat([x0[mine], x1[mine]])).chunk(2), index[mine])
         value.backward()
         optimizer.step()
+        if learned is not None:
+            learned.step()
+            learned.zero_grad()
         values.append(float(value.detach()))
     return {
         "values": torch.tensor(values),
@@ -62,7 +82,7 @@ def worker(rank, ranks, port, names, folder):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_n_ranks_equal_one(ranks, tmp_path):
-    names = ("per_view", "per_sample", "ntxent")
+    names = NAMES if ranks == 2 else NAMES[:3]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -1,4 +1,5 @@
 import gc
+import importlib
 import inspect
 import math
 
@@ -11,8 +12,20 @@ from reference import SlowGlobalLoss, exact_objective, slow_ntxent, unit
 
 import sogclr
 from sogclr.errors import BadInput
-from sogclr.losses import GlobalContrastiveLoss, NonFinite, NTXentLoss, functional, one_tower
-from sogclr.losses.estimators import CosineGamma, MiniBatch, MovingAverage
+from sogclr.losses import (
+    DecoupledContrastiveLoss,
+    GlobalContrastiveLoss,
+    MoCoLoss,
+    NonFinite,
+    NTXentLoss,
+    functional,
+    moco,
+    one_tower,
+    queue,
+    temperatures,
+)
+from sogclr.losses.estimators import AdaptiveGamma, CosineGamma, Dictionary, MiniBatch, MovingAverage, Neural
+from sogclr.losses.temperatures import Global, PerSample
 
 CONVENTIONS = ("per_view", "per_sample")
 
@@ -22,13 +35,26 @@ def embeddings(b=6, d=5, seed=0, dtype=torch.float64):
     return (torch.randn(b, d, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(2))
 
 
-def losses(n=40, temperature=0.2):
+def losses(n=40, temperature=0.2, dim=5):
+    """Every loss, and the global one with every estimator and kind of temperature."""
+
+    def of(estimator):
+        return GlobalContrastiveLoss(n, temperature, estimator=estimator)
+
     return {
         "per_view": GlobalContrastiveLoss(n, temperature, 0.3),
         "per_sample": GlobalContrastiveLoss(n, temperature, 0.3, convention="per_sample"),
         "cosine": GlobalContrastiveLoss(n, temperature, CosineGamma(0.2, 5)),
-        "mini_batch": GlobalContrastiveLoss(n, temperature, estimator=MiniBatch()),
+        "adaptive": GlobalContrastiveLoss(n, temperature, AdaptiveGamma(-1.0)),
+        "mini_batch": of(MiniBatch()),
+        "dictionary": of(Dictionary(32, dim)),
+        "queue_average": of(MovingAverage(n, 0.3, dictionary=Dictionary(32, dim))),
+        "neural": of(Neural(dim, 24, restart=7)),
+        "isogclr": GlobalContrastiveLoss(n, PerSample(n, temperature, minimum=0.001), 0.3),
+        "global_tau": GlobalContrastiveLoss(n, Global(temperature, minimum=0.001), 0.3),
         "ntxent": NTXentLoss(temperature),
+        "dcl": DecoupledContrastiveLoss(temperature),
+        "moco": MoCoLoss(dim, 32, temperature),
     }
 
 
@@ -131,7 +157,7 @@ def test_first_visit_is_decided_sample_by_sample(convention):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ALL)
 def test_finite_at_temperature_0_005_with_near_duplicates(name, dtype):
-    loss = losses(temperature=0.005)[name]
+    loss = losses(temperature=0.005, dim=16)[name]
     base = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     z = (base[:1] + 1e-3 * base).to(dtype).requires_grad_()
     for step in range(5):
@@ -155,12 +181,12 @@ def test_gradient_is_right_where_u_underflows_in_plain_space():
     assert float(got.norm() / want.norm()) == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["per_view", "per_sample", "mini_batch", "ntxent"])
+@pytest.mark.parametrize("name", ALL)
 def test_gradient_norm_does_not_depend_on_the_batch_size(name):
     norms = []
     for b in (32, 512):
         z0, z1 = (torch.randn(b, 64, generator=torch.Generator().manual_seed(v), requires_grad=True) for v in (1, 2))
-        losses(n=b, temperature=0.5)[name](z0, z1, torch.arange(b)).backward()
+        losses(n=b, temperature=0.5, dim=64)[name](z0, z1, torch.arange(b)).backward()
         norms.append(float(z0.grad.norm()) * b**0.5)  # a mean over B rows: each row's gradient is 1/B of its own
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
@@ -220,7 +246,7 @@ def test_constant_normalizer_is_a_fixed_point(gamma, g):
 def test_one_id_twice_is_no_negative_of_itself(name):
     """Were it one, the copies' similarity of 1 would dominate ĝ at tau 0.02."""
     z = torch.eye(8)[:5].double()
-    loss = losses(temperature=0.02)[name]
+    loss = losses(temperature=0.02, dim=8)[name]
     z = torch.cat([z, z[:1]])
     loss(z, z, torch.tensor([0, 1, 2, 3, 4, 0]))
     assert float(loss.statistics["objective"]) == pytest.approx(-1.0, abs=1e-6)  # -1 + tau log(mean of exp(0))
@@ -256,9 +282,14 @@ def test_memory_is_quadratic_in_the_batch_at_most():
     assert largest == (2 * 256) ** 2
 
 
+def estimator_modules():
+    names = ("dictionary", "gamma", "mini_batch", "moving_average", "neural")
+    return [importlib.import_module(f"sogclr.losses.estimators.{name}") for name in names]
+
+
 def test_nothing_waits_for_the_device():
     """What a step runs on CUDA holds no read-back: those calls stand only behind a check for the CPU."""
-    for module in (functional, one_tower):
+    for module in (functional, one_tower, moco, queue, temperatures, *estimator_modules()):
         source = inspect.getsource(module)
         for call in (".item(", ".cpu(", ".tolist(", ".nonzero(", "float(z", "bool("):
             assert call not in source, (module.__name__, call)
@@ -310,7 +341,7 @@ def test_reductions(name):
         torch.testing.assert_close(loss(z0, z1, torch.arange(6)), expected)
 
 
-@pytest.mark.parametrize("name", ["per_view", "per_sample", "cosine"])
+@pytest.mark.parametrize("name", ALL)
 def test_compiled_equals_eager(name):
     eager, compiled = losses()[name], losses()[name]
     call = torch.compile(compiled, backend="aot_eager")
@@ -320,7 +351,8 @@ def test_compiled_equals_eager(name):
         a, b = eager(z0, z1, index), call(z0, z1, index)
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(torch.autograd.grad(a, z0)[0], torch.autograd.grad(b, z0)[0])
-    torch.testing.assert_close(eager.estimator.log_u, compiled.estimator.log_u)
+    for key, value in eager.state_dict().items():
+        torch.testing.assert_close(value, compiled.state_dict()[key], msg=key)
 
 
 def test_gamma_one_is_the_mini_batch_loss():
@@ -331,8 +363,9 @@ def test_gamma_one_is_the_mini_batch_loss():
         torch.testing.assert_close(a(z0, z1, torch.arange(6)), b(z0, z1, torch.arange(6)))
 
 
-def test_evaluation_mode_leaves_the_state_alone():
-    loss = losses()["per_view"]
+@pytest.mark.parametrize("name", ALL)
+def test_evaluation_mode_leaves_the_state_alone(name):
+    loss = losses()[name]
     z0, z1 = embeddings()
     loss(z0, z1, torch.arange(6))
     before = {k: v.clone() for k, v in loss.state_dict().items()}
@@ -341,15 +374,19 @@ def test_evaluation_mode_leaves_the_state_alone():
     assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
 
 
-def test_snapshot_and_restore_undo_an_update():
-    loss = losses()["cosine"]
-    z0, z1 = embeddings()
-    loss(z0, z1, torch.arange(6))
+@pytest.mark.parametrize("name", ALL)
+def test_snapshot_and_restore_undo_an_update(name):
+    loss = losses()[name]
+    for step in range(5):  # a queue of 32 is full after 4
+        loss(*embeddings(seed=step), torch.arange(6) + step)
     before = {k: v.clone() for k, v in loss.state_dict().items()}
-    saved = loss.estimator.snapshot(torch.arange(3, 9))
-    loss(z1, z0, torch.arange(3, 9))
-    assert not torch.equal(before["estimator.log_u"], loss.estimator.log_u)
-    loss.estimator.restore(saved)
+    index = torch.arange(3, 9)
+    stateful = [m for m in loss.modules() if hasattr(m, "snapshot")]
+    saved = [m.snapshot(index) for m in stateful]
+    loss(*embeddings(seed=9), index)
+    assert any(not torch.equal(before[k], v) for k, v in loss.state_dict().items()) == bool(stateful)
+    for module, values in zip(stateful, saved, strict=True):
+        module.restore(values)
     assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
 
 

@@ -372,9 +372,13 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "kept"
     path.write_text("old")
 
-    with pytest.raises(OSError, match=re.escape("No space left")), files.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
+    def write_half():
+        with files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=re.escape("No space left")):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -85,7 +85,7 @@ def test_a_step_without_finite_gradient_changes_nothing(data, tmp_path):
     poisoned, augment = 3, trainer.augment
 
     class Poison:
-        recipe = augment.recipe
+        recipe, image_size, seed = augment.recipe, augment.image_size, augment.seed
 
         def __call__(self, crops, index, epoch, view):
             images = augment(crops, index, epoch, view)

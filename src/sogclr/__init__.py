@@ -19,7 +19,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "GlobalContrastiveLoss": "losses",
     "NTXentLoss": "losses",
+    "MoCoLoss": "losses",
+    "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
+    "temperatures": "losses.temperatures",
+    "exact": "exact",
+    "diagnose": "diagnosis",
     "train": "workflow",
     "resume": "workflow",
     "embed": "embedding",
@@ -31,12 +36,17 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from . import exact as exact
+    from .diagnosis import diagnose as diagnose
     from .embedding import embed as embed
     from .errors import BadInput as BadInput
     from .evaluation.evaluate import evaluate as evaluate
+    from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
+    from .losses import MoCoLoss as MoCoLoss
     from .losses import NTXentLoss as NTXentLoss
     from .losses import estimators as estimators
+    from .losses import temperatures as temperatures
     from .models import load_encoder as load_encoder
 
 
@@ -44,7 +54,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sogclr' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES[name]}", __name__)
-    return module if _HOMES[name].endswith(f".{name}") else getattr(module, name)
+    return module if f".{_HOMES[name]}".endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

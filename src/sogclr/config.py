@@ -277,7 +277,7 @@ def _build(section: Any, values: dict[str, Any]) -> Any:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """`value` if it has the type of the annotation (an int may stand for a float, a Path for a str)."""
-    choices = getattr(hint, "__args__", None)
+    choices: tuple[Any, ...] = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is Literal:
         _require(value in choices, f"{name} must be one of {', '.join(map(str, choices))} and was {value!r}")
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from .errors import BadInput
 from .models import resolve_name
 from .optim import learning_rate, weight_decay
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _SIZES = (
     (48, 32),
     (80, 64),
@@ -60,7 +62,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: Precision, device: torch.device) -> Precision:
     """`auto` is bf16 where the hardware multiplies it (a CPU without such instructions is many times slower), or fp32."""
     if name != "auto":
         return name

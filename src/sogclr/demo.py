@@ -20,8 +20,7 @@ from .files import cache_folder
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
-FULL = {"per_digit": (400, 100), "epochs": 12}
-QUICK = {"per_digit": (60, 20), "epochs": 2}
+FULL, QUICK = (400, 100, 12), (60, 20, 2)  # of each digit to train and to test on, and epochs
 RECIPE = ["--model", "resnet10_mini", "--image-size", "28", "--recipe", "character", "--batch-size", "32"]
 
 
@@ -40,10 +39,10 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         BadInput: the digits are not installed.  RunFailed: one of the commands failed.
     """
     begun = time.monotonic()
-    size = QUICK if quick else FULL
+    to_train, to_test, epochs = QUICK if quick else FULL
     folder = folder or Path("runs/demo-quick" if quick else "runs/demo")
     screen = Screen()
-    data = write_digits(*size["per_digit"], say=screen.say)
+    data = write_digits(to_train, to_test, say=screen.say)
     runs = {name: RunFolder(folder / name) for name in ("simclr", "sogclr")}
     for run in runs.values():
         _remove(run)
@@ -58,7 +57,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
             )
 
     for method, run in runs.items():
-        sogclr("train", data, "--out", run.path, "--method", method, "--epochs", str(size["epochs"]), *RECIPE)
+        sogclr("train", data, "--out", run.path, "--method", method, "--epochs", str(epochs), *RECIPE)
     sogclr("eval", runs["simclr"].path, data)
     sogclr("eval", runs["sogclr"].path, data, "--baselines")
     sogclr("report", runs["sogclr"].path)
@@ -71,9 +70,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         "SogCLR": scores["sogclr"],
     }
     screen.console.print()
-    screen.console.print(
-        comparison(rows, f"Test digits, accuracy in % (batch 32, {size['epochs']} epochs without labels)")
-    )
+    screen.console.print(comparison(rows, f"Test digits, accuracy in % (batch 32, {epochs} epochs without labels)"))
     screen.say(_closing(runs["sogclr"], data, time.monotonic() - begun))
     return rows
 

@@ -43,7 +43,7 @@ def check_equal_batches(size: int, device: torch.device) -> None:
         )
 
 
-def scale_gradient(loss: Tensor, factor: int) -> Tensor:
+def scale_gradient(loss: Tensor, factor: float) -> Tensor:
     """The same value with `factor` times the gradient.
 
     Each rank computes the loss of the whole batch and the gradient of its own rows; DistributedDataParallel then

@@ -277,6 +277,8 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
         raise BadInput(
             f"{path} is marked {metadata.get('sogclr')!r}, this version reads {ENCODER_FORMAT!r}; give a file made by `sogclr export`"
         )
-    info = EncoderInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(metadata["info"]).items()})
+    about = json.loads(metadata["info"])
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+    info = EncoderInfo(**fields)
     backbone = create_backbone(info.name, info.image_size, pretrained=path)
     return Encoder(backbone, info).to(device).eval().requires_grad_(False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,7 +24,8 @@ class Screen:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.every = every
         self._bar: Progress | None = None
-        self._task, self._next_line = None, 0.0
+        self._task: TaskID | None = None
+        self._next_line = 0.0
 
     def __enter__(self) -> Screen:
         return self
@@ -70,7 +73,7 @@ class Screen:
             self._bar.stop()
         self._bar = None
 
-    def progress(self, name: str):  # type: ignore[no-untyped-def]
+    def progress(self, name: str) -> Callable[[int, int], None]:
         """A callback `(done, total)` that draws its own bar."""
         begun = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from ..errors import BadInput
 
@@ -85,10 +86,11 @@ def named_recipe(name: str, image_size: int) -> Recipe:
     return RECIPES[name]
 
 
-def recipe_from_table(base: Recipe, table: dict[str, object]) -> Recipe:
+def recipe_from_table(base: Recipe, table: dict[str, Any]) -> Recipe:
     """`base` with the fields of a configuration table put in; an unknown field is named."""
     known = {f.name for f in fields(Recipe)}
     for key in table:
         if key not in known:
             raise BadInput(f"[recipe] has no field {key!r}; its fields are {', '.join(sorted(known))}")
-    return replace(base, **{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    return replace(base, **values)

@@ -1,7 +1,8 @@
 """Losses as drop-in modules, `loss(z0, z1, index)`, and their mathematics in `functional`."""
 
-from .baselines import NTXentLoss
+from .baselines import DecoupledContrastiveLoss, NTXentLoss
+from .moco import MoCoLoss
 from .one_tower import GlobalContrastiveLoss
 from .validation import NonFinite
 
-__all__ = ["GlobalContrastiveLoss", "NTXentLoss", "NonFinite"]
+__all__ = ["DecoupledContrastiveLoss", "GlobalContrastiveLoss", "MoCoLoss", "NTXentLoss", "NonFinite"]

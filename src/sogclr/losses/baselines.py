@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from . import functional as F
-from .one_tower import OneTowerLoss, Reduction
+from .one_tower import Anchors, OneTowerLoss, Reduction
 
 
 class NTXentLoss(OneTowerLoss):
@@ -26,9 +27,46 @@ class NTXentLoss(OneTowerLoss):
     Source: Chen et al., arXiv 2002.05709.
     """
 
-    def __init__(self, temperature: float = 0.1, reduction: Reduction = "mean", normalize: bool = True) -> None:
+    per_temperature = True
+
+    def __init__(
+        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
         super().__init__(temperature, reduction, normalize)
 
-    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
-        self.record(s_pos.detach(), log_g.detach(), log_g)
-        return F.ntxent_loss(s_pos, log_g, F.negatives_of(index).to(log_g.dtype), self.temperature)
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        with torch.no_grad():
+            self.dual(anchors, anchors.log_g)
+        negatives = F.negatives_of(anchors.index).to(anchors.log_g.dtype)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
+
+
+class DecoupledContrastiveLoss(OneTowerLoss):
+    """DCL:  mean over anchors of  -s_pos/tau + log( sum over N(a) exp(s_ab/tau) ).  NT-Xent without the positive below.
+
+    Its gradient is 1/tau times that of `GlobalContrastiveLoss` with the mini-batch's normalizer.
+
+    Args:
+        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> z = torch.eye(4)
+        >>> round(float(sogclr.DecoupledContrastiveLoss(temperature=1.0)(z, z, torch.arange(4))), 4)   # log 6 - 1
+        0.7918
+
+    Source: Yeh et al., arXiv 2110.06848.
+    """
+
+    per_temperature = True
+
+    def __init__(
+        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        with torch.no_grad():
+            self.dual(anchors, anchors.log_g)
+        negatives = F.negatives_of(anchors.index).to(anchors.log_g.dtype)
+        return F.decoupled_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)

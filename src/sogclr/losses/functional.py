@@ -35,21 +35,48 @@ def negatives_of(index: Tensor) -> Tensor:
     return 2 * (len(index) - count_same(index, index))
 
 
-def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau), over the negatives at hand.
+def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
+    """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau_a), over the negatives at hand.
 
     Args:
         z0, z1: (B, D) unit rows, the two views.
         index: (B,) ids; rows of one id are never negatives of each other, and two ids at least are needed.
+        temperature: a float, () or, one for each sample's anchors, (B,); differentiable.
 
     Returns:
         (2, B): the anchors of view 0, then those of view 1.
     """
     z = torch.cat([z0, z1])
-    sim = (z @ z.T) / temperature
+    sim = (z @ z.T) / of_anchors(temperature)
     same = index[:, None] == index[None, :]
     log_sum = sim.masked_fill(same.repeat(2, 2), -math.inf).logsumexp(dim=1)
     return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
+
+
+def log_sum_keys(
+    z: Tensor, index: Tensor, keys: Tensor, ids: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
+
+    Args:
+        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids.
+        keys: (K, D) unit rows.  ids: (K,), negative where there is no key.
+
+    Returns:
+        (V, B), -inf where there are none; and (B,), of the same dtype.
+    """
+    views = len(z)
+    sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
+    out = (index[:, None] == ids[None, :]) | (ids < 0)[None, :]
+    log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
+    return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)
+
+
+def of_anchors(temperature: float | Tensor, views: int = 2) -> float | Tensor:
+    """What divides the (views x B, candidates) similarities: (B,) -> (views x B, 1); a float and () stay."""
+    if isinstance(temperature, Tensor) and temperature.ndim == 1:
+        return temperature.repeat(views)[:, None]
+    return temperature
 
 
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
@@ -57,27 +84,28 @@ def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
     return (z0 * z1).sum(dim=1)
 
 
-def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float) -> Tensor:
+def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean over the views a of  -s_{a,p(a)} + tau (exp(log ĝ_a - nu_a) + nu_a - 1).
 
     Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, and equals
-    -s + tau log ĝ where nu = log ĝ.
+    -s + tau log ĝ where nu = log ĝ. Its derivative by tau is  w + nu - 1 - w (sum of p s) / tau  with
+    w = exp(log ĝ - nu), p the weights of the negatives: log ĝ - (sum of p s) / tau where nu = log ĝ.
 
     Args:
-        s_pos: (B,); log_g: (2, B); nu: (2, B), carries no gradient.
+        s_pos: (B,); log_g: (2, B); nu: (2, B), constant (a learned nu is trained by this very value, see
+            `estimators.Neural`); temperature: a float, () or (B,).
 
     Returns:
         (B,), one value a sample.
     """
-    nu = nu.detach()
     return -s_pos + temperature * (torch.exp(log_g - nu) + nu - 1).mean(dim=0)
 
 
-def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
     """NT-Xent (2002.05709): mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
 
     Args:
-        s_pos: (B,); log_g: (2, B); negatives: (B,), how many negatives each row has.
+        s_pos: (B,); log_g: (V, B); negatives: (B,) or (V, B), how many negatives each anchor has.
 
     Returns:
         (B,), one value a sample.
@@ -86,11 +114,16 @@ def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: fl
     return (torch.logaddexp(s, log_g + negatives.log()) - s).mean(dim=0)
 
 
+def decoupled_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
+    """DCL (2110.06848): mean over the views a of  -s/tau + log( sum over N(a) of exp(s_ab/tau) ).  Args as NT-Xent's."""
+    return (log_g + negatives.log()).mean(dim=0) - s_pos / temperature
+
+
 def moving_average(log_u: Tensor, log_g: Tensor, gamma: Tensor) -> Tensor:
     """log of  (1 - gamma) u + gamma ĝ;  where log_u is -inf (unseen) it is log ĝ.
 
     Args:
-        log_u: (B,); log_g: (B,) or (2, B); gamma: () in (0, 1], the weight of the NEW value.
+        log_u: (B,); log_g: (B,) or (2, B); gamma: () or (B,) in (0, 1], the weight of the NEW value.
     """
     blended = torch.logaddexp(torch.log1p(-gamma) + log_u, gamma.log() + log_g)
     return torch.where(torch.isneginf(log_u), log_g, blended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,31 +11,51 @@ from torch import Tensor, nn
 from ..distributed import check_equal_batches, gather, scale_gradient, world_size
 from ..errors import BadInput
 from . import functional as F
-from .estimators import Convention, CosineGamma, MovingAverage
+from . import temperatures
+from .estimators import Convention, Gamma, MovingAverage
 from .validation import check_pairs
 
 Reduction = Literal["mean", "sum", "none"]
 
 
+@dataclass(frozen=True)
+class Anchors:
+    """What a loss and an estimator see of the batch of all ranks. B samples, two views: (2, B) are the 2B anchors."""
+
+    z: Tensor
+    """(2, B, D) unit rows."""
+    index: Tensor
+    """(B,) ids."""
+    temperature: float | Tensor
+    """A float, () or (B,)."""
+    s_pos: Tensor
+    """(B,): similarity of the two views."""
+    log_g: Tensor
+    """(2, B): log ĝ over the negatives in the batch."""
+
+
 class OneTowerLoss(nn.Module):
     """What the losses on two views have in common: checks, unit rows, float32, ids, ranks, reduction, statistics.
 
-    A loss adds `per_sample(s_pos, log_g, index)`, which returns the (B,) values.
+    A loss adds `per_sample(anchors)`, which returns the (B,) values.
 
     After a call, `statistics` holds 0-d tensors on the embeddings' device: `objective` (the batch's estimate of
-    E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu) and `weight_max` (the largest exp(log ĝ - nu)).
+    E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu), `weight_max` (the largest exp(log ĝ - nu)) and
+    `temperature` (the mean); and `nu` the (2, B) normalizers themselves.
     """
 
     num_samples: int | None = None
+    per_temperature = False
+    """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
 
-    def __init__(self, temperature: float, reduction: Reduction, normalize: bool) -> None:
+    def __init__(self, temperature: float | nn.Module, reduction: Reduction, normalize: bool) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise BadInput(f"temperature must be greater than 0 and was {temperature}; 0.1 is the paper's")
         if reduction not in ("mean", "sum", "none"):
             raise BadInput(f"reduction must be 'mean', 'sum' or 'none' and was {reduction!r}")
-        self.temperature, self.reduction, self.normalize = float(temperature), reduction, normalize
+        self.temperature = temperatures.checked(temperature)
+        self.reduction, self.normalize = reduction, normalize
         self.statistics: dict[str, Tensor] = {}
+        self.nu: Tensor | None = None
 
     def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
@@ -48,33 +69,44 @@ class OneTowerLoss(nn.Module):
         with torch.autocast(device_type=z0.device.type, enabled=False):
             check_equal_batches(len(z0), z0.device)
             unit = F.unit_rows if self.normalize else F.at_least_float32
-            z0, z1, index = gather(unit(z0)), gather(unit(z1)), gather(index)
-            s_pos = F.positive_similarity(z0, z1)
-            log_g = F.log_mean_negatives(z0, z1, index, self.temperature)
-            values = self.per_sample(s_pos, log_g, index)
+            values = self.values(gather(unit(z0)), gather(unit(z1)), gather(index))
         if self.reduction == "mean":
             values = values.mean()
         elif self.reduction == "sum":
             values = values.sum()
         return scale_gradient(values, world_size())
 
-    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
+    def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
+        tau = temperatures.at(self.temperature, index, z0)
+        tau = replicated(tau) if isinstance(tau, Tensor) else tau
+        log_g = F.log_mean_negatives(z0, z1, index, tau)
+        return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, F.positive_similarity(z0, z1), log_g))
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
         raise NotImplementedError
 
-    def record(self, s_pos: Tensor, log_g: Tensor, nu: Tensor) -> Tensor:
-        """The (B,) dual values; fills `statistics` from them, without waiting for the device."""
-        values = F.dual_loss(s_pos, log_g, nu, self.temperature)
-        nu, log_g = nu.detach(), log_g.detach()
+    def dual(self, anchors: Anchors, nu: Tensor) -> Tensor:
+        """The (B,) dual values; fills `nu` and `statistics` from them, without waiting for the device."""
+        values = F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
+        self.nu, log_g, tau = nu.detach(), anchors.log_g.detach(), anchors.temperature
         self.statistics = {
             "objective": values.detach().mean(),
-            "normalizer_mean": nu.mean(),
-            "normalizer_std": nu.std(),
-            "weight_max": (log_g - nu).max().exp(),
+            "normalizer_mean": self.nu.mean(),
+            "normalizer_std": self.nu.std(),
+            "weight_max": (log_g - self.nu).max().exp(),
+            "temperature": tau.detach().mean() if isinstance(tau, Tensor) else torch.full_like(log_g[0, 0], tau),
         }
         return values
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, reduction={self.reduction!r}, normalize={self.normalize}"
+        tau = "" if isinstance(self.temperature, nn.Module) else f"temperature={self.temperature}, "
+        return f"{tau}reduction={self.reduction!r}, normalize={self.normalize}"
+
+
+def replicated(value: Tensor) -> Tensor:
+    """What every rank computes alike from parameters and the whole batch: its gradient is whole on each rank already."""
+    return scale_gradient(value, 1 / world_size())
 
 
 class GlobalContrastiveLoss(OneTowerLoss):
@@ -90,8 +122,8 @@ class GlobalContrastiveLoss(OneTowerLoss):
 
     Args:
         num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
-        temperature: tau > 0.
-        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma`; 1 is the mini-batch loss.
+        temperature: tau > 0, or `sogclr.temperatures.PerSample` or `Global`, which are learned.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
         convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
         estimator: another source of nu, instead of `gamma` and `convention`.
         reduction: `mean`, `sum` or `none` (one value a sample).
@@ -115,8 +147,8 @@ class GlobalContrastiveLoss(OneTowerLoss):
     def __init__(
         self,
         num_samples: int,
-        temperature: float = 0.1,
-        gamma: float | CosineGamma = 0.9,
+        temperature: float | nn.Module = 0.1,
+        gamma: Gamma = 0.9,
         convention: Convention = "per_view",
         estimator: nn.Module | None = None,
         reduction: Reduction = "mean",
@@ -126,7 +158,12 @@ class GlobalContrastiveLoss(OneTowerLoss):
         self.num_samples = num_samples
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
 
-    def per_sample(self, s_pos: Tensor, log_g: Tensor, index: Tensor) -> Tensor:
-        with torch.no_grad():
-            nu = self.estimator(log_g.detach(), index, self.training)
-        return self.record(s_pos, log_g, nu)
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        nu = self.estimator(
+            anchors.log_g.detach(),
+            anchors.index,
+            self.training,
+            z=anchors.z.detach(),
+            temperature=temperatures.detached(anchors.temperature),
+        )
+        return self.dual(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)

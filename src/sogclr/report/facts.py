@@ -85,7 +85,9 @@ class Facts:
 
     def series(self, kind: str, key: str) -> list[tuple[float, float]]:
         """(epoch, value) of the lines that hold a finite number under `key`."""
-        pairs = [(row.get("epoch"), row.get(key)) for row in self.rows if row.get("kind") == kind]
+        pairs: list[tuple[Any, Any]] = [
+            (row.get("epoch"), row.get(key)) for row in self.rows if row.get("kind") == kind
+        ]
         return [(float(e), float(v)) for e, v in pairs if _finite(e) and _finite(v)]
 
     def online_scores(self) -> dict[str, float]:

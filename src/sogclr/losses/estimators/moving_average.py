@@ -1,8 +1,4 @@
-"""Normalizer estimators: where nu comes from. The only thing in which the members of this family of losses differ.
-
-An estimator maps log ĝ of the batch, (2, B), to nu, (2, B), and may keep state per sample. To add one, write
-`forward(log_g, index, update)` and, when it has state, `snapshot` and `restore`.
-"""
+"""SogCLR's running estimate of each sample's normalizer."""
 
 from __future__ import annotations
 
@@ -12,42 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadInput
-from .functional import log_mean, merge_duplicates, moving_average
+from ...errors import BadInput
+from ..functional import log_mean, merge_duplicates, moving_average
+from .dictionary import Dictionary
+from .gamma import AdaptiveGamma, CosineGamma, Gamma
 
 Convention = Literal["per_view", "per_sample"]
-
-
-class MiniBatch(nn.Module):
-    """nu = log ĝ: the mini-batch's own normalizer, as in SimCLR, DCL and CLIP. No state."""
-
-    def forward(self, log_g: Tensor, index: Tensor, update: bool) -> Tensor:
-        return log_g
-
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        return ()
-
-    def restore(self, saved: tuple[Tensor, ...]) -> None:
-        pass
-
-
-class CosineGamma:
-    """gamma falls along a half cosine from `start` to `end` over `steps` updates, then stays (FastCLIP, 2407.01445)."""
-
-    def __init__(self, end: float, steps: int, start: float = 1.0) -> None:
-        if not 0.0 < end <= start <= 1.0:
-            raise BadInput(f"a gamma schedule needs 0 < end <= start <= 1 and got start {start}, end {end}")
-        if steps < 1:
-            raise BadInput(f"a gamma schedule needs at least 1 step and got {steps}")
-        self.start, self.end, self.steps = start, end, steps
-
-    def __call__(self, step: Tensor) -> Tensor:
-        """The gamma of the update numbered `step` (0-based): () integer -> () float32, on the same device."""
-        share = (step / self.steps).clamp(max=1.0)
-        return self.end + (self.start - self.end) * 0.5 * (1 + torch.cos(math.pi * share))
-
-    def __repr__(self) -> str:
-        return f"CosineGamma({self.start} to {self.end} in {self.steps} steps)"
 
 
 class MovingAverage(nn.Module):
@@ -58,9 +24,10 @@ class MovingAverage(nn.Module):
 
     Args:
         num_samples: n; ids run from 0 to n - 1.
-        gamma: weight of the NEW value, in (0, 1]; or a `CosineGamma`.
+        gamma: weight of the NEW value, in (0, 1]; or a `CosineGamma` or `AdaptiveGamma`.
         convention: `per_sample` averages ĝ over the views and gives both the same nu (the paper); `per_view` blends
             each view with the old u_i on its own and stores the average (the authors' code).
+        dictionary: where ĝ comes from, instead of the batch alone: `Dictionary(size, dim)`, batch and queue.
 
     Attributes:
         log_u: (n,) float32 buffer, -inf where unseen.  step: () int64 buffer, updates so far.
@@ -69,29 +36,52 @@ class MovingAverage(nn.Module):
     log_u: Tensor
     step: Tensor
 
-    def __init__(self, num_samples: int, gamma: float | CosineGamma = 0.9, convention: Convention = "per_view") -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        gamma: Gamma = 0.9,
+        convention: Convention = "per_view",
+        dictionary: Dictionary | None = None,
+    ) -> None:
         super().__init__()
         if num_samples < 2:
             raise BadInput(f"num_samples must be 2 or more and was {num_samples}; pass len(dataset)")
-        if not isinstance(gamma, CosineGamma) and not 0.0 < gamma <= 1.0:
+        if not isinstance(gamma, CosineGamma | AdaptiveGamma) and not 0.0 < gamma <= 1.0:
             raise BadInput(
                 f"gamma must be in (0, 1] and was {gamma}; it is the weight of the new estimate, 0.9 in the paper"
             )
         if convention not in ("per_view", "per_sample"):
             raise BadInput(f"convention must be 'per_view' or 'per_sample' and was {convention!r}")
         self.num_samples, self.gamma, self.convention = num_samples, gamma, convention
+        self.dictionary = dictionary
         self.register_buffer("log_u", torch.full((num_samples,), -math.inf, dtype=torch.float32))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def current_gamma(self) -> Tensor:
-        """() float32 on the state's device: the gamma of the next update."""
-        if isinstance(self.gamma, CosineGamma):
-            return self.gamma(self.step)
-        return torch.full((), self.gamma, dtype=torch.float32, device=self.log_u.device)
+    def rate(self, log_u: Tensor) -> Tensor:
+        """The gamma of the next update of samples with these log u, (B,): () or (B,) of the same dtype and device."""
+        if isinstance(self.gamma, CosineGamma | AdaptiveGamma):
+            return self.gamma(self.step, log_u).to(log_u.dtype)
+        return torch.full((), self.gamma, dtype=log_u.dtype, device=log_u.device)
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool) -> Tensor:
+    def current_gamma(self) -> Tensor:
+        """() float32 on the state's device: the mean gamma of the next update, over the samples that were seen."""
+        if not isinstance(self.gamma, AdaptiveGamma):
+            return self.rate(self.log_u)
+        seen = ~torch.isneginf(self.log_u)
+        return (self.rate(self.log_u) * seen).sum() / seen.sum().clamp(min=1)
+
+    def forward(
+        self,
+        log_g: Tensor,
+        index: Tensor,
+        update: bool,
+        z: Tensor | None = None,
+        temperature: float | Tensor | None = None,
+    ) -> Tensor:
+        if self.dictionary is not None:
+            log_g = self.dictionary(log_g, index, update, z=z, temperature=temperature)
         old = self.log_u[index].to(log_g.dtype)
-        gamma = self.current_gamma().to(log_g.dtype)
+        gamma = self.rate(old)
         if self.convention == "per_view":
             nu = moving_average(old, log_g, gamma)
             new = log_mean(nu)
@@ -116,7 +106,7 @@ class MovingAverage(nn.Module):
         self.log_u[index] = rows
         self.step.copy_(step)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved = state_dict.get(prefix + "log_u")
         if isinstance(saved, Tensor) and saved.shape != self.log_u.shape:
             raise BadInput(

@@ -1,0 +1,68 @@
+"""A ring of the last K embeddings with the ids of their samples, so that none is its own sample's negative."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from . import functional as F
+
+
+class EmbeddingQueue(nn.Module):
+    """The last K embeddings that were pushed. It is in `state_dict()`.
+
+    Attributes:
+        keys: (K, D) float32 buffer, unit rows.  ids: (K,) int64 buffer, -1 where empty.  pointer: () int64 buffer, the
+            oldest place.
+    """
+
+    keys: Tensor
+    ids: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise BadInput(f"a queue needs a size and a width of 1 or more and got size {size}, width {dim}")
+        self.register_buffer("keys", torch.zeros(size, dim))
+        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    def check_width(self, z: Tensor) -> None:
+        """Raises BadInput when the embeddings, (..., D), are of another width than the queue."""
+        if z.shape[-1] != self.keys.shape[1]:
+            raise BadInput(
+                f"the embeddings are {z.shape[-1]} wide and the queue was built for {self.keys.shape[1]}; "
+                f"build it with dim={z.shape[-1]}"
+            )
+
+    def push(self, z: Tensor, index: Tensor) -> None:
+        """(R, D) unit rows and (R,) ids take the oldest places; a row that is not finite leaves its place empty."""
+        z, index = z.detach()[-len(self.ids) :], index[-len(self.ids) :]
+        slots = self._slots(len(z))
+        finite = torch.isfinite(z).all(dim=1)
+        self.keys[slots] = torch.where(finite[:, None], z, 0.0).to(self.keys.dtype)
+        self.ids[slots] = torch.where(finite, index, -1)
+        self.pointer.copy_((self.pointer + len(z)) % len(self.ids))
+
+    def log_sum(self, z: Tensor, index: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Over the queue's negatives of the anchors z, (V, B, D): (V, B) log-sums (-inf without any), (B,) counts."""
+        return F.log_sum_keys(z, index, self.keys.to(z.dtype), self.ids, temperature)
+
+    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
+        """What `restore` needs to undo the pushes of both views of a batch `index`, (B,)."""
+        slots = self._slots(min(2 * len(index), len(self.ids)))
+        return slots, self.keys[slots], self.ids[slots], self.pointer.clone()
+
+    def restore(self, saved: tuple[Tensor, ...]) -> None:
+        """Undo the pushes since `snapshot`."""
+        slots, keys, ids, pointer = saved
+        self.keys[slots], self.ids[slots] = keys, ids
+        self.pointer.copy_(pointer)
+
+    def _slots(self, count: int) -> Tensor:
+        return (self.pointer + torch.arange(count, device=self.pointer.device)) % len(self.ids)
+
+    def extra_repr(self) -> str:
+        return f"size={self.keys.shape[0]}, dim={self.keys.shape[1]}"
