@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
@@ -68,6 +69,22 @@ def fashion(folder: Path, n: int = 10_000, side: int = 14, views: int = 8, stren
     images = torch.from_numpy(read_idx(folder, "train-images-idx3-ubyte")[:n].copy()).float()[:, None] / 255
     labels = read_idx(folder, "train-labels-idx1-ubyte")[:n].astype(np.int64)
     return build("fashion", interpolate(images, size=side, mode="area"), labels, views, strength, flip=True)
+
+
+def emoji(folder: Path, side: int = 12, views: int = 8, strength: float = 1.0) -> Problem:
+    """OpenMoji's colour pictures at 12x12 on white; `folder` holds a folder of PNG files for each group."""
+    files = sorted(folder.glob("*/*.png"))
+    if not files:
+        raise SystemExit(f"{folder} has no PNG files in folders; give OpenMoji, a folder a group, with --emoji")
+    groups = sorted({f.parent.name for f in files})
+    images = []
+    for file in files:
+        picture = Image.open(file).convert("RGBA")
+        page = Image.new("RGBA", picture.size, "white")
+        page.alpha_composite(picture)
+        images.append(np.asarray(page.convert("RGB").resize((side, side), Image.Resampling.BOX)))
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    return build("openmoji", x, np.array([groups.index(f.parent.name) for f in files]), views, strength)
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:

@@ -218,7 +218,7 @@ class Queue(MovingAverage):
 
     def __init__(
         self, runs: int, n: int, batch: int, tau: float, size: int = 512, end: float = 0.5, start: float | None = None, over: float = 1.0,
-        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0,
+        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, rate: float = 0.02,
     ) -> None:  # fmt: skip
         super().__init__(runs, n, batch, tau, end, start, over)
         self.size, self.tau, self.lam, self.lam_start, self.lam_over = size, tau, lam, lam_start, lam_over
@@ -226,8 +226,10 @@ class Queue(MovingAverage):
         self.zq: Tensor | None = None
         self.idq = torch.full((runs, size), -1)
         self.filled = 0
-        self.memory = self.push if max(lam, lam_start) > 0 else None
-        self.rel, self.balance = rel, balance
+        self.memory = self.push if max(lam, lam_start, auto) > 0 else None
+        self.rel, self.balance, self.center, self.match = rel, balance, center, match
+        self.auto, self.rate = auto, rate
+        self.mean_b, self.mean_q = torch.zeros(runs, 1), torch.zeros(runs, 1)
         self.e: Tensor | None = None
 
     def __call__(self, seen: Seen) -> tuple[Tensor, Tensor | float]:
@@ -244,7 +246,13 @@ class Queue(MovingAverage):
             self.e, self.count = e, count
             m = 2 * batch - 2
             total = e.sum(dim=2)
-            if self.feed:
+            if self.auto:
+                self.mean_b += self.rate * (seen.log_g.exp().mean(dim=1, keepdim=True) - self.mean_b)
+                self.mean_q += self.rate * ((total / count).mean(dim=1, keepdim=True) - self.mean_q)
+            if self.match:
+                lam = self.lam_now(seen, k)
+                log_g = ((1 - lam) * log_g.exp() + lam * total / count).log()
+            elif self.feed:
                 log_g = ((log_g.exp() * m + total) / (m + count)).log()
         nu = mix(self.old(seen), log_g, self.gamma(seen))
         self.store(seen, nu)
@@ -258,7 +266,10 @@ class Queue(MovingAverage):
             weight = (1 - lam) * weight + lam * (self.e.sum(dim=2) / self.count) * torch.exp(-nu)
         return nu, 1 + self.balance * (weight - 1)
 
-    def lam_now(self, seen: Seen, k: int) -> float:
+    def lam_now(self, seen: Seen, k: int) -> Any:
+        if self.auto:  # the queue's share of the negatives, times how far it is behind: the ratio of its mean ĝ to the batch's
+            ratio = (self.mean_q / self.mean_b).clamp(max=1.0)
+            return ratio**self.auto * (k / (k + seen.z.shape[1] - 2))
         lam = cosine(self.lam_start, self.lam, self.lam_over, seen.share)
         return lam * k / (k + seen.z.shape[1] - 2) if self.rel else lam
 
@@ -270,7 +281,11 @@ class Queue(MovingAverage):
             if self.half:
                 wq = torch.zeros_like(wq)
             weight = (w[:, :, None] + wq[:, None, :]) * self.e / self.count[:, :, None]
-            push = (1 - lam) * push + lam * torch.bmm(weight, self.zq[:, :k])
+            late = torch.bmm(weight, self.zq[:, :k])
+            if self.center:  # the queue may not move the batch's mean, which it lags behind
+                late = late + (push - late).mean(dim=1, keepdim=True)
+            lam = lam[:, :, None] if isinstance(lam, Tensor) else lam
+            push = (1 - lam) * push + lam * late
         self.enqueue(seen)
         return push
 
