@@ -132,7 +132,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(args, message, data, t
         ("[run]\nepochs = ten\n", "cannot be read as TOML"),
         ("[recipe]\nflop = 0.1\n", "[recipe] has no field 'flop'"),
         ("[recipe]\nflip = 2.0\n", "recipe.flip is a probability and was 2.0"),
-        ('[loss]\nmethod = "byol"\n', "loss.method must be one of sogclr, simclr and was 'byol'"),
+        (
+            '[loss]\nmethod = "byol"\n',
+            "loss.method must be one of sogclr, isogclr, scent, neuclip, simclr, dcl, moco and was 'byol'",
+        ),
     ],
 )
 def test_bad_configuration_files_are_named(text, message, data, tmp_path, capsys):

@@ -186,6 +186,18 @@ def test_any_loss_can_be_diagnosed_and_stays_as_it_was(loss, encoder):
     assert found == again
 
 
+def test_a_settled_state_has_the_estimators_own_error(encoder):
+    """u from other weights is far off; after some passes at these it is as near as gamma allows. The loss itself stays."""
+    x, settings = views(v=2, n=24), {"batch_size": 4, "batches": 200, "single_batches": 2}
+    loss = GlobalContrastiveLoss(24, TAU, 0.05)
+    loss.estimator.log_u.fill_(5.0)
+    stale, settled = (diagnose(loss, encoder, x, settle=passes, **settings)["normalizer_rmse"] for passes in (0, 200))
+    mini = diagnose(GlobalContrastiveLoss(24, TAU, 1.0), encoder, x, **settings)["normalizer_rmse"]
+    assert stale > 2
+    assert settled < mini / 2
+    assert torch.all(loss.estimator.log_u == 5)
+
+
 def test_cross_entropies_are_put_on_the_objectives_scale(encoder):
     x = views(n=9)
     settings = {"batch_size": 4, "batches": 30, "single_batches": 10}

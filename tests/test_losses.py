@@ -296,8 +296,9 @@ def test_nothing_waits_for_the_device():
 
 
 @pytest.mark.gpu
-def test_no_synchronisation_on_cuda():
-    loss = GlobalContrastiveLoss(1000).cuda()
+@pytest.mark.parametrize("name", ALL)
+def test_no_synchronisation_on_cuda(name):
+    loss = losses(n=1000, dim=32)[name].cuda()
     z0, z1 = (torch.randn(64, 32, device="cuda", requires_grad=True) for _ in range(2))
     index = torch.arange(64, device="cuda")
     loss(z0, z1, index).backward()

@@ -152,6 +152,10 @@ def test_every_name_makes_an_estimator(name):
         (lambda: create("momentum", N, D), "no estimator 'momentum'; give one of moving-average"),
         (lambda: EmbeddingQueue(0, 4), "a size and a width of 1 or more"),
         (lambda: AdaptiveGamma(float("nan")), "alpha must be a finite number"),
+        (
+            lambda: GlobalContrastiveLoss(N, TAU, estimator=MovingAverage(N + 1)),
+            "MovingAverage is built for 13 samples and the loss for 12",
+        ),
         (lambda: Neural(4, 0), "prototypes of 1 or more"),
         (lambda: MoCoLoss(4)(torch.randn(3, 5), torch.randn(3, 5), torch.arange(3)), "are 5 wide .* built for 4"),
         (

@@ -189,6 +189,7 @@ def test_cross_entropies_take_them_too():
         (lambda: PerSample(1), "num_samples must be 2 or more and was 1"),
         (lambda: PerSample(9, 0.01), r"minimum 0.05, initial 0.01"),
         (lambda: Global(0.1, rho=-1.0), "rho must be 0 or more and was -1.0"),
+        (lambda: GlobalContrastiveLoss(9, PerSample(8)), "PerSample is built for 8 samples and the loss for 9"),
         (lambda: PerSample(9).load_state_dict(PerSample(8).state_dict()), "saved for 8 samples .* built for 9"),
     ],
 )

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -13,7 +14,9 @@ from sogclr.checkpoint import load_checkpoint
 from sogclr.config import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.defaults import choose_device, choose_precision, choose_threads, image_size_for, resolve
-from sogclr.errors import BadInput, RunFailed
+from sogclr.errors import BadInput, Interrupted, RunFailed
+from sogclr.methods import MomentumEncoder
+from sogclr.report.facts import Facts
 from sogclr.run_folder import RunFolder
 from sogclr.screen import Screen
 from sogclr.training import SKIPS_IN_A_ROW, Trainer
@@ -62,8 +65,6 @@ def test_without_labels_health_is_reported(data, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "simclr"},
-        {"estimator": "mini-batch"},
         {"convention": "per_sample", "gamma_schedule": "cosine", "gamma": 0.3},
         {"optimizer": "sgd", "clip_grad": 1.0, "head_layers": 3, "accumulate": 2},
         {"precision": "bf16", "channels_last": False},
@@ -76,12 +77,133 @@ def test_every_choice_trains(options, data, tmp_path):
     objectives = [row["objective"] for row in run.metrics() if row["kind"] == "train" and "objective" in row]
     assert objectives
     assert all(math.isfinite(v) for v in objectives)
-    assert (run.log_u() is None) == ("method" in options or "estimator" in options)
+    assert run.log_u() is not None
 
 
-def test_a_step_without_finite_gradient_changes_nothing(data, tmp_path):
-    """Weights, statistics of BatchNorm, momentum and u are those from before; the next step is taken."""
-    trainer = trainer_for(data, tmp_path / "run", epochs=4)
+METHOD_OPTIONS = [
+    ({"method": "simclr"}, "SimCLR (NT-Xent)"),
+    ({"method": "dcl"}, "DCL"),
+    ({"method": "moco", "queue": 24}, "MoCo"),
+    ({"method": "moco", "queue": 24, "symmetric": True, "key_schedule": "cosine"}, "MoCo"),
+    ({"method": "isogclr"}, "iSogCLR, γ 0.9"),
+    ({"method": "isogclr", "precision": "fp16"}, "iSogCLR, γ 0.9"),
+    ({"method": "scent"}, "SCENT, γ adaptive (α -4.0)"),
+    ({"method": "neuclip", "prototypes": 20, "accumulate": 2}, "NeuCLIP, neural normalizer"),
+    ({"temperature_mode": "global", "gamma_schedule": "cosine-full"}, "SogCLR, learned temperature, γ 1 → 0.9"),
+    ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
+    ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
+    ({"estimator": "queue-average", "queue": 24, "accumulate": 2}, "SogCLR, average over batch and queue, γ 0.9"),
+]
+
+
+@pytest.mark.parametrize(("options", "name"), METHOD_OPTIONS)
+def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, name, data, tmp_path):
+    """Stopped after 5 of 9 steps, in an epoch's middle, and resumed."""
+    settings = SMALL | {"max_steps": 9, "log_every": 1, "labels": "none", "eval_every": 100} | options
+    whole = package.train(data, tmp_path / "whole", quiet=True, **settings)
+    trainer = trainer_for(data, tmp_path / "halves", **settings)
+    with pytest.raises(Interrupted):
+        trainer.fit(lambda: trainer.step >= 5)
+    again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Screen(quiet=True))
+    again.load_state_dict(load_checkpoint(trainer.run.latest_checkpoint()))
+    again.fit(lambda: False)
+    a, b = (load_checkpoint(run.latest_checkpoint()) for run in (whole, trainer.run))
+    for part in ("model", "loss", "optimizer", "loss_optimizers", "keys"):
+        assert str(a[part]) == str(b[part]), part
+    for part in ("model", "loss"):
+        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items())
+    rows = [row for row in whole.metrics() if row["kind"] == "train"]
+    assert all(math.isfinite(row["objective"]) for row in rows if "objective" in row)
+    assert ("temperature" in rows[-1]) == (a["loss"].keys() >= {"temperature.tau"})
+    assert Facts.read(whole).method == name
+
+
+def test_temperatures_of_visited_images_move_and_prototypes_learn(data, tmp_path):
+    run = package.train(data, tmp_path / "run", quiet=True, **(SMALL | {"method": "isogclr", "max_steps": 2}))
+    tau = load_checkpoint(run.latest_checkpoint())["loss"]["temperature.tau"]
+    assert int((tau != 0.1).sum()) == 16  # two steps of 8 images
+    run = package.train(
+        data, tmp_path / "neural", quiet=True, **(SMALL | {"method": "neuclip", "prototypes": 16, "max_steps": 4})
+    )
+    norms = load_checkpoint(run.latest_checkpoint())["loss"]["estimator.prototypes"].norm(dim=1)
+    assert (norms - 1).abs().max() > 1e-4  # they start as unit rows
+
+
+@pytest.mark.parametrize("method", ["isogclr", "moco"])
+def test_a_run_that_starts_from_another_takes_what_fits(method, data, tmp_path):
+    """Temperatures beside normalizers; keys that are those of the weights taken."""
+    settings = SMALL | {"method": method, "max_steps": 3, "labels": "none"}
+    first = package.train(data, tmp_path / "first", quiet=True, **settings)
+    state = load_checkpoint(first.latest_checkpoint())
+    trainer = trainer_for(data, tmp_path / "next", **settings)
+    assert trainer.start_from(first, state) == (40 if method == "isogclr" else 0)
+    if method == "isogclr":
+        for key in ("temperature.tau", "estimator.log_u"):
+            assert torch.equal(trainer.loss.state_dict()[key], state["loss"][key])
+    else:
+        weight = trainer.keys.average.module.head[0].weight
+        assert torch.equal(weight, state["model"]["head.0.weight"])
+        assert {b.data_ptr() for b in trainer.keys.buffers()} <= {b.data_ptr() for b in trainer._buffers}
+    trainer.fit(lambda: False)
+
+
+def test_the_momentum_encoder_follows_the_model():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    keys = MomentumEncoder(model, 0.9, rising=True, total=10)
+    first = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    for step, momentum in ((0, 0.9), (5, 0.95), (10, 1.0)):
+        before = keys.average.module[0].weight.clone()
+        keys.update(model, step)
+        assert keys.momentum == pytest.approx(momentum)
+        torch.testing.assert_close(
+            keys.average.module[0].weight, momentum * before + (1 - momentum) * model[0].weight.detach()
+        )
+    assert not torch.equal(keys.average.module[0].weight, first)
+    x = torch.randn(6, 3)
+    torch.manual_seed(1)
+    out = keys(x)
+    torch.manual_seed(1)
+    order = torch.randperm(6)
+    for half in order.tensor_split(2):  # each with the statistics of its own
+        torch.testing.assert_close(out[half], keys.average(x[half]))
+    assert not out.requires_grad
+
+
+def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
+    settings = SMALL | {"epochs": 2, "labels": "none", "eval_every": 100}
+    plain = package.train(data, tmp_path / "plain", quiet=True, **settings)
+    run = package.train(data, tmp_path / "run", quiet=True, diagnose_every=1, **settings)
+    found = [row for row in run.metrics() if row["kind"] == "diagnosis"]
+    assert [row["step"] for row in found] == [5, 10]
+    assert found[0]["images"] == 40
+    assert found[0]["views"] == 4
+    assert {"F1", "F2", "bias", "bias_noise", "variance", "cosine", "normalizer_rmse"} <= found[0].keys()
+    assert all(math.isfinite(v) for row in found for v in row.values() if isinstance(v, float))
+    a, b = (load_checkpoint(r.latest_checkpoint()) for r in (plain, run))
+    for part in ("model", "loss"):
+        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items())
+
+
+def test_an_estimator_for_a_method_that_has_none_is_refused():
+    with pytest.raises(BadInput, match=r"--estimator neural does not go with --method moco.*--method sogclr"):
+        from_options({"data": "x", "out": "y", "method": "moco", "estimator": "neural"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"method": "moco", "queue": 40, "symmetric": True},
+        {"method": "neuclip", "prototypes": 40},
+        {"method": "isogclr", "estimator": "queue-average", "queue": 40, "accumulate": 2},
+    ],
+)
+def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):
+    """Weights, statistics of BatchNorm, momentum, u, queue and keys are those from before; the next step is taken."""
+    trainer = trainer_for(data, tmp_path / "run", epochs=6 if "accumulate" in options else 4, **options)
     poisoned, augment = 3, trainer.augment
 
     class Poison:
@@ -100,24 +222,35 @@ def test_a_step_without_finite_gradient_changes_nothing(data, tmp_path):
     trainer.train_step = lambda batches: (states.append(copy_of(trainer)), step(batches))[1]
     trainer.fit(lambda: False)
     before, after = states[poisoned], states[poisoned + 1]
-    for part in ("model", "loss", "optimizer"):
-        assert before[part] == after[part], part
-    assert states[poisoned + 1]["model"] != states[poisoned + 2]["model"]
+    assert_same(before, after)
+    assert not torch.equal(after["model"]["head.0.weight"], states[poisoned + 2]["model"]["head.0.weight"])
     skipped = [row for row in trainer.run.metrics() if row["kind"] == "skipped"]
     assert len(skipped) == 1
     assert skipped[0]["step"] == poisoned + 1
-    assert len(skipped[0]["ids"]) == 8
+    assert len(skipped[0]["ids"]) == 8 * options.get("accumulate", 1)
     assert "not finite" in skipped[0]["reason"]
     assert trainer.counts["skipped"] == 1
 
 
 def copy_of(trainer):
-    state = trainer.state_dict()
-    state["optimizer"] = state["optimizer"]["state"]  # the learning rate is a function of the step
-    return {
-        part: str([(k, v.tolist() if hasattr(v, "tolist") else v) for k, v in state[part].items()])
-        for part in ("model", "loss", "optimizer")
+    """What a step may change; the learning rate is a function of its number."""
+    state = copy.deepcopy(trainer.state_dict())
+    parts = {"model": state["model"], "loss": state["loss"], "keys": state["keys"] or {}}
+    parts["optimizer"] = {
+        f"{number} {key} {name}": value
+        for number, optimizer in enumerate([state["optimizer"], *state["loss_optimizers"]])
+        for key, values in optimizer["state"].items()
+        for name, value in values.items()
     }
+    return parts
+
+
+def assert_same(a, b):
+    for part, values in a.items():
+        assert values.keys() == b[part].keys()
+        for key, value in values.items():
+            same = torch.equal(value, b[part][key]) if isinstance(value, torch.Tensor) else value == b[part][key]
+            assert same, (part, key)
 
 
 def test_ten_skipped_steps_in_a_row_stop_the_run_with_advice(data, tmp_path):

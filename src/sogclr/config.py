@@ -88,18 +88,38 @@ class ModelConfig:
 class LossConfig:
     """What is minimised."""
 
-    method: Literal["sogclr", "simclr"] = "sogclr"
-    """sogclr: the global contrastive loss. simclr: NT-Xent, the mini-batch baseline."""
+    method: Literal["sogclr", "isogclr", "scent", "neuclip", "simclr", "dcl", "moco"] = "sogclr"
+    """sogclr: the global contrastive loss; isogclr, scent and neuclip are its settings below. The others are baselines."""
     temperature: float = 0.1
-    """tau, greater than 0."""
+    """tau, greater than 0; where it is learned, the first value."""
+    temperature_mode: Literal["constant", "per-sample", "global"] | None = None
+    """Whether tau is learned. constant, or per-sample (isogclr), when left out."""
+    rho: float = 0.3
+    """What a learned temperature aims at: the divergence of the negatives' weights from uniform."""
+    temperature_lr: float | None = None
+    """Learning rate of tau: 0.01 (per-sample) or 2e-4 (global) when left out."""
     gamma: float = 0.9
-    """Weight of the new estimate in the moving average, in (0, 1]; with a schedule, the value it ends at."""
-    gamma_schedule: Literal["constant", "cosine"] = "constant"
-    """cosine: from 1 to gamma over the first half of the run."""
+    """Weight of the new estimate in the moving average, in (0, 1]; with a cosine schedule, the value it ends at."""
+    gamma_schedule: Literal["constant", "cosine", "cosine-full", "adaptive"] | None = None
+    """cosine: from 1 to gamma over the first half of the run; cosine-full: over all of it; adaptive: sigmoid(alpha + log u)."""
+    alpha: float = -4.0
+    """Of the adaptive gamma, which is a half where log u = -alpha."""
     convention: Literal["per_view", "per_sample"] = "per_view"
     """How the two views share one normalizer."""
-    estimator: Literal["moving-average", "mini-batch"] = "moving-average"
-    """Where the normalizer comes from."""
+    estimator: Literal["moving-average", "mini-batch", "dictionary", "queue-average", "neural"] | None = None
+    """Where the normalizer comes from. moving-average, or neural (neuclip), when left out."""
+    queue: int = 4096
+    """Embeddings that are kept, for moco and the estimators dictionary and queue-average."""
+    prototypes: int = 1024
+    """Of the neural normalizer."""
+    prototype_lr: float = 1e-3
+    """Learning rate of the prototypes."""
+    key_momentum: float = 0.99
+    """moco: momentum of the key encoder."""
+    key_schedule: Literal["constant", "cosine"] = "constant"
+    """moco: cosine lets the momentum rise to 1 by the end."""
+    symmetric: bool = False
+    """moco: both views are queries."""
 
     def __post_init__(self) -> None:
         _require(
@@ -110,6 +130,30 @@ class LossConfig:
             0 < self.gamma <= 1,
             f"--gamma must be in (0, 1] and was {self.gamma}; it is the weight of the new estimate",
         )
+        _require(self.rho >= 0, f"--rho must be 0 or more and was {self.rho}")
+        for name in ("temperature_lr", "prototype_lr"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"--{name.replace('_', '-')} must be greater than 0 and was {value}")
+        for name in ("queue", "prototypes"):
+            _require(getattr(self, name) >= 1, f"--{name} must be 1 or more and was {getattr(self, name)}")
+        _require(0 <= self.key_momentum < 1, f"--key-momentum must be from 0 up to 1 and was {self.key_momentum}")
+        _require(
+            self.estimator is None or "estimator" in METHODS[self.method],
+            f"--estimator {self.estimator} does not go with --method {self.method}, which has a normalizer of its own; "
+            "use --method sogclr",
+        )
+
+
+METHODS: dict[str, dict[str, str]] = {
+    "sogclr": {"estimator": "moving-average", "gamma_schedule": "constant", "temperature_mode": "constant"},
+    "isogclr": {"estimator": "moving-average", "gamma_schedule": "constant", "temperature_mode": "per-sample"},
+    "scent": {"estimator": "moving-average", "gamma_schedule": "adaptive", "temperature_mode": "constant"},
+    "neuclip": {"estimator": "neural", "gamma_schedule": "constant", "temperature_mode": "constant"},
+    "simclr": {"temperature_mode": "constant"},
+    "dcl": {"temperature_mode": "constant"},
+    "moco": {"temperature_mode": "constant"},
+}
+"""What each method means by the options that were left out; those without an estimator have no choice of it."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +215,8 @@ class RunConfig:
     """Steps between two lines of metrics.jsonl; about ten an epoch when left out."""
     eval_every: int | None = None
     """Epochs between two online evaluations; a tenth of the run when left out."""
+    diagnose_every: int | None = None
+    """Epochs between two diagnoses: bias and variance of the gradient and the normalizer's error, on a fixed part of the images. Never when left out."""
     save_every: int | None = None
     """Steps between two checkpoints; an epoch, but from 200 to 1000 steps, when left out."""
     keep: int = 2
@@ -188,6 +234,7 @@ class RunConfig:
             "threads",
             "log_every",
             "eval_every",
+            "diagnose_every",
             "save_every",
             "keep",
         ):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from .config import TrainConfig
+from .config import METHODS, LossConfig, TrainConfig
 from .data.manifest import Manifest
 from .data.recipe import named_recipe, recipe_from_table
 from .errors import BadInput
@@ -124,10 +124,12 @@ def resolve(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[
         eval_every=run.eval_every or max(1, round(epochs / 10)),
         save_every=run.save_every or min(1000, max(200, steps_per_epoch)),
     )
+    meant: dict[str, Any] = {k: v for k, v in METHODS[config.loss.method].items() if getattr(config.loss, k) is None}
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers),
         model=replace(config.model, model=model),
+        loss=replace(config.loss, **meant),
         optim=optim,
         run=run,
         recipe=asdict(recipe),
@@ -135,17 +137,37 @@ def resolve(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[
     return resolved, _lines(resolved, why, len(manifest), steps_per_epoch)
 
 
+def loss_words(loss: LossConfig) -> list[str]:
+    """What is special about a resolved loss: temperature, normalizer, rate."""
+    words = [f"temperature {loss.temperature}"]
+    if loss.temperature_mode != "constant":
+        words[0] += f" ({loss.temperature_mode}, learned, rho {loss.rho})"
+    if loss.method == "moco":
+        schedule = " to 1" if loss.key_schedule == "cosine" else ""
+        words += [f"queue of {loss.queue:,} keys", f"key momentum {loss.key_momentum}{schedule}"]
+        return [*words, "both views are queries"] if loss.symmetric else words
+    if loss.estimator in (None, "mini-batch"):
+        return [*words, "mini-batch normalizer"]
+    if loss.estimator == "neural":
+        return [*words, f"neural normalizer of {loss.prototypes:,} prototypes"]
+    if loss.estimator in ("dictionary", "queue-average"):
+        words.append(f"normalizer over the batch and a queue of {loss.queue:,}")
+    if loss.estimator == "dictionary":
+        return words
+    rate = f"gamma {loss.gamma} ({loss.gamma_schedule})"
+    return [
+        *words,
+        f"gamma sigmoid({loss.alpha} + log u)" if loss.gamma_schedule == "adaptive" else rate,
+        loss.convention,
+    ]
+
+
 def _lines(config: TrainConfig, why: str, n: int, steps_per_epoch: int) -> list[str]:
     run, optim, loss = config.run, config.optim, config.loss
-    state = (
-        f"gamma {loss.gamma} ({loss.gamma_schedule}), {loss.convention}"
-        if loss.method == "sogclr"
-        else "mini-batch normalizer"
-    )
     return [
         f"encoder   {config.model.model} ({why})",
         f"views     {config.data.image_size} pixels",
-        f"loss      {loss.method}, temperature {loss.temperature}, {state}",
+        f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {n:,} images, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
         f"optimizer {optim.optimizer}, lr {optim.lr:.4g}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
         f"hardware  {run.device}, {run.precision}, {run.threads} torch threads and {config.data.workers} reader processes on {cores()} cores",

@@ -24,6 +24,7 @@ def diagnose(
     single_batches: int = 32,
     variant: exact.Variant = "F2",
     temperature: float | Tensor | None = None,
+    settle: int = 0,
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -40,6 +41,9 @@ def diagnose(
         index: (n,) ids of the samples; 0 to n - 1 when left out.
         batches: for bias, cosine and normalizer error.  single_batches: of them for variance and single cosines.
         variant: the objective, `F2` or `F1`.  temperature: of the exact objective; the loss's own when left out.
+        settle: so many passes over the samples first, at these weights, in which the copy's state may change: then the
+            normalizer's error is what the estimator itself leaves, and not what moving weights (or BatchNorm, where
+            training had batch statistics and the diagnosis has frozen ones) add to it.
         dtype: float64 computes in that.  seed: of the draws.
 
     Returns:
@@ -69,13 +73,15 @@ def diagnose(
     scale = tau if getattr(loss, "per_temperature", False) else 1.0
     scale = float(scale.mean()) if isinstance(scale, Tensor) else scale
 
-    draws = _Draws(n, count, batch_size, seed)
+    index, draws = index.to(z.device), _Draws(n, count, batch_size, seed)
+    if settle:
+        _settle(loss, z, index, draws, settle * max(1, n // batch_size))
     mean, singles, errors = torch.zeros_like(z), [], []
     for number in range(batches):
         rows, v0, v1 = (t.to(z.device) for t in draws())
         pair = [z[v, rows].requires_grad_() for v in (v0, v1)]
         with torch.enable_grad():
-            value = loss(*pair, index.to(z.device)[rows]) * scale
+            value = loss(*pair, index[rows]) * scale
             grads = torch.autograd.grad(value, pair, allow_unused=True, materialize_grads=True)
         for v, grad in zip((v0, v1), grads, strict=True):
             mean[v, rows] += grad / batches
@@ -94,6 +100,16 @@ def diagnose(
         "views": count,
         "batches": batches,
     }
+
+
+@torch.no_grad()
+def _settle(loss: nn.Module, z: Tensor, index: Tensor, draws: _Draws, steps: int) -> None:
+    """Lets the loss's state come to rest at these embeddings."""
+    loss.train()
+    for _ in range(steps):
+        rows, v0, v1 = (t.to(z.device) for t in draws())
+        loss(z[v0, rows], z[v1, rows], index[rows])
+    loss.eval()
 
 
 def _moments(mean: Tensor, singles: Tensor, truth: Tensor, norm: float, batches: int) -> dict[str, float]:

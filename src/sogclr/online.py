@@ -1,4 +1,4 @@
-"""How good the encoder is while it trains: kNN with labels; RankMe, alignment and uniformity without."""
+"""How a run is doing while it trains: kNN with labels; RankMe, alignment and uniformity without; and its gradient."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import torch
 
 from .config import TrainConfig
 from .data.labels import Labels
+from .data.loader import training_loader
 from .data.manifest import Manifest
 from .data.views import Augmentation
+from .diagnosis import diagnose
 from .embedding import compute_features, compute_views
 from .evaluation.health import alignment, rankme, uniformity
 from .evaluation.knn import knn_leave_one_out
+from .exact import frozen
+from .losses.one_tower import OneTowerLoss
 from .models import ContrastiveModel, Encoder, EncoderInfo
 
 IMAGES = 2000  # enough for kNN to a percent, and a small part of an epoch
+DIAGNOSED, DIAGNOSED_VIEWS = 512, 4  # images and views of each over which the diagnosis is exact
+DIAGNOSED_BYTES = 1 << 30  # of their pixels: fewer images where they are large
 VIEWED = 512  # of them at the least, for the alignment of two views
 
 
@@ -55,3 +61,43 @@ class OnlineEvaluation:
             }
         finally:
             model.train()
+
+
+class OnlineDiagnosis:
+    """`diagnose` on a fixed random part of the images in a fixed set of views, in float32 with frozen BatchNorm.
+
+    Over that part the objective, the gradient and the normalizers are exact; of the whole data set they are estimates
+    (the objective's negatives are a sample), and exactly so where the part is all of it.
+    """
+
+    def __init__(self, config: TrainConfig, manifest: Manifest) -> None:
+        self.config, self.manifest = config, manifest
+        most = DIAGNOSED_BYTES // (DIAGNOSED_VIEWS * 3 * 4 * (config.data.image_size or 1) ** 2)
+        count = min(len(manifest.usable), DIAGNOSED, max(2, most))
+        draw = np.random.Generator(np.random.Philox(key=config.run.seed + 1))
+        self.ids = np.sort(draw.choice(manifest.usable, count, replace=False))
+
+    def __call__(
+        self,
+        model: ContrastiveModel,
+        loss: OneTowerLoss,
+        info: EncoderInfo,
+        augment: Augmentation,
+        device: torch.device,
+    ) -> dict[str, float]:
+        index, views = self._views(info, augment, device)
+        batch = min(self.config.run.batch_size, len(index))
+        with frozen(model):
+            return diagnose(loss, model, views, index=index, batch_size=batch, batches=200, single_batches=16)
+
+    def _views(
+        self, info: EncoderInfo, augment: Augmentation, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids, (m,), and (V, m, 3, S, S) views: those of the epoch 0."""
+        loader = training_loader(
+            self.manifest, self.ids, augment.recipe, augment.image_size, len(self.ids), augment.seed,
+            views=DIAGNOSED_VIEWS, background=info.background,
+        )  # fmt: skip
+        batch = next(loader)
+        crops, ids = batch.crops.to(device), batch.index.numpy()
+        return batch.index, torch.stack([augment(crops[v], ids, 0, v) for v in range(DIAGNOSED_VIEWS)])

@@ -24,17 +24,17 @@ from .data.sampler import ResumableSampler
 from .data.views import Augmentation
 from .errors import BadInput, Interrupted, RunFailed
 from .log import RunLog
-from .losses import GlobalContrastiveLoss, NonFinite, NTXentLoss
-from .losses.estimators import CosineGamma, MiniBatch, MovingAverage
-from .losses.one_tower import OneTowerLoss
+from .losses import MoCoLoss, NonFinite
+from .losses.estimators import MovingAverage
+from .methods import MomentumEncoder, build_loss, build_loss_optimizers
 from .models import ContrastiveModel, EncoderInfo, ProjectionHead, create_backbone, save_encoder
-from .online import OnlineEvaluation
+from .online import OnlineDiagnosis, OnlineEvaluation
 from .optim import build_optimizer, warmup_cosine
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
 SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run stops
-METERS = ("objective", "normalizer_mean", "normalizer_std", "grad_norm")
+METERS = ("objective", "normalizer_mean", "normalizer_std", "temperature", "grad_norm")
 
 
 def build_model(config: TrainConfig) -> ContrastiveModel:
@@ -44,17 +44,6 @@ def build_model(config: TrainConfig) -> ContrastiveModel:
     width = int(backbone.num_features)  # type: ignore[arg-type]
     head = ProjectionHead(width, config.model.head_hidden or width, config.model.head_dim, config.model.head_layers)
     return ContrastiveModel(backbone, head)
-
-
-def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
-    """The loss of `--method`, with its estimator."""
-    loss, steps = config.loss, config.run.max_steps or 1
-    if loss.method == "simclr":
-        return NTXentLoss(loss.temperature)
-    if loss.estimator == "mini-batch":
-        return GlobalContrastiveLoss(num_samples, loss.temperature, estimator=MiniBatch())
-    gamma = CosineGamma(loss.gamma, max(1, steps // 2)) if loss.gamma_schedule == "cosine" else loss.gamma
-    return GlobalContrastiveLoss(num_samples, loss.temperature, gamma, loss.convention)
 
 
 class Trainer:
@@ -86,11 +75,14 @@ class Trainer:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model) if options.compile else self.model
         self.loss = build_loss(config, len(manifest)).to(self.device)
+        self.keys = self._key_encoder() if isinstance(self.loss, MoCoLoss) else None
         self.optimizer = build_optimizer(self.model, optim)
+        self.loss_optimizers = build_loss_optimizers(self.loss, config)
         warmup = round((optim.warmup_epochs or 0) * self.steps_per_epoch)
         self.rate = warmup_cosine(self.total, warmup)
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**14, enabled=options.precision == "fp16")
         self.online = OnlineEvaluation(config, manifest, labels)
+        self.diagnosis = OnlineDiagnosis(config, manifest)
 
         self.step = 0
         self.sums = torch.zeros(len(METERS), device=self.device)
@@ -100,7 +92,7 @@ class Trainer:
         self.bad: dict[int, str] = dict(manifest.bad)
         self.seconds = 0.0
         self.clock = Clock(0)
-        self._buffers = list(self.model.buffers())
+        self._buffers = [b for module in (self.model, self.keys) if module is not None for b in module.buffers()]
         self._kept = [b.clone() for b in self._buffers]
 
     # ------------------------------------------------------------------------------------------------------ one step
@@ -109,16 +101,19 @@ class Trainer:
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # what a backbone may draw: dropout, drop path
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in (self.optimizer, *self.loss_optimizers):
+            optimizer.zero_grad(set_to_none=True)
         torch._foreach_copy_(self._kept, self._buffers)
-        before = [(estimator, estimator.snapshot(b.index)) for b in batches for estimator in self._estimators()]
+        before: list[tuple[Any, Any]] = []
         statistics = []
         try:
             for batch in batches:
+                before += [(m, m.snapshot(batch.index.to(self.device))) for m in self._stateful()]
                 loss = self.loss_of(batch)
                 statistics.append(self.loss.statistics)
                 self.scaler.scale(loss / len(batches)).backward()
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in (self.optimizer, *self.loss_optimizers):
+                self.scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad or float("inf"))
             reason = (
                 None if bool(torch.isfinite(norm)) else "the gradient is not finite"
@@ -126,13 +121,16 @@ class Trainer:
         except NonFinite as error:
             reason = str(error)
         if reason is None:
-            self.scaler.step(self.optimizer)
+            for optimizer in (self.optimizer, *self.loss_optimizers):
+                self.scaler.step(optimizer)
+            if self.keys is not None:
+                self.keys.update(self.model, self.step)
             self._meter(statistics, norm)
             self.counts["skipped_in_a_row"] = 0
         else:
             torch._foreach_copy_(self._buffers, self._kept)
-            for estimator, saved in reversed(before):
-                estimator.restore(saved)
+            for module, saved in reversed(before):
+                module.restore(saved)
             self._skip(reason, batches)
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -145,11 +143,25 @@ class Trainer:
         precision = self.config.run.precision
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32"):
-            z0, z1 = self.forward(views).chunk(2)
-        return self.loss(z0, z1, batch.index)
+            if self.keys is None:
+                z0, z1 = self.forward(views).chunk(2)
+                return self.loss(z0, z1, batch.index)
+            v0, v1 = views.chunk(2)
+            if not self.config.loss.symmetric:
+                return self.loss(self.forward(v0), self.keys(v1), batch.index)
+            (q0, q1), k0, k1 = self.forward(views).chunk(2), self.keys(v0), self.keys(v1)
+            return (self.loss(q0, k1, batch.index) + self.loss(q1, k0, batch.index)) / 2
 
-    def _estimators(self) -> list[Any]:
+    def _key_encoder(self) -> MomentumEncoder:
+        options = self.config.loss
+        return MomentumEncoder(self.model, options.key_momentum, options.key_schedule == "cosine", self.total)
+
+    def _averages(self) -> list[MovingAverage]:
         return [m for m in self.loss.modules() if isinstance(m, MovingAverage)]
+
+    def _stateful(self) -> list[Any]:
+        """The parts of the loss whose state a forward pass changes."""
+        return [m for m in self.loss.modules() if hasattr(m, "snapshot")]
 
     def _meter(self, statistics: list[dict[str, Tensor]], norm: Tensor) -> None:
         rows = [torch.stack([*(s[name] for name in METERS[:-1]), norm]) for s in statistics]
@@ -224,6 +236,9 @@ class Trainer:
         improved = False
         if self.step % ((options.eval_every or 1) * self.steps_per_epoch) == 0 or self.step == self.total:
             improved = self.evaluate()
+        every = options.diagnose_every
+        if every and (self.step % (every * self.steps_per_epoch) == 0 or self.step == self.total):
+            self.diagnose()
         stopping = stop()
         if improved or stopping or self.step % (options.save_every or 1) == 0 or self.step == self.total:
             self.save(improved)
@@ -259,7 +274,9 @@ class Trainer:
             "lr": self.lr,
             "skipped": self.counts["skipped"],
         }
-        for estimator in self._estimators():
+        if self.config.loss.temperature_mode == "constant":
+            values.pop("temperature", None)
+        for estimator in self._averages():
             values["gamma"] = float(estimator.current_gamma())
         timing = self.clock.lap(self.step, self.config.run.batch_size * self.config.optim.accumulate)
         self.log.write("train", self.step, self.epoch, values, timing)
@@ -284,6 +301,15 @@ class Trainer:
         self.best = max(self.best, score)
         return improved
 
+    def diagnose(self) -> None:
+        """One `diagnosis` line: how far the loss's gradient is from the exact one; nothing of the run's state changes."""
+        begun = time.monotonic()
+        found = self.diagnosis(self.model, self.loss, self.info, self.augment, self.device)
+        self.clock.pause(time.monotonic() - begun)
+        self.log.write("diagnosis", self.step, self.epoch, found, {"seconds": time.monotonic() - begun})
+        shown = {k: found[k] for k in ("F2", "bias", "cosine", "variance", "normalizer_rmse") if k in found}
+        self.screen.say(f"epoch {self.epoch:g}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+
     def save(self, best: bool = False) -> None:
         """A checkpoint of everything."""
         begun = time.monotonic()
@@ -306,6 +332,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "loss_optimizers": [o.state_dict() for o in self.loss_optimizers],
+            "keys": None if self.keys is None else self.keys.state_dict(),
             "scaler": self.scaler.state_dict(),
             "meters": {"sums": self.sums, "weight_max": self.weight_max, "counts": dict(self.counts)},
             "best": self.best,
@@ -328,6 +356,10 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.loss_optimizers, state["loss_optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.keys is not None:
+            self.keys.load_state_dict(state["keys"])
         self.scaler.load_state_dict(state["scaler"])
         self.sums.copy_(state["meters"]["sums"])
         self.weight_max = state["meters"]["weight_max"].to(self.device)
@@ -335,7 +367,9 @@ class Trainer:
         self.best, self.bad, self.seconds = state["best"], dict(state["bad"]), state["seconds"]
 
     def start_from(self, source: RunFolder, state: dict[str, Any]) -> int:
-        """Take weights and, for the images that both runs have, normalizers from another run. Returns how many of those.
+        """Take weights and, for the images that both runs have, normalizers and temperatures from another run.
+
+        Returns how many such images there are; 0 if the losses keep nothing of a sample in common.
 
         Raises:
             BadInput: the runs' models differ.
@@ -347,8 +381,16 @@ class Trainer:
                 f"{source.path} trained {source.config().model.model} and this run trains {self.config.model.model} "
                 "(or the heads differ); --init-from needs the same --model and head"
             ) from None
-        old = state["loss"].get("estimator.log_u")
-        if old is None or not self._estimators():
+        if self.keys is not None:
+            self.keys = self._key_encoder().to(self.device)
+            self._buffers = [*self.model.buffers(), *self.keys.buffers()]
+        ours = self.loss.state_dict(keep_vars=True)
+        carried = [
+            key
+            for key in ("estimator.log_u", "temperature.tau")
+            if _one_a_sample(state["loss"].get(key), ours.get(key))
+        ]
+        if not carried:
             return 0
         theirs = source.manifest()
         position = {theirs.relative(i): i for i in range(len(theirs))}
@@ -356,9 +398,14 @@ class Trainer:
             (i, position[name]) for i in range(len(self.manifest)) if (name := self.manifest.relative(i)) in position
         ]
         here, there = (torch.tensor([p[k] for p in pairs], dtype=torch.int64) for k in (0, 1))
-        for estimator in self._estimators():
-            estimator.log_u[here.to(self.device)] = old[there].to(self.device)
+        with torch.no_grad():
+            for key in carried:
+                ours[key][here.to(self.device)] = state["loss"][key][there].to(self.device)
         return len(pairs)
+
+
+def _one_a_sample(old: Tensor | None, new: Tensor | None) -> bool:
+    return old is not None and new is not None and old.ndim == new.ndim == 1
 
 
 def too_many_bad(manifest: Manifest, bad: dict[int, str], most: float) -> str:

@@ -157,6 +157,13 @@ class GlobalContrastiveLoss(OneTowerLoss):
         super().__init__(temperature, reduction, normalize)
         self.num_samples = num_samples
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
+        for part in (self.estimator, temperature):
+            theirs = getattr(part, "num_samples", num_samples)
+            if theirs != num_samples:
+                raise BadInput(
+                    f"{type(part).__name__} is built for {theirs} samples and the loss for {num_samples}; "
+                    "give both num_samples=len(dataset)"
+                )
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         nu = self.estimator(

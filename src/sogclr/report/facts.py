@@ -24,6 +24,16 @@ SCORES = {
 """Keys of metrics and of `eval.json`, in the order in which they are shown."""
 FRACTIONS = frozenset(key for key in SCORES if "top1" in key)
 
+BASELINES = {"simclr": "SimCLR (NT-Xent)", "dcl": "DCL", "moco": "MoCo"}
+GLOBAL = {"sogclr": "SogCLR", "isogclr": "iSogCLR", "scent": "SCENT", "neuclip": "NeuCLIP"}
+ESTIMATORS = {
+    "mini-batch": "mini-batch normalizer",
+    "dictionary": "normalizer over batch and queue",
+    "queue-average": "average over batch and queue",
+    "neural": "neural normalizer",
+}
+"""How methods and normalizers are called in a report; a moving average goes by its rate."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -76,12 +86,19 @@ class Facts:
     def method(self) -> str:
         """The loss in a few words."""
         loss = self.config.get("loss", {})
-        if loss.get("method") != "sogclr":
-            return {"simclr": "SimCLR (NT-Xent)"}.get(str(loss.get("method")), str(loss.get("method", "unknown")))
-        if loss.get("estimator") == "mini-batch":
-            return "SogCLR's loss, mini-batch normalizer"
-        schedule = "1 → " if loss.get("gamma_schedule") == "cosine" else ""
-        return f"SogCLR, γ {schedule}{loss.get('gamma', '?')}"
+        method, estimator = str(loss.get("method", "unknown")), loss.get("estimator")
+        if method in BASELINES:
+            return BASELINES[method]
+        schedule = {"cosine": "1 → ", "cosine-full": "1 → "}.get(str(loss.get("gamma_schedule")), "")
+        rate = f"γ {schedule}{loss.get('gamma', '?')}"
+        if loss.get("gamma_schedule") == "adaptive":
+            rate = f"γ adaptive (α {loss.get('alpha', '?')})"
+        name = GLOBAL.get(method, method)
+        if loss.get("temperature_mode") == "global":
+            name += ", learned temperature"
+        if estimator in ESTIMATORS:
+            return f"{name}, {ESTIMATORS[estimator]}" + (f", {rate}" if estimator == "queue-average" else "")
+        return f"{name}, {rate}"
 
     def series(self, kind: str, key: str) -> list[tuple[float, float]]:
         """(epoch, value) of the lines that hold a finite number under `key`."""

@@ -1,0 +1,117 @@
+"""From `--method` and its options to a loss, what trains the loss's own parameters, and MoCo's momentum encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from .config import LossConfig, TrainConfig
+from .losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss, estimators
+from .losses.one_tower import OneTowerLoss
+from .losses.temperatures import Global, PerSample
+
+_TEMPERATURE_RATE = {"per-sample": 0.01, "global": 2e-4}  # LibAUC's eta for iSogCLR; FastCLIP v3's for CC3M
+
+
+def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
+    """The loss of a resolved configuration, with its estimator and temperature."""
+    loss, dim = config.loss, config.model.head_dim
+    tau = build_temperature(loss, num_samples)
+    if loss.method == "simclr":
+        return NTXentLoss(tau)
+    if loss.method == "dcl":
+        return DecoupledContrastiveLoss(tau)
+    if loss.method == "moco":
+        return MoCoLoss(dim, loss.queue, tau)
+    estimator = estimators.create(
+        str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, loss.queue,
+        loss.prototypes,
+    )  # fmt: skip
+    return GlobalContrastiveLoss(num_samples, tau, estimator=estimator)
+
+
+def build_temperature(loss: LossConfig, num_samples: int) -> float | nn.Module:
+    """A constant, or the module of `--temperature-mode`, whose bounds hold the initial value."""
+    tau = loss.temperature
+    if loss.temperature_mode == "per-sample":
+        return PerSample(num_samples, tau, loss.rho, min(0.05, tau), max(0.7, tau))
+    if loss.temperature_mode == "global":
+        return Global(tau, loss.rho, min(0.01, tau), max(1.0, tau))
+    return tau
+
+
+def build_gamma(loss: LossConfig, steps: int) -> estimators.Gamma:
+    """A constant, or the rate of `--gamma-schedule` in a run of so many steps."""
+    if loss.gamma_schedule == "adaptive":
+        return estimators.AdaptiveGamma(loss.alpha)
+    if loss.gamma_schedule == "cosine":
+        return estimators.CosineGamma(loss.gamma, max(1, steps // 2))
+    if loss.gamma_schedule == "cosine-full":
+        return estimators.CosineGamma(loss.gamma, steps)
+    return loss.gamma
+
+
+def build_loss_optimizers(loss: OneTowerLoss, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """What trains the loss's own parameters, at constant rates; empty where there are none.
+
+    Per-sample temperatures: plain SGD, which takes their sparse gradients and so moves the visited ones only; its rate
+    is multiplied by the samples of a step, of which each gradient is the mean. All else: Adam.
+    """
+    options = config.loss
+    found: list[torch.optim.Optimizer] = []
+    dense: list[dict[str, Any]] = []
+    temperature, rate = loss.temperature, options.temperature_lr or _TEMPERATURE_RATE.get(str(options.temperature_mode))
+    if isinstance(temperature, PerSample) and rate is not None:
+        samples = config.run.batch_size * config.optim.accumulate
+        found.append(torch.optim.SGD(temperature.parameters(), lr=rate * samples))
+    elif isinstance(temperature, nn.Module):
+        dense.append({"params": list(temperature.parameters()), "lr": rate})
+    own = list(getattr(loss, "estimator", nn.Module()).parameters())
+    if own:
+        dense.append({"params": own, "lr": options.prototype_lr})
+    return [*found, torch.optim.Adam(dense)] if dense else found
+
+
+class MomentumEncoder(nn.Module):
+    """MoCo's key encoder: an exponential moving average of the model, whose momentum may rise along a half cosine to 1.
+
+    Keys are computed in two halves of a random order, each with BatchNorm's statistics of its own: were they the batch's,
+    as the queries' are, a positive could be told by its statistics (the paper shuffles between GPUs for that).
+
+    Args:
+        model: what is averaged.  momentum: m of  key <- m key + (1 - m) model.
+        rising: whether m goes to 1 at step `total` (MoCo v3); otherwise it is constant.
+
+    Source: 1911.05722; the schedule is of 2104.02057.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float, rising: bool, total: int) -> None:
+        super().__init__()
+        self.first, self.rising, self.total = momentum, rising, total
+        self.momentum = momentum
+        self.average = AveragedModel(model, multi_avg_fn=self._mix).requires_grad_(False)
+        self.average.update_parameters(model)  # the first call copies
+
+    def _mix(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        torch._foreach_lerp_(list(averaged), list(current), 1 - self.momentum)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, head_dim), without gradient. The order is drawn from torch's generator of the CPU."""
+        if len(images) < 4:  # two samples at least, for statistics
+            return self.average(images)
+        order = torch.randperm(len(images)).to(images.device)
+        keys = torch.cat([self.average(images[half]) for half in order.tensor_split(2)])
+        return keys[order.argsort()]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Follow the model after the optimizer's step number `step` (0-based). Buffers are the model's own."""
+        if self.rising:
+            self.momentum = 1 - (1 - self.first) * 0.5 * (1 + math.cos(math.pi * step / self.total))
+        self.average.update_parameters(model)
