@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "GlobalContrastiveLoss": "losses",
+    "MemoryContrastiveLoss": "losses",
     "NTXentLoss": "losses",
     "MoCoLoss": "losses",
     "DecoupledContrastiveLoss": "losses",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate as evaluate
     from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
+    from .losses import MemoryContrastiveLoss as MemoryContrastiveLoss
     from .losses import MoCoLoss as MoCoLoss
     from .losses import NTXentLoss as NTXentLoss
     from .losses import estimators as estimators
