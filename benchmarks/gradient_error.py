@@ -53,7 +53,9 @@ def exact_gradient(runs: ManyRuns, run: int, variant: str = "F2") -> tuple[Tenso
     return flat_gradient(alone, every, dz.transpose(0, 1).reshape(1, runs.n * runs.views, -1))[0], log_g
 
 
-def gradient_error(runs: ManyRuns, rules: dict[str, Any], batches: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+def gradient_error(
+    runs: ManyRuns, rules: dict[str, Any], batches: int, seed: int = 0
+) -> dict[str, dict[str, list[float]]]:
     """For each rule (an object that serves all R runs), per run: over `batches` batches at the present weights,
 
     `bias` = |mean gradient - exact| / |exact| with the part removed that chance leaves in a mean of so many batches,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def init_weights(d: int, seeds: list[int]) -> list[Tensor]:
     weights: list[Tensor] = []
     sizes = (d, *WIDTHS)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in pairwise(sizes):
         weights.append(torch.stack([torch.randn(a, b, generator=g) * math.sqrt(2 / a) for g in generators]))
         weights.append(torch.zeros(len(seeds), 1, b))
     return weights
@@ -148,8 +149,10 @@ class ManyRuns:
             dz = self.gradient(z.detach(), index)
         z.backward(dz)
         warm = max(1, self.total // 20)
-        share = (self.step + 1) / warm if self.step < warm else 0.5 * (
-            1 + math.cos(math.pi * (self.step - warm) / max(1, self.total - warm))
+        share = (
+            (self.step + 1) / warm
+            if self.step < warm
+            else 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.total - warm)))
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share

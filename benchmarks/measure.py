@@ -84,7 +84,15 @@ class Cache:
 
 def config_of(problem: str, job: Job, batch: int, epochs: int, strength: float = 1.0) -> dict[str, Any]:
     """What decides a run."""
-    return {"problem": problem, "strength": strength, "batch": batch, "epochs": epochs, "rule": job.rule, "lr": job.lr, "seed": job.seed}
+    return {
+        "problem": problem,
+        "strength": strength,
+        "batch": batch,
+        "epochs": epochs,
+        "rule": job.rule,
+        "lr": job.lr,
+        "seed": job.seed,
+    }
 
 
 def ensure(

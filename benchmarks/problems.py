@@ -41,7 +41,14 @@ def random_views(images: Tensor, count: int, strength: float, seed: int, flip: b
         angle, zoom, dx, dy, contrast = (torch.rand(5, n, generator=g) * 2 - 1) * strength
         angle, zoom = angle * np.pi / 12, torch.exp(0.2 * zoom)
         sign = torch.where(torch.rand(n, generator=g) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
-        rows = [zoom * angle.cos() * sign, -zoom * angle.sin(), dx / 4, zoom * angle.sin() * sign, zoom * angle.cos(), dy / 4]
+        rows = [
+            zoom * angle.cos() * sign,
+            -zoom * angle.sin(),
+            dx / 4,
+            zoom * angle.sin() * sign,
+            zoom * angle.cos(),
+            dy / 4,
+        ]
         grid = affine_grid(torch.stack(rows, 1).view(n, 2, 3), list(images.shape), align_corners=False)
         moved = grid_sample(images, grid, align_corners=False, padding_mode="border")
         scale = torch.exp(contrast / 3)[:, None, None, None]
@@ -64,14 +71,14 @@ def digits(views: int = 8, strength: float = 1.0) -> Problem:
     return build("digits", images, data.target.astype(np.int64), views, strength)
 
 
-def fashion(folder: Path, n: int = 10_000, side: int = 14, views: int = 8, strength: float = 1.0) -> Problem:
+def fashion(folder: Path, n: int = 6_000, side: int = 14, views: int = 4, strength: float = 1.0) -> Problem:
     """The first n images of Fashion-MNIST's training part, at 14x14; `folder` holds the idx files (.gz or not)."""
     images = torch.from_numpy(read_idx(folder, "train-images-idx3-ubyte")[:n].copy()).float()[:, None] / 255
     labels = read_idx(folder, "train-labels-idx1-ubyte")[:n].astype(np.int64)
     return build("fashion", interpolate(images, size=side, mode="area"), labels, views, strength, flip=True)
 
 
-def emoji(folder: Path, side: int = 12, views: int = 8, strength: float = 1.0) -> Problem:
+def emoji(folder: Path, side: int = 12, views: int = 4, strength: float = 1.0) -> Problem:
     """OpenMoji's colour pictures at 12x12 on white; `folder` holds a folder of PNG files for each group."""
     files = sorted(folder.glob("*/*.png"))
     if not files:
@@ -91,7 +98,9 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     """An idx file of bytes: magic, sizes, values, big-endian."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
     if path is None:
-        raise SystemExit(f"{folder} has no {name} or {name}.gz; give the folder of Fashion-MNIST's idx files with --data")
+        raise SystemExit(
+            f"{folder} has no {name} or {name}.gz; give the folder of Fashion-MNIST's idx files with --data"
+        )
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     dims = data[3]
     shape = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])

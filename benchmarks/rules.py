@@ -181,7 +181,16 @@ class Shrink(MovingAverage):
     k = cov / var, averaged over steps. No parameter but the rate of that average.
     """
 
-    def __init__(self, runs: int, n: int, batch: int, tau: float, rate: float = 0.01, end: float | None = None, drift: bool = True) -> None:
+    def __init__(
+        self,
+        runs: int,
+        n: int,
+        batch: int,
+        tau: float,
+        rate: float = 0.01,
+        end: float | None = None,
+        drift: bool = True,
+    ) -> None:
         super().__init__(runs, n, batch, tau)
         self.rate, self.fixed, self.use_drift = rate, end, drift
         self.cov, self.var = torch.ones(runs, 1), torch.ones(runs, 1)
@@ -267,7 +276,9 @@ class Queue(MovingAverage):
         return nu, 1 + self.balance * (weight - 1)
 
     def lam_now(self, seen: Seen, k: int) -> Any:
-        if self.auto:  # the queue's share of the negatives, times how far it is behind: the ratio of its mean ĝ to the batch's
+        if (
+            self.auto
+        ):  # the queue's share of the negatives, times how far it is behind: the ratio of its mean ĝ to the batch's
             ratio = (self.mean_q / self.mean_b).clamp(max=1.0)
             return ratio**self.auto * (k / (k + seen.z.shape[1] - 2))
         lam = cosine(self.lam_start, self.lam, self.lam_over, seen.share)

@@ -40,8 +40,8 @@ LARGE = ("SimCLR", "DCL")  # these also run at batch 256, where they are said to
 # problem -> (epochs, batches, methods or None for all) in the order in which they are run
 PLAN: dict[str, list[tuple[int, tuple[int, ...], tuple[str, ...] | None]]] = {
     "digits": [
-        (30, (8, 16, 32, 64), None), (30, (256,), LARGE), (100, (16,), None), (100, (8, 32, 64), None),
-        (100, (256,), LARGE), (300, (16,), None), (300, (256,), LARGE),
+        (300, (16,), None), (300, (256,), LARGE), (30, (8, 16, 32, 64), None), (30, (256,), LARGE), (100, (16,), None),
+        (100, (256,), LARGE), (100, (64, 8, 32), None), (300, (64, 8, 32), None),
     ],
     "fashion": [(20, (16,), None), (20, (256,), LARGE), (20, (64,), None), (20, (8, 32), None)],
     "openmoji": [(30, (16,), None), (30, (256,), LARGE), (30, (64,), None), (30, (8, 32), None)],
@@ -59,7 +59,9 @@ def grid(batch: int) -> tuple[float, float]:
     return (high / 2, high)
 
 
-def tuned(cache: Cache, problem: str, rule: dict[str, Any], batch: int, epochs: int) -> tuple[float, list[dict[str, float]]] | None:
+def tuned(
+    cache: Cache, problem: str, rule: dict[str, Any], batch: int, epochs: int
+) -> tuple[float, list[dict[str, float]]] | None:
     """The rate with the lowest mean F2, and the results of its seeds; None where nothing has been run."""
     found = {}
     for lr in grid(batch):
@@ -87,7 +89,10 @@ def run(problem: Problem, cache: Cache, seeds: tuple[int, ...], plan: list[Any],
 
 def table(cache: Cache, problem: str, epochs: int) -> list[str]:
     """One row a method and batch: mean and standard deviation over the seeds, at the rate that F2 chose."""
-    rows = ["| method | B | F2 | linear, % | kNN, % | linear, 10 labels a class, % | rate | seeds |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    rows = [
+        "| method | B | F2 | linear, % | kNN, % | linear, 10 labels a class, % | rate | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     batches = sorted({e["config"]["batch"] for e in cache.found.values() if e["config"]["epochs"] == epochs})
     for name in METHODS:
         for batch in batches:
@@ -95,7 +100,10 @@ def table(cache: Cache, problem: str, epochs: int) -> list[str]:
             if found is None:
                 continue
             lr, results = found
-            shown = [f"{100 * m:.2f} ± {100 * s:.2f}" for m, s in (mean_sd(results, k) for k in ("linear", "knn", "linear10"))]
+            shown = [
+                f"{100 * m:.2f} ± {100 * s:.2f}"
+                for m, s in (mean_sd(results, k) for k in ("linear", "knn", "linear10"))
+            ]
             m, s = mean_sd(results, "F2")
             rows.append(f"| {name} | {batch} | {m:.4f} ± {s:.4f} | {' | '.join(shown)} | {lr:g} | {len(results)} |")
     return rows
@@ -104,7 +112,9 @@ def table(cache: Cache, problem: str, epochs: int) -> list[str]:
 def panels(cache: Cache, problem: str, all_epochs: list[int]) -> Path:
     fig, axes = figure(len(all_epochs), 2)
     for column, epochs in enumerate(all_epochs):
-        for row, (key, label, scale) in enumerate((("F2", "exact F2 (lower is better)", 1), ("linear", "linear accuracy, %", 100))):
+        for row, (key, label, scale) in enumerate(
+            (("F2", "exact F2 (lower is better)", 1), ("linear", "linear accuracy, %", 100))
+        ):
             axis = axes[row][column]
             for k, name in enumerate(METHODS):
                 points = [(b, tuned(cache, problem, rule_of(name, b), b, epochs)) for b in (8, 16, 32, 64, 256)]
@@ -142,7 +152,14 @@ def report() -> None:
         planned = {epochs for epochs, _, _ in PLAN[problem]}
         all_epochs = sorted(planned & {e["config"]["epochs"] for e in cache.found.values()})
         path = panels(cache, problem, all_epochs)
-        text += [f"## {problem}", "", f"![F2 and linear accuracy against B]({path.name})", "", f"{len(cache.found)} runs, {hours:.2f} hours of one shared core.", ""]
+        text += [
+            f"## {problem}",
+            "",
+            f"![F2 and linear accuracy against B]({path.name})",
+            "",
+            f"{len(cache.found)} runs, {hours:.2f} hours of one shared core.",
+            "",
+        ]
         for epochs in all_epochs:
             text += [f"### {epochs} epochs", "", *table(cache, problem, epochs), ""]
     RESULT.parent.mkdir(parents=True, exist_ok=True)

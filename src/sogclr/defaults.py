@@ -13,6 +13,7 @@ from .config import METHODS, LossConfig, TrainConfig
 from .data.manifest import Manifest
 from .data.recipe import named_recipe, recipe_from_table
 from .errors import BadInput
+from .losses.memory import BATCHES
 from .models import resolve_name
 from .optim import learning_rate, weight_decay
 
@@ -125,6 +126,8 @@ def resolve(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[
         save_every=run.save_every or min(1000, max(200, steps_per_epoch)),
     )
     meant: dict[str, Any] = {k: v for k, v in METHODS[config.loss.method].items() if getattr(config.loss, k) is None}
+    if config.loss.queue is None:
+        meant["queue"] = BATCHES * batch if config.loss.estimator == "memory" else 4096
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers),
@@ -150,6 +153,8 @@ def loss_words(loss: LossConfig) -> list[str]:
         return [*words, "mini-batch normalizer"]
     if loss.estimator == "neural":
         return [*words, f"neural normalizer of {loss.prototypes:,} prototypes"]
+    if loss.estimator == "memory":
+        return [*words, f"negatives of the batch and a memory of {loss.queue:,}"]
     if loss.estimator in ("dictionary", "queue-average"):
         words.append(f"normalizer over the batch and a queue of {loss.queue:,}")
     if loss.estimator == "dictionary":

@@ -6,4 +6,11 @@ from .moco import MoCoLoss
 from .one_tower import GlobalContrastiveLoss
 from .validation import NonFinite
 
-__all__ = ["DecoupledContrastiveLoss", "GlobalContrastiveLoss", "MemoryContrastiveLoss", "MoCoLoss", "NTXentLoss", "NonFinite"]
+__all__ = [
+    "DecoupledContrastiveLoss",
+    "GlobalContrastiveLoss",
+    "MemoryContrastiveLoss",
+    "MoCoLoss",
+    "NTXentLoss",
+    "NonFinite",
+]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,7 @@ from ..errors import BadInput
 from . import functional as F
 from .estimators import Dictionary, Gamma, MovingAverage
 from .one_tower import Anchors, GlobalContrastiveLoss, Reduction
+from .queue import EmbeddingQueue
 
 BATCHES = 32  # the queue's default length, in batches of B embeddings: 16 steps
 _RATE = 0.02  # of the running means that tell how late the queue is
@@ -43,7 +47,7 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
         >>> loss_fn = sogclr.MemoryContrastiveLoss(num_samples=1000, dim=16, queue=256)
         >>> z0, z1 = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
         >>> loss_fn(z0, z1, index=torch.arange(8)).backward()
-        >>> int((loss_fn.estimator.dictionary.queue.ids >= 0).sum())
+        >>> int((loss_fn.memory.ids >= 0).sum())
         16
 
     The derivation is in docs/method.md.
@@ -65,18 +69,25 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
             raise BadInput("the loss with a memory needs a constant temperature; give a number")
         average = MovingAverage(num_samples, gamma, dictionary=Dictionary(queue, dim))
         super().__init__(num_samples, temperature, estimator=average, reduction=reduction, normalize=normalize)
-        self.register_buffer("running", torch.zeros(2))  # of ĝ and of q, divided by e^(1/tau)
+        self.register_buffer("running", torch.full((2,), -math.inf))  # log of the running means of ĝ and of q
+
+    @property
+    def average(self) -> MovingAverage:
+        return cast(MovingAverage, self.estimator)
+
+    @property
+    def memory(self) -> EmbeddingQueue:
+        return cast(Dictionary, self.average.dictionary).queue
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         z, index, tau, log_g = anchors.z, anchors.index, anchors.temperature, anchors.log_g
-        queue = self.estimator.dictionary.queue
-        queue.check_width(z)
-        keys, ids = queue.keys.to(z.dtype, copy=True), queue.ids.clone()  # the estimator pushes in place
+        self.memory.check_width(z)
+        keys, ids = self.memory.keys.to(z.dtype, copy=True), self.memory.ids.clone()  # the estimator pushes in place
         log_sum, count = F.log_sum_keys(z, index, keys, ids, tau)
         log_q = log_sum - count.clamp(min=1).log()
         with torch.no_grad():
-            nu = self.estimator(log_g.detach(), index, self.training, z=z.detach(), temperature=tau)
-            log_u = self.estimator.log_u[ids.clamp(min=0)]
+            nu = self.average(log_g.detach(), index, self.training, z=z.detach(), temperature=tau)
+            log_u = self.average.log_u[ids.clamp(min=0)]
             of_keys = torch.where(torch.isfinite(log_u), -log_u, -torch.inf).to(z.dtype)
             lam = self.share(log_g, log_q, count, F.negatives_of(index))
         weight = (1 - lam) * torch.exp(log_g - nu) + lam * torch.exp(log_q - nu)
@@ -89,12 +100,13 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
 
     def share(self, log_g: Tensor, log_q: Tensor, count: Tensor, here: Tensor) -> Tensor:
         """lam, (B,); the running means move on in training mode, from the first step with a queue."""
-        now = torch.stack([(x - 1 / self.temperature).exp().mean() for x in (log_g, log_q)]).to(self.running)
+        now = torch.stack([F.log_mean(x.flatten()) for x in (log_g, log_q)]).to(self.running)
         if self.training:
-            usable = torch.isfinite(now).all() & (count.min() > 0)
-            self.running += _RATE * torch.where(usable, now - self.running, 0.0)
-        rho = (self.running[1] / self.running[0].clamp(min=torch.finfo(torch.float32).tiny)).clamp(max=1.0)
-        return rho.to(log_g.dtype) ** 3 * count / (count + here)
+            blended = torch.logaddexp(math.log(1 - _RATE) + self.running, math.log(_RATE) + now)
+            self.running.copy_(torch.where(torch.isfinite(now).all(), blended, self.running))
+        log_g, log_q = self.running
+        rho = torch.where(torch.isfinite(log_q), (log_q - log_g).clamp(max=0.0).exp(), 0.0)
+        return rho.to(count) ** 3 * count / (count + here)
 
     def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
         """What `restore` needs, of this module's own buffer (the estimator and the queue keep theirs)."""
