@@ -126,7 +126,7 @@ class ManyRuns:
         for part, rule in self.rules:
             out[part], _ = self.dz_of(rule, seen.part(part), e[part])
         for part, rule in self.watchers:
-            rule(seen.part(part))
+            self.dz_of(rule, seen.part(part), e[part])
         return out
 
     def dz_of(self, rule: Any, mine: Seen, e: Tensor) -> tuple[Tensor, Tensor]:

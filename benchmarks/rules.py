@@ -227,7 +227,7 @@ class Queue(MovingAverage):
 
     def __init__(
         self, runs: int, n: int, batch: int, tau: float, size: int = 512, end: float = 0.5, start: float | None = None, over: float = 1.0,
-        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, rate: float = 0.02,
+        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, logs: bool = False, rate: float = 0.02,
     ) -> None:  # fmt: skip
         super().__init__(runs, n, batch, tau, end, start, over)
         self.size, self.tau, self.lam, self.lam_start, self.lam_over = size, tau, lam, lam_start, lam_over
@@ -237,7 +237,8 @@ class Queue(MovingAverage):
         self.filled = 0
         self.memory = self.push if max(lam, lam_start, auto) > 0 else None
         self.rel, self.balance, self.center, self.match = rel, balance, center, match
-        self.auto, self.rate = auto, rate
+        self.auto, self.rate, self.logs = auto, rate, logs
+        self.log_ratio = torch.zeros(runs, 1)
         self.mean_b, self.mean_q = torch.zeros(runs, 1), torch.zeros(runs, 1)
         self.e: Tensor | None = None
 
@@ -256,8 +257,10 @@ class Queue(MovingAverage):
             m = 2 * batch - 2
             total = e.sum(dim=2)
             if self.auto:
-                self.mean_b += self.rate * (seen.log_g.exp().mean(dim=1, keepdim=True) - self.mean_b)
-                self.mean_q += self.rate * ((total / count).mean(dim=1, keepdim=True) - self.mean_q)
+                now_b, now_q = seen.log_g.exp().mean(dim=1, keepdim=True), (total / count).mean(dim=1, keepdim=True)
+                self.mean_b += self.rate * (now_b - self.mean_b)
+                self.mean_q += self.rate * (now_q - self.mean_q)
+                self.log_ratio += self.rate * ((now_q / now_b).log() - self.log_ratio)
             if self.match:
                 lam = self.lam_now(seen, k)
                 log_g = ((1 - lam) * log_g.exp() + lam * total / count).log()
@@ -279,7 +282,8 @@ class Queue(MovingAverage):
         if (
             self.auto
         ):  # the queue's share of the negatives, times how far it is behind: the ratio of its mean ĝ to the batch's
-            ratio = (self.mean_q / self.mean_b).clamp(max=1.0)
+            ratio = self.log_ratio.exp() if self.logs else self.mean_q / self.mean_b
+            ratio = ratio.clamp(max=1.0)
             return ratio**self.auto * (k / (k + seen.z.shape[1] - 2))
         lam = cosine(self.lam_start, self.lam, self.lam_over, seen.share)
         return lam * k / (k + seen.z.shape[1] - 2) if self.rel else lam

@@ -106,6 +106,8 @@ class LossConfig:
     """Of the adaptive gamma, which is a half where log u = -alpha."""
     convention: Literal["per_view", "per_sample"] = "per_view"
     """How the two views share one normalizer."""
+    balanced: bool = False
+    """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
     estimator: Literal["moving-average", "mini-batch", "dictionary", "queue-average", "neural", "memory"] | None = None
     """Where the normalizer comes from. moving-average, or neural (neuclip), when left out. memory takes the negatives too
     from a queue, with both halves of the gradient; it takes no gamma."""

@@ -164,6 +164,7 @@ def loss_words(loss: LossConfig) -> list[str]:
         *words,
         f"gamma sigmoid({loss.alpha} + log u)" if loss.gamma_schedule == "adaptive" else rate,
         loss.convention,
+        *(["balanced"] if loss.balanced else []),
     ]
 
 

@@ -42,7 +42,7 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
         str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, queue,
         loss.prototypes,
     )  # fmt: skip
-    return GlobalContrastiveLoss(num_samples, tau, estimator=estimator)
+    return GlobalContrastiveLoss(num_samples, tau, estimator=estimator, balanced=loss.balanced)
 
 
 def build_temperature(loss: LossConfig, num_samples: int) -> float | nn.Module:
