@@ -32,8 +32,8 @@ STRENGTHS = (0.25, 0.5, 1.0, 1.5)
 def methods(batch: int) -> dict[str, dict[str, Any]]:
     return {
         "SimCLR": {"rule": "simclr"},
-        "DCL": {"rule": "dcl"},
         "SogCLR cosine, whole": {"rule": "sogclr", "start": 1.0, "end": 0.1, "over": 1.0},
+        "boosted": {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
         "memory": {"rule": "queue", "size": 32 * batch, "end": 1.0, "auto": 3.0},
     }
 

@@ -140,7 +140,7 @@ def main() -> None:
         cache.put = lambda config, result: None  # type: ignore[method-assign]
         print(measure(cache, 200, 16, 4, 20, (0, 1))["1.0"]["memory"])
         return
-    epochs, batches, seeds = 60, 200, (0, 1)
+    epochs, batches, seeds = 40, 120, (0, 1)
     points = [(1797, 32), (1797, 8), (1797, 128), (450, 32)]
     report({(n, b): measure(cache, n, b, epochs, batches, seeds) for n, b in points}, epochs, batches, seeds)
 

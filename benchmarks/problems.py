@@ -71,7 +71,7 @@ def digits(views: int = 8, strength: float = 1.0) -> Problem:
     return build("digits", images, data.target.astype(np.int64), views, strength)
 
 
-def fashion(folder: Path, n: int = 6_000, side: int = 14, views: int = 4, strength: float = 1.0) -> Problem:
+def fashion(folder: Path, n: int = 3_000, side: int = 14, views: int = 4, strength: float = 1.0) -> Problem:
     """The first n images of Fashion-MNIST's training part, at 14x14; `folder` holds the idx files (.gz or not)."""
     images = torch.from_numpy(read_idx(folder, "train-images-idx3-ubyte")[:n].copy()).float()[:, None] / 255
     labels = read_idx(folder, "train-labels-idx1-ubyte")[:n].astype(np.int64)
@@ -79,8 +79,9 @@ def fashion(folder: Path, n: int = 6_000, side: int = 14, views: int = 4, streng
 
 
 def emoji(folder: Path, side: int = 12, views: int = 4, strength: float = 1.0) -> Problem:
-    """OpenMoji's colour pictures at 12x12 on white; `folder` holds a folder of PNG files for each group."""
+    """3,000 of OpenMoji's colour pictures, at 12x12 on white; `folder` holds a folder of PNG files for each group."""
     files = sorted(folder.glob("*/*.png"))
+    files = [files[k] for k in sorted(np.random.Generator(np.random.Philox(key=0)).permutation(len(files))[:3_000])]
     if not files:
         raise SystemExit(f"{folder} has no PNG files in folders; give OpenMoji, a folder a group, with --emoji")
     groups = sorted({f.parent.name for f in files})

@@ -54,15 +54,15 @@ class SimCLR:
 
 
 class DCL:
-    """nu = log ĝ."""
+    """nu = log ĝ; or log ĝ - log `boost`, which falls to 1 along the whole training: a repulsion that starts stronger."""
 
     memory = None
 
-    def __init__(self, runs: int, n: int, batch: int, tau: float) -> None:
-        pass
+    def __init__(self, runs: int, n: int, batch: int, tau: float, boost: float = 1.0) -> None:
+        self.boost = boost
 
     def __call__(self, seen: Seen) -> tuple[Tensor, float]:
-        return seen.log_g, 1.0
+        return seen.log_g - math.log(cosine(self.boost, 1.0, 1.0, seen.share)), 1.0
 
 
 class MovingAverage:
@@ -126,9 +126,9 @@ class Defensive(MovingAverage):
     def __init__(
         self, runs: int, n: int, batch: int, tau: float, end: float = 0.1, start: float | None = None, over: float = 1.0,
         b_end: float = 0.3, b_start: float = 1.0, b_over: float = 1.0, drift: str = "none", rate: float = 0.1, follow: bool = False,
-        count: bool = False, geometric: bool = False, clip: float = 0.0, self_norm: float = 0.0, balance: float = 0.0,
+        count: bool = False, geometric: bool = False, clip: float = 0.0, self_norm: float = 0.0, balance: float = 0.0, boost: float = 1.0,
     ) -> None:  # fmt: skip
-        self.balance = balance
+        self.balance, self.boost = balance, boost
         super().__init__(runs, n, batch, tau, end, start, over)
         self.b_end, self.b_start, self.b_over = b_end, b_start, b_over
         self.drift, self.rate, self.follow, self.count = drift, rate, follow, count
@@ -163,6 +163,8 @@ class Defensive(MovingAverage):
             gamma = torch.clamp(1 / (visits + 1), min=gamma).clamp(max=1 - 1e-6).repeat(1, 2)
             self.visits.scatter_(1, seen.index, visits + 1)
         self.store(seen, mix(moved if self.follow else old, seen.log_g, gamma))
+        if self.boost > 1:
+            nu = nu - math.log(cosine(self.boost, 1.0, 1.0, seen.share))
         if self.clip:
             nu = torch.maximum(nu, seen.log_g - math.log(self.clip))
         if self.self_norm:
@@ -227,7 +229,7 @@ class Queue(MovingAverage):
 
     def __init__(
         self, runs: int, n: int, batch: int, tau: float, size: int = 512, end: float = 0.5, start: float | None = None, over: float = 1.0,
-        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, logs: bool = False, rate: float = 0.02,
+        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, logs: bool = False, alone: bool = False, boost: float = 1.0, rate: float = 0.02,
     ) -> None:  # fmt: skip
         super().__init__(runs, n, batch, tau, end, start, over)
         self.size, self.tau, self.lam, self.lam_start, self.lam_over = size, tau, lam, lam_start, lam_over
@@ -237,7 +239,7 @@ class Queue(MovingAverage):
         self.filled = 0
         self.memory = self.push if max(lam, lam_start, auto) > 0 else None
         self.rel, self.balance, self.center, self.match = rel, balance, center, match
-        self.auto, self.rate, self.logs = auto, rate, logs
+        self.auto, self.rate, self.logs, self.alone, self.boost = auto, rate, logs, alone, boost
         self.log_ratio = torch.zeros(runs, 1)
         self.mean_b, self.mean_q = torch.zeros(runs, 1), torch.zeros(runs, 1)
         self.e: Tensor | None = None
@@ -264,10 +266,14 @@ class Queue(MovingAverage):
             if self.match:
                 lam = self.lam_now(seen, k)
                 log_g = ((1 - lam) * log_g.exp() + lam * total / count).log()
+            elif self.alone:
+                log_g = (total / count).log()
             elif self.feed:
                 log_g = ((log_g.exp() * m + total) / (m + count)).log()
         nu = mix(self.old(seen), log_g, self.gamma(seen))
         self.store(seen, nu)
+        if self.boost > 1:
+            nu = nu - math.log(cosine(self.boost, 1.0, 1.0, seen.share))
         if self.memory is None:
             self.enqueue(seen)
         if not self.balance:

@@ -34,19 +34,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "SogCLR cosine, half": {"rule": "sogclr", "start": 1.0, "end": 0.1, "over": 0.5},
     "SogCLR cosine, whole": {"rule": "sogclr", "start": 1.0, "end": 0.1, "over": 1.0},
     "balanced": {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "balance": 1.0},
+    "boosted": {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
     "memory": {"rule": "queue", "end": 1.0, "auto": 3.0},  # and size, 32 B
 }
 LARGE = ("SimCLR", "DCL")  # these also run at batch 256, where they are said to need no help
-FEWER = ("SimCLR", "DCL", "SogCLR 0.9", "SogCLR cosine, whole", "balanced", "memory")
+FEWER = ("SimCLR", "DCL", "SogCLR 0.9", "SogCLR cosine, whole", "boosted", "memory")
 # (problem, epochs, batch, methods or None for all), in the order in which they are run
 PLAN: list[tuple[str, int, int, tuple[str, ...] | None]] = [
-    ("digits", 300, 16, None), ("digits", 300, 256, LARGE),
+    ("digits", 300, 16, None), ("digits", 300, 256, LARGE), ("digits", 30, 16, None), ("digits", 30, 64, None),
     ("fashion", 20, 16, FEWER), ("fashion", 20, 256, LARGE), ("openmoji", 20, 16, FEWER), ("openmoji", 20, 256, LARGE),
-    ("digits", 30, 16, None), ("digits", 30, 64, None), ("digits", 30, 8, None), ("digits", 30, 32, None), ("digits", 30, 256, LARGE),
-    ("digits", 100, 16, None), ("digits", 100, 64, None), ("digits", 100, 256, LARGE), ("fashion", 20, 64, FEWER),
-    ("openmoji", 20, 64, FEWER), ("digits", 100, 8, None), ("digits", 100, 32, None), ("fashion", 20, 8, FEWER),
-    ("openmoji", 20, 8, FEWER), ("fashion", 20, 32, FEWER), ("openmoji", 20, 32, FEWER), ("digits", 300, 64, None),
-    ("digits", 300, 8, None), ("digits", 300, 32, None),
+    ("digits", 30, 8, None), ("digits", 30, 32, None), ("digits", 30, 256, LARGE), ("fashion", 20, 64, FEWER),
+    ("openmoji", 20, 64, FEWER), ("digits", 100, 16, None), ("digits", 100, 64, None), ("digits", 100, 256, LARGE),
+    ("fashion", 20, 8, FEWER), ("openmoji", 20, 8, FEWER), ("fashion", 20, 32, FEWER), ("openmoji", 20, 32, FEWER),
+    ("digits", 100, 8, None), ("digits", 100, 32, None), ("digits", 300, 64, None), ("digits", 300, 8, None),
+    ("digits", 300, 32, None),
 ]  # fmt: skip
 PROBLEMS = ("digits", "fashion", "openmoji")
 

@@ -43,6 +43,10 @@ RULES = {
         {"rule": "defensive", "end": 0.3, "b_start": 0.3, "b_end": 0.3, "balance": 1.0},
         lambda n: sogclr.GlobalContrastiveLoss(n, gamma=0.3, balanced=True),
     ),
+    "boosted": (
+        {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
+        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=sogclr.estimators.BoostedAverage(n, 21)),
+    ),
     "scent": (
         {"rule": "scent", "alpha": -1.0},
         lambda n: sogclr.GlobalContrastiveLoss(n, gamma=sogclr.estimators.AdaptiveGamma(-1.0)),

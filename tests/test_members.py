@@ -10,7 +10,7 @@ from reference import SlowGlobalLoss, SlowMemory, SlowMoCo, SlowNeural, slow_dec
 import sogclr
 from sogclr.errors import BadInput
 from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MemoryContrastiveLoss, MoCoLoss
-from sogclr.losses.estimators import NAMES, AdaptiveGamma, Dictionary, MovingAverage, Neural, create
+from sogclr.losses.estimators import NAMES, AdaptiveGamma, BoostedAverage, Dictionary, MovingAverage, Neural, create
 from sogclr.losses.queue import EmbeddingQueue
 
 N, D, TAU = 12, 5, 0.2
@@ -157,6 +157,7 @@ def test_every_name_makes_an_estimator(name):
             lambda: GlobalContrastiveLoss(N, TAU, estimator=MovingAverage(N + 1)),
             "MovingAverage is built for 13 samples and the loss for 12",
         ),
+        (lambda: BoostedAverage(4, 10, boost=0.5), "boost must be 1 or more and was 0.5"),
         (lambda: Neural(4, 0), "prototypes of 1 or more"),
         (lambda: MoCoLoss(4)(torch.randn(3, 5), torch.randn(3, 5), torch.arange(3)), "are 5 wide .* built for 4"),
         (
@@ -209,3 +210,16 @@ def test_a_late_memory_counts_less():
             loss(start[0, rows] + away, start[1, rows] + away, rows)
         shares[drift] = float(loss.statistics["queue_share"])
     assert shares[1.0] < 0.5 * shares[0.0], shares
+
+
+def test_a_boosted_average_multiplies_the_repulsion_and_ends_as_the_plain_one():
+    steps, index = 8, torch.arange(4)
+    z = torch.randn(steps + 1, 2, 4, D, generator=torch.Generator().manual_seed(5))
+    boosted = GlobalContrastiveLoss(4, TAU, estimator=BoostedAverage(4, steps, boost=3.0, end=0.2))
+    plain = GlobalContrastiveLoss(4, TAU, sogclr.estimators.CosineGamma(0.2, steps))
+    for step in range(steps + 1):
+        b = 1 + 2 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for loss in (boosted, plain):
+            loss(*z[step], index)
+        assert torch.exp(plain.nu - boosted.nu).mean().item() == pytest.approx(b, rel=1e-5)
+    torch.testing.assert_close(boosted.estimator.log_u, plain.estimator.log_u)

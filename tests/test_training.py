@@ -92,6 +92,7 @@ METHOD_OPTIONS = [
     ({"temperature_mode": "global", "gamma_schedule": "cosine-full"}, "SogCLR, learned temperature, γ 1 → 0.9"),
     ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
     ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
+    ({"estimator": "boosted"}, "SogCLR, boosted average"),
     ({"estimator": "memory", "accumulate": 2}, "SogCLR, negatives from batch and memory"),
     ({"estimator": "queue-average", "queue": 24, "accumulate": 2}, "SogCLR, average over batch and queue, γ 0.9"),
 ]

@@ -108,9 +108,12 @@ class LossConfig:
     """How the two views share one normalizer."""
     balanced: bool = False
     """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
-    estimator: Literal["moving-average", "mini-batch", "dictionary", "queue-average", "neural", "memory"] | None = None
-    """Where the normalizer comes from. moving-average, or neural (neuclip), when left out. memory takes the negatives too
-    from a queue, with both halves of the gradient; it takes no gamma."""
+    estimator: (
+        Literal["moving-average", "boosted", "mini-batch", "dictionary", "queue-average", "neural", "memory"] | None
+    ) = None
+    """Where the normalizer comes from. moving-average, or neural (neuclip), when left out. boosted is
+    a moving average with schedules of its own, for gamma and for the repulsion; memory takes the negatives too
+    from a queue, with both halves of the gradient. These two take no gamma."""
     queue: int | None = None
     """Embeddings that are kept, for moco and the estimators dictionary, queue-average and memory. 4096, or 32 times the
     batch size (memory), when left out."""

@@ -153,6 +153,8 @@ def loss_words(loss: LossConfig) -> list[str]:
         return [*words, "mini-batch normalizer"]
     if loss.estimator == "neural":
         return [*words, f"neural normalizer of {loss.prototypes:,} prototypes"]
+    if loss.estimator == "boosted":
+        return [*words, "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run", loss.convention]
     if loss.estimator == "memory":
         return [*words, f"negatives of the batch and a memory of {loss.queue:,}"]
     if loss.estimator in ("dictionary", "queue-average"):

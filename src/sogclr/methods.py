@@ -40,7 +40,7 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
         return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature)
     estimator = estimators.create(
         str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, queue,
-        loss.prototypes,
+        loss.prototypes, config.run.max_steps or 1,
     )  # fmt: skip
     return GlobalContrastiveLoss(num_samples, tau, estimator=estimator, balanced=loss.balanced)
 
