@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sogclr' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES[name]}", __name__)
-    return module if f".{_HOMES[name]}".endswith(f".{name}") else getattr(module, name)
+    return getattr(module, name, module)  # a module that holds no such name is what was asked for itself
 
 
 def __dir__() -> list[str]:
