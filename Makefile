@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench-peers clean
 demo: .venv/installed
 	$(BIN)/sogclr demo
 
@@ -14,6 +14,16 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The peers in an environment of their own, without the packages that their losses do not need; then the comparison.
+bench-peers: .venv-peers/installed
+	PYTHONPATH=src .venv-peers/bin/python benchmarks/losses.py --largest 65536
+
+.venv-peers/installed: constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps libauc==2.0.1 open_clip_torch==3.3.0 lightly==1.6.0
+	touch $@
+
 # The file is touched last: an installation that was cut off is done again.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"sogclr needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}; say make PYTHON=python3.12 ...")'
@@ -22,7 +32,7 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 # Every number and figure of docs/results.md. Runs are cached, so it can be stopped and started at will; hours from nothing.
 # DATA: Fashion-MNIST's idx files; EMOJI: OpenMoji as 32x32 PNG files, a folder a group.
@@ -35,3 +45,4 @@ results: .venv/installed
 	$(BIN)/python benchmarks/normalizer.py
 	$(BIN)/python benchmarks/state_cost.py
 	$(BIN)/python benchmarks/tried.py
+	$(BIN)/python benchmarks/with_a_resnet.py --data $(DATA)

@@ -174,3 +174,20 @@ def test_output_to_a_closed_pipe_is_no_error(data):
         process.stdout.close()
         assert "Traceback" not in process.stderr.read().decode()
         assert process.wait() == 0
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_file_stands(data, tmp_path):
+    """The limit on a file's size stands for a full disk."""
+    import resource
+
+    sogclr("train", data, "--out", tmp_path / "run", *words(SMALL | {"max_steps": 1}), check=0)
+    out = tmp_path / "e.npz"
+    out.write_bytes(b"old")
+    limited = sogclr(
+        "embed", tmp_path / "run", data, "--out", out, "--workers", 0, check=1,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY)),
+    )  # fmt: skip
+    lines = [line for line in limited.stderr.splitlines() if line.startswith("sogclr: ")]
+    assert len(lines) == 1, limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert out.read_bytes() == b"old"

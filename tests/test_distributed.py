@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from sogclr import distributed, kernels
 from sogclr.errors import BadInput
 from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MemoryContrastiveLoss, MoCoLoss, NTXentLoss
 from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural
@@ -69,12 +70,83 @@ def run(name, rank, ranks):
     }
 
 
+class GatherThenScatter(torch.autograd.Function):
+    """The other way to the exact gradient: gathered rows carry gradient, which is summed where the rows came from."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return distributed.gather(z.detach())
+
+    @staticmethod
+    def backward(ctx, grad):
+        own = torch.empty_like(grad.chunk(dist.get_world_size())[0])
+        collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        collective(own, grad.contiguous())
+        return own
+
+
+def log_sums(rank, ranks):
+    """Gradients of rows and temperatures for weights of any sign: one tower, two, a queue; and by the other way."""
+    generator = torch.Generator().manual_seed(5)
+    z = torch.nn.functional.normalize(torch.randn(2, BATCH, 6, generator=generator, dtype=torch.float64), dim=2)
+    queue = torch.nn.functional.normalize(torch.randn(9, 6, generator=generator, dtype=torch.float64), dim=1)
+    index = torch.randint(0, N, (BATCH,), generator=generator)
+    key_ids = torch.randint(0, N, (9,), generator=generator)
+    weight = torch.rand(2, BATCH, generator=generator, dtype=torch.float64) - 0.3
+    taus = 0.1 + torch.rand(2, BATCH, generator=generator, dtype=torch.float64)
+    mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    results = {}
+
+    def record(name, function, *temperatures):
+        local = [view[mine].clone().requires_grad_() for view in z]
+        leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in temperatures]
+        value = function(*map(distributed.gather, local), *leaves)
+        learned = [t for t in leaves if isinstance(t, torch.Tensor)]
+        grads = torch.autograd.grad((value * weight).sum(), [*local, *learned])
+        results[name] = {"value": value.detach(), "rows": torch.stack(grads[:2]), "taus": list(grads[2:])}
+
+    def one(x, y, tau):
+        return distributed.log_sum_negatives(x, y, index, tau)
+
+    def two(x, y, *tau):
+        return torch.stack(distributed.log_sum_between(x, y, index, tau if len(tau) == 2 else tau[0]))
+
+    def keys(x, y, tau):
+        return distributed.log_sum_keys(torch.cat([x, y]), queue, index.repeat(2), key_ids, tau, views=2).view(2, -1)
+
+    for name, function in (("one", one), ("two", two), ("keys", keys)):
+        record(f"{name} number", function, 0.2)
+        record(f"{name} tensor", function, torch.tensor(0.2, dtype=torch.float64))
+    record("one each", one, taus[0])
+    record("two each", two, *taus)
+    record("keys each", keys, taus.flatten())
+
+    local = torch.stack([view[mine].clone() for view in z]).requires_grad_()
+    rows = local.flatten(0, 1)
+    candidates = rows if ranks == 1 else GatherThenScatter.apply(rows)
+    ids = index[mine].repeat(2)
+    own = kernels.log_sum_rows(rows, candidates, ids, distributed.gather(ids), 0.2)
+    results["scattered"] = torch.autograd.grad((own * weight[:, mine].flatten()).sum(), local)[0]
+    return results
+
+
+def compare_log_sums(got, expected, first, rank, ranks):
+    mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    torch.testing.assert_close(got.pop("scattered"), expected["one number"]["rows"][:, mine])
+    for name, result in got.items():
+        assert torch.equal(result["value"], first[name]["value"])  # bit for bit the same on all ranks
+        torch.testing.assert_close(result["value"], expected[name]["value"])
+        torch.testing.assert_close(result["rows"], expected[name]["rows"][:, mine], msg=name)
+        torch.testing.assert_close(result["taus"], expected[name]["taus"], msg=name)
+
+
 def worker(rank, ranks, port, names, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     for name in names:
         torch.save(run(name, rank, ranks), f"{folder}/{name}-{rank}.pt")
+    torch.save(log_sums(rank, ranks), f"{folder}/log_sums-{rank}.pt")
     z = torch.eye(8)[: 4 + rank]
     with pytest.raises(BadInput, match="the ranks hold batches of"):
         NTXentLoss()(z, z, torch.arange(4 + rank))
@@ -88,6 +160,11 @@ def test_n_ranks_equal_one(ranks, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     mp.start_processes(worker, (ranks, port, names, str(tmp_path)), nprocs=ranks, start_method="spawn")
+    expected = log_sums(0, 1)
+    torch.testing.assert_close(expected["scattered"], expected["one number"]["rows"])
+    everybody = [torch.load(tmp_path / f"log_sums-{rank}.pt", weights_only=True) for rank in range(ranks)]
+    for rank, got in enumerate(everybody):
+        compare_log_sums(got, expected, everybody[0], rank, ranks)
     for name in names:
         expected = run(name, 0, 1)
         for rank in range(ranks):

@@ -49,7 +49,7 @@ class Demo(Command):
     quick: bool = False
     """A short run, only to see that everything works."""
     out: str | None = None
-    """Folder for the data and the runs; a cache folder when left out."""
+    """Folder for the runs; runs/demo when left out. The digits go to the cache folder."""
 
     def run(self) -> None:
         from .demo import run_demo
@@ -130,7 +130,7 @@ class Eval(Reading, Command):
         with Screen() as screen:
             result = evaluate(
                 self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
-                batch_size=self.batch_size, workers=self.workers, device=self.device, say=screen.say,
+                batch_size=self.batch_size, workers=self.workers, device=self.device,
                 progress=screen.progress("evaluating"),
             )  # fmt: skip
         if Path(self.encoder).is_dir():
@@ -285,6 +285,11 @@ def main(argv: list[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # so that the flush at exit does not complain too
         return 0
+    except (
+        OSError
+    ) as error:  # a full disk, a folder that may not be written; files are replaced whole, so the old ones stand
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror or error}{where}; files written before are as they were", 1)
 
 
 def parse(name: str, args: list[str]) -> Command | None:

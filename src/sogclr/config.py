@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli_w
-from tyro.conf import Positional, Suppress
+from tyro.conf import Positional, Suppress, arg
 
 from .data.recipe import Recipe, recipe_from_table
 from .errors import BadInput
@@ -28,7 +28,7 @@ def _require(ok: bool, message: str) -> None:
 class DataConfig:
     """What to train on, and where the run goes."""
 
-    data: Positional[str]
+    data: Annotated[Positional[str], arg(metavar="DATA")]
     """A folder of images (its train/ part, if it has one), or a .txt list of files."""
     out: str
     """The run's folder; it must not hold another run."""

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,9 @@ from .files import cache_folder
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
-FULL, QUICK = (400, 100, 12), (60, 20, 2)  # of each digit to train and to test on, and epochs
-RECIPE = ["--model", "resnet10_mini", "--image-size", "28", "--recipe", "character", "--batch-size", "32"]
+FULL = (400, 100, 15)  # images a digit to train on, and to test on; epochs
+QUICK = (50, 20, 6)
+RECIPE = shlex.split("--model resnet10_mini --image-size 28 --recipe character --batch-size 32 --lr 2.4")
 
 
 def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder: Path | None = None) -> dict[str, Any]:
@@ -39,10 +41,10 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         BadInput: the digits are not installed.  RunFailed: one of the commands failed.
     """
     begun = time.monotonic()
-    to_train, to_test, epochs = QUICK if quick else FULL
+    train, test, epochs = QUICK if quick else FULL
     folder = folder or Path("runs/demo-quick" if quick else "runs/demo")
     screen = Screen()
-    data = write_digits(to_train, to_test, say=screen.say)
+    data = write_digits(train, test, say=screen.say)
     runs = {name: RunFolder(folder / name) for name in ("simclr", "sogclr")}
     for run in runs.values():
         _remove(run)
@@ -51,6 +53,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         line = [str(word) for word in words]
         screen.say(f"\n$ sogclr {shlex.join(line)}")
         code = command(line)
+        sys.stdout.flush()  # or the results would all come at the end of a pipe
         if code:
             raise RunFailed(
                 f"the demo stopped: `sogclr {line[0]}` ended with exit code {code}; its message stands above"
@@ -69,16 +72,18 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
         "NT-Xent (SimCLR)": scores["simclr"],
         "SogCLR": scores["sogclr"],
     }
-    screen.console.print()
-    screen.console.print(comparison(rows, f"Test digits, accuracy in % (batch 32, {epochs} epochs without labels)"))
-    screen.say(_closing(runs["sogclr"], data, time.monotonic() - begun))
+    screen.say(f"\nTest digits, accuracy in % (batch 32, {epochs} epochs without labels)")
+    screen.console.print(comparison(rows))
+    screen.say(_closing(runs["sogclr"], quick, time.monotonic() - begun))
     return rows
 
 
-def _closing(run: RunFolder, data: Path, seconds: float) -> str:
+def _closing(run: RunFolder, quick: bool, seconds: float) -> str:
+    short = ["This was the short run; `sogclr demo` trains long enough for figures worth reading."] if quick else []
     return "\n".join(
         [
             f"The whole demo took {clock(seconds)}. Look at {run.report_file}",
+            *short,
             "",
             "Your own images, a folder of any shape:",
             "  sogclr inspect PHOTOS                                    what is in it, and which files are broken",

@@ -18,15 +18,17 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from . import __version__
 from .data.loader import evaluation_loader, training_loader
 from .data.manifest import Manifest, write_bad_files
 from .data.views import Augmentation
-from .defaults import choose_device, choose_precision, choose_threads
+from .defaults import choose_device, choose_threads
 from .errors import BadInput
-from .files import replacing, write_text
+from .evaluation.health import refuse_non_finite
+from .files import check_output, replacing, write_text
 from .models import EncoderInfo, load_encoder
 
 SUFFIXES = (".parquet", ".npz", ".safetensors")
@@ -62,13 +64,19 @@ class EmbedResult:
 
 @contextmanager
 def computing_on(device: str | torch.device, workers: int | None) -> Iterator[tuple[torch.device, int]]:
-    """The device and the number of reader processes to use, with torch's threads limited as in training meanwhile."""
+    """The device and the number of reader processes to use, with threads limited as in training meanwhile.
+
+    NumPy's and SciPy's too: on two cores with a busy neighbour a logistic regression takes many times as long without.
+    """
     chosen = choose_device(str(device))
+    if workers is not None and workers < 0:
+        raise BadInput(f"--workers must be 0 or more and was {workers}")
     threads, readers = choose_threads(chosen, workers)
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, threads))
     try:
-        yield chosen, readers
+        with threadpool_limits(threads, user_api="blas"):
+            yield chosen, readers
     finally:
         torch.set_num_threads(before)
 
@@ -82,7 +90,6 @@ def compute_features(
     batch_size: int = 256,
     workers: int = 0,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
     """Features of the central crops of some images.
@@ -90,7 +97,6 @@ def compute_features(
     Args:
         encoder: on `device`, in evaluation mode.
         ids: int64 (m,), ids of the manifest.
-        precision: fp32, bf16 or fp16 (autocast).
         progress: called with (images done, images to do).
 
     Returns:
@@ -101,15 +107,13 @@ def compute_features(
         manifest, ids, encoder.info.image_size, crop_fraction=encoder.info.crop_fraction,
         background=encoder.info.background, batch_size=batch_size, workers=workers,
     )  # fmt: skip
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     features = [np.empty((0, encoder.num_features), dtype=np.float32)]
     kept = [np.empty(0, dtype=np.int64)]
     bad: list[tuple[int, str]] = []
     for step, batch in enumerate(loader, 1):
         bad += batch.bad
         if len(batch.index):
-            with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
-                found = encoder.encode(batch.crops[0].to(device, non_blocking=True))
+            found = encoder.encode(batch.crops[0].to(device, non_blocking=True))
             features.append(found.float().cpu().numpy())
             kept.append(batch.index.numpy())
         if progress is not None:
@@ -166,8 +170,9 @@ def embed(
 ) -> EmbedResult:
     """Write the embeddings (backbone features) of every image of a folder or list file.
 
-    The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA) and `embedding`. What
-    is done is kept beside it every 8,192 images, and the same call goes on from there.
+    The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA; in a .safetensors file
+    as a JSON list in the metadata) and `embedding` (float32 or float16, computed in float32 on any device). What is done
+    is kept beside it every 8,192 images, and the same call goes on from there.
 
     Args:
         run_or_file: a run's folder, or an exported encoder.
@@ -180,14 +185,11 @@ def embed(
         BadInput: something in the input cannot be used; nothing was written.
     """
     path = Path(out)
-    if path.suffix not in SUFFIXES:
-        raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r}; give a name in {', '.join(SUFFIXES)}")
+    check_output(path, SUFFIXES)
     if dtype not in ("float32", "float16"):
         raise BadInput(f"--dtype must be float32 or float16 and was {dtype}")
     if batch_size < 1:
         raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
-    if path.is_dir():
-        raise BadInput(f"--out {path} is a folder; give the name of a file")
     with computing_on(device, workers) as (chosen, readers):
         encoder = load_encoder(run_or_file, chosen)
         manifest = Manifest.scan(data)
@@ -207,10 +209,9 @@ def embed(
                     progress(base + done, total)
 
             features, kept, bad = compute_features(
-                encoder, manifest, rows, batch_size=batch_size, workers=readers, device=chosen,
-                precision=choose_precision("auto", chosen), progress=report,
-            )  # fmt: skip
-            parts.write(number, features.astype(dtype), kept, bad)
+                encoder, manifest, rows, batch_size=batch_size, workers=readers, device=chosen, progress=report
+            )
+            parts.write(number, _as_type(features, dtype), kept, bad)
     bad_rows = [*manifest.bad, *parts.bad()]
     if len(bad_rows) == len(manifest):
         parts.remove()
@@ -221,6 +222,14 @@ def embed(
         write_bad_files(_bad_file(path), [(manifest.relative(i), reason) for i, reason in bad_rows])
     parts.remove()
     return EmbedResult(path, images, width, len(bad_rows))
+
+
+def _as_type(features: np.ndarray, dtype: str) -> np.ndarray:
+    refuse_non_finite(features)
+    largest, limit = float(np.abs(features).max(initial=0.0)), float(np.finfo(dtype).max)
+    if largest > limit:
+        raise BadInput(f"the features go up to {largest:.3g} and {dtype} goes up to {limit:.3g}; use --dtype float32")
+    return features.astype(dtype)
 
 
 def _bad_file(path: Path) -> Path:
@@ -274,10 +283,9 @@ def _check_paths_fit(path: Path, manifest: Manifest) -> None:
 
 def _assemble(path: Path, parts: _Parts, manifest: Manifest, job: dict[str, Any]) -> tuple[int, int]:
     """Write the file from its parts, whole or not at all; returns its rows and columns."""
-    about = {"sogclr": json.dumps(job)}
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
-            return _write_parquet(temporary, parts, manifest, about)
+            return _write_parquet(temporary, parts, manifest, {"sogclr": json.dumps(job)})
         tables = list(parts.read())
         ids = np.concatenate([t["id"] for t in tables])
         features = np.concatenate([t["embedding"] for t in tables])
@@ -286,7 +294,8 @@ def _assemble(path: Path, parts: _Parts, manifest: Manifest, job: dict[str, Any]
             with open(temporary, "wb") as file:  # given a name, numpy would add .npz to it
                 np.savez(file, id=ids, path=np.array(paths, dtype=str), embedding=features)
         else:
-            save_file({"id": ids, "embedding": features}, temporary, metadata={**about, "path": json.dumps(paths)})
+            # One key: safetensors writes several in any order, and the same job should give the same file.
+            save_file({"id": ids, "embedding": features}, temporary, metadata={"path": json.dumps(paths)})
     return features.shape
 
 

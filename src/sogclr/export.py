@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .errors import BadInput, RunFailed
-from .files import replacing
+from .evaluation.health import refuse_non_finite
+from .files import check_output, replacing
 from .models import Encoder, load_encoder, save_encoder, timm
 
 SUFFIXES = {"timm": ".safetensors", "safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
@@ -38,7 +39,7 @@ def export(
         out: the file; `RUN/encoder.<suffix>`, or beside the given file, when left out.
 
     Raises:
-        BadInput: no such encoder or format, or a package that the format needs is missing.
+        BadInput: no such encoder or format, its features are not finite, or a package that the format needs is missing.
         RunFailed: the file does not compute what PyTorch does; it is not kept.
     """
     if format not in SUFFIXES:
@@ -46,10 +47,7 @@ def export(
     encoder = load_encoder(run_or_file)
     source = Path(run_or_file) / "encoder.safetensors" if Path(run_or_file).is_dir() else Path(run_or_file)
     path = source.with_suffix(SUFFIXES[format]) if out is None else Path(out)
-    if path.suffix != SUFFIXES[format]:
-        raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r} and {format} files in {SUFFIXES[format]!r}")
-    if not path.parent.is_dir():
-        raise BadInput(f"there is no folder {path.parent} for {path.name}; make it, or give another --out")
+    check_output(path, [SUFFIXES[format]])
     write, run = {"torchscript": (_write_torchscript, _run_torchscript), "onnx": (_write_onnx, _run_onnx)}.get(
         format, (_write_timm, _run_timm)
     )
@@ -68,6 +66,7 @@ def _check(path: Path, encoder: Encoder, run: Callable[[Path, Encoder, Tensor], 
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = encoder(images), run(path, encoder, images)
+    refuse_non_finite(expected.numpy())
     error, scale = float((found - expected).abs().max()), float(expected.abs().max())
     if found.shape != expected.shape or not error <= TOLERANCE * max(scale, 1e-6):
         raise RunFailed(

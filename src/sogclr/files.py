@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import BadInput
 
 
 @contextmanager
@@ -23,6 +26,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         os.replace(temporary, path)
+    except Exception as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors says that the disk is full
+        if code is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -31,6 +39,20 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` with this text, all or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """A file of one of these kinds can be written at `path`.
+
+    Raises:
+        BadInput: another suffix, a folder, or no folder to write in.
+    """
+    if path.suffix not in suffixes:
+        raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r}; give a name in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise BadInput(f"--out {path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise BadInput(f"there is no folder {path.parent} for {path.name}; make it, or give another --out")
 
 
 def cache_folder() -> Path:

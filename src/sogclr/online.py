@@ -12,7 +12,7 @@ from .data.manifest import Manifest
 from .data.views import Augmentation
 from .diagnosis import diagnose
 from .embedding import compute_features, compute_views
-from .evaluation.health import alignment, rankme, uniformity
+from .evaluation.health import health
 from .evaluation.knn import knn_leave_one_out
 from .exact import frozen
 from .losses.one_tower import OneTowerLoss
@@ -54,11 +54,7 @@ class OnlineEvaluation:
             z0, z1 = compute_views(
                 encoder, self.manifest, some, augment, batch_size=self.config.run.batch_size, device=device
             )
-            return {
-                "rankme": rankme(features),
-                "alignment": alignment(z0, z1),
-                "uniformity": uniformity(features),
-            }
+            return health(features, z0, z1)
         finally:
             model.train()
 

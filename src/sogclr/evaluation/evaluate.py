@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from ..data.views import Augmentation
 from ..embedding import ImageEncoder, compute_features, compute_views, computing_on, nothing_readable
 from ..errors import BadInput
 from ..models import Encoder, EncoderInfo, create_backbone, load_encoder
-from .health import alignment, rankme, uniformity
+from .health import health, rankme, refuse_non_finite, uniformity
 from .knn import knn_predict
 from .linear import few_label_top1, linear_top1, protocol, stratified
 
@@ -31,17 +32,19 @@ FEW = (1, 10)  # labels per class
 DRAWS = 5
 TEMPERATURE = 0.07  # of kNN
 TEST_SHARE = 0.2
+VIEWED = 2048  # images at the least, for the alignment of two views
 PIXELS = 32  # raw pixels are compared at this size at the most
 SCORES = {
     "knn_top1": "kNN",
-    "linear_top1_1_per_class": "linear, 1 label",
-    "linear_top1_10_per_class": "linear, 10 labels",
+    "linear_top1_1_per_class": "linear, 1 label a class",
+    "linear_top1_10_per_class": "linear, 10 labels a class",
     "linear_top1": "linear, all labels",
     "rankme": "RankMe",
     "alignment": "alignment",
     "uniformity": "uniformity",
 }
-"""Keys of the result and their names, in the order in which people read them."""
+"""Keys of a result (and of a run's metrics) and their names, in the order in which people read them."""
+FRACTIONS = frozenset(key for key in SCORES if "top1" in key)
 
 
 def evaluate(
@@ -55,7 +58,6 @@ def evaluate(
     batch_size: int = 256,
     workers: int | None = None,
     device: str = "auto",
-    say: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score an encoder: kNN and linear probes where there are labels, else RankMe, alignment and uniformity.
@@ -68,7 +70,6 @@ def evaluate(
         baselines: score raw pixels and an untrained encoder too.
         k: neighbours of kNN, which weights them by exp(cosine / 0.07).
         seed: of the split and of the few-label draws.
-        say: told what was chosen.
         progress: called with (images done, images to do).
 
     Returns:
@@ -79,8 +80,9 @@ def evaluate(
     Raises:
         BadInput: something in the input cannot be used.
     """
-    if k < 1:
-        raise BadInput(f"--k was {k}; give 1 neighbour or more")
+    for name, value, least in (("--k", k, 1), ("--batch-size", batch_size, 1), ("--seed", seed, 0)):
+        if value < least:
+            raise BadInput(f"{name} must be {least} or more and was {value}")
     with computing_on(device, workers) as (chosen, readers):
         encoder = load_encoder(run_or_file, chosen)
         manifest = Manifest.scan(data)
@@ -89,8 +91,6 @@ def evaluate(
         if baselines:
             encoders |= {"raw_pixels": RawPixels(encoder.info), "untrained": untrained(encoder.info, seed).to(chosen)}
         ids = manifest.usable if split is None else np.concatenate([split.fit, split.score])
-        if say is not None:
-            say("no labels: what follows says how the features spread" if split is None else split.text)
         results: dict[str, dict[str, Any]] = {}
         for turn, (name, one) in enumerate(encoders.items()):
 
@@ -102,7 +102,8 @@ def evaluate(
                 one, manifest, ids, batch_size=batch_size, workers=readers, device=chosen, progress=report
             )
             if not len(kept):
-                raise nothing_readable(manifest, bad)
+                raise nothing_readable(manifest, [*manifest.bad, *bad])
+            refuse_non_finite(features)
             if split is None:
                 results[name] = _health(one, manifest, features, kept, seed, batch_size, chosen)
             else:
@@ -112,15 +113,7 @@ def evaluate(
         "images": len(kept), "unreadable": len(manifest.bad) + len(bad),
     }  # fmt: skip
     if split is not None:
-        fit, score = (int(np.isin(part, kept).sum()) for part in (split.fit, split.score))
-        about |= {
-            "split": split.text, "fit_images": fit, "score_images": score, "classes": len(split.classes),
-            "protocol": {
-                "knn": f"cosine, weighted, k={min(k, fit)}, T={TEMPERATURE}",
-                "linear": protocol(fit, encoder.num_features, len(split.classes)),
-                "few_labels": f"mean over {DRAWS} draws, logistic regression on standardised features",
-            },
-        }  # fmt: skip
+        about |= _about(split, kept, k, encoder.num_features)
     own = results.pop("")
     return {**own, **about, **({"baselines": results} if baselines else {})}
 
@@ -197,6 +190,9 @@ def _scores(
     features: np.ndarray, ids: np.ndarray, split: Split, k: int, seed: int, device: torch.device
 ) -> dict[str, float]:
     fit, score = np.isin(ids, split.fit), np.isin(ids, split.score)
+    for what, rows, wanted in (("fit", fit, split.fit), ("score", score, split.score)):
+        if not rows.any():
+            raise BadInput(f"none of the {len(wanted):,} images to {what} on can be read; give others")
     x, y = features[fit], split.values[ids[fit]]
     test_x, test_y = features[score], split.values[ids[score]]
     found = knn_predict(x, y, test_x, k=k, temperature=TEMPERATURE, num_classes=len(split.classes), device=device)
@@ -215,12 +211,10 @@ def _health(
     info = encoder.info
     recipe = named_recipe("auto", info.image_size)
     augment = Augmentation(recipe, info.image_size, info.mean, info.std, seed)
-    scores = {"rankme": rankme(features)}
-    if len(ids) >= 2:
-        some = ids[:: max(1, len(ids) // 2048)]
-        z0, z1 = compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device)
-        scores |= {"alignment": alignment(z0, z1), "uniformity": uniformity(features)}
-    return scores
+    if len(ids) < 2:
+        raise BadInput(f"{manifest.root} has {len(ids)} readable image; give 2 or more")
+    some = ids[:: max(1, len(ids) // VIEWED)]
+    return health(features, *compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device))
 
 
 class RawPixels:
@@ -248,21 +242,35 @@ def untrained(info: EncoderInfo, seed: int) -> Encoder:
     return Encoder(backbone, info).eval().requires_grad_(False)
 
 
+def _about(split: Split, kept: np.ndarray, k: int, width: int) -> dict[str, Any]:
+    """What the accuracies were measured on, and how."""
+    fit, score = (int(np.isin(part, kept).sum()) for part in (split.fit, split.score))
+    return {
+        "split": split.text, "fit_images": fit, "score_images": score, "classes": len(split.classes),
+        "protocol": {
+            "knn": f"cosine, weighted, k={min(k, fit)}, T={TEMPERATURE}",
+            "linear": protocol(fit, width, len(split.classes)),
+            "few_labels": f"mean over {DRAWS} draws, logistic regression on standardised features",
+        },
+    }  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------------- the tables
-def table(result: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Group:
     """A result for people, with its baselines below it."""
-    rows = {Path(result["encoder"]).name: result, **result.get("baselines", {})}
-    title = result.get("split", f"{result['images']:,} images without labels")
-    return comparison({name.replace("_", " "): scores for name, scores in rows.items()}, title)
+    rows = {Path(result["encoder"]).resolve().name: result}
+    rows |= {name.replace("_", " "): scores for name, scores in result.get("baselines", {}).items()}
+    lost = f"; {result['unreadable']:,} could not be read" if result["unreadable"] else ""
+    return Group(result.get("split", f"{result['images']:,} images without labels") + lost, comparison(rows))
 
 
-def comparison(rows: dict[str, dict[str, Any]], title: str) -> Table:
+def comparison(rows: dict[str, dict[str, Any]]) -> Table:
     """Several results beside each other: accuracies in percent (± standard deviation over draws), or health."""
     keys = [key for key in SCORES if any(key in scores for scores in rows.values())]
-    accuracies = [key for key in keys if "top1" in key]
+    accuracies = [key for key in keys if key in FRACTIONS]
     # On a terminal's width there is room for one kind; the JSON has both.
     shown = accuracies or keys
-    found = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     found.add_column("")
     for key in shown:
         found.add_column(SCORES[key].replace(", ", "\n"), justify="right", no_wrap=True)
@@ -274,7 +282,7 @@ def comparison(rows: dict[str, dict[str, Any]], title: str) -> Table:
 def _cell(scores: dict[str, Any], key: str) -> str:
     if key not in scores:
         return ""
-    if "top1" not in key:
+    if key not in FRACTIONS:
         return f"{scores[key]:.3g}"
     spread = scores.get(f"{key}_std")
     return f"{100 * scores[key]:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")

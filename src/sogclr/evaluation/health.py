@@ -17,6 +17,19 @@ UNIFORMITY_ROWS = 4096
 _CHUNK = 1024
 
 
+def health(features: np.ndarray | Tensor, z0: Tensor, z1: Tensor) -> dict[str, float]:
+    """`rankme` and `uniformity` of the features, and `alignment` of the views z0 and z1 of some of the images."""
+    return {"rankme": rankme(features), "alignment": alignment(z0, z1), "uniformity": uniformity(features)}
+
+
+def refuse_non_finite(*features: np.ndarray) -> None:
+    """Raises BadInput where a feature is infinite or no number: nothing can be said of such an encoder."""
+    if not all(np.isfinite(x).all() for x in features):
+        raise BadInput(
+            "the features hold values that are not finite; the encoder has diverged, train it again with a lower --lr"
+        )
+
+
 def rankme(features: np.ndarray | Tensor) -> float:
     """The effective rank: exp of the entropy of the singular values, sigma_k / sum(sigma). From 1 to min(n, D).
 
@@ -24,9 +37,11 @@ def rankme(features: np.ndarray | Tensor) -> float:
         features: (n, D), any float; at most 25,600 evenly spaced rows are used. Not centred, as in the paper.
 
     Returns:
-        0.0 when every feature is zero.
+        0.0 when every feature is zero; nan when one is not finite.
     """
     x = evenly_spaced(_matrix(features), RANKME_ROWS).double()
+    if not bool(torch.isfinite(x).all()):
+        return float("nan")
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     # Squared singular values: below 1e-16 of the largest they are rounding, and zero counts for nothing in the entropy.
     square = torch.linalg.eigvalsh(gram)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BadInput
+from .health import refuse_non_finite
 
 _ROWS, _COLUMNS = 1024, 16_384  # one tile of similarities is 64 MiB
 
@@ -39,10 +40,13 @@ def knn_predict(
         int64 (t,).
 
     Raises:
-        BadInput: k or temperature out of range, or labels that do not fit the features.
+        BadInput: k or temperature out of range, labels that do not fit the features, or features that are not finite.
     """
     train, test = _unit(train_x, device), _unit(test_x, device)
+    if train.shape[1] != test.shape[1]:
+        raise BadInput(f"training features have {train.shape[1]} columns and test features {test.shape[1]}")
     labels = _checked(train, train_y, k, temperature, num_classes)
+    refuse_non_finite(train.cpu().numpy(), test.cpu().numpy())
     similarity, row = nearest(test, train, min(k, len(train)))
     return _vote(similarity, labels[row], temperature, num_classes)
 
@@ -62,6 +66,9 @@ def knn_leave_one_out(
         x: (n, D), n >= 2.
         y: int64 (n,), in [0, num_classes).
 
+    Returns:
+        nan when a feature is not finite, as those of an encoder that has diverged.
+
     Raises:
         BadInput: as `knn_predict`, or fewer than 2 rows.
     """
@@ -69,16 +76,18 @@ def knn_leave_one_out(
     labels = _checked(unit, y, k, temperature, num_classes)
     if len(unit) < 2:
         raise BadInput(f"leave-one-out needs 2 or more labelled images and got {len(unit)}; label more")
-    similarity, row = nearest(unit, unit, min(k, len(unit) - 1), without_self=True)
+    if not bool(torch.isfinite(unit).all()):
+        return float("nan")
+    similarity, row = nearest(unit, unit, min(k, len(unit) - 1), own=np.arange(len(unit)))
     return float((_vote(similarity, labels[row], temperature, num_classes) == labels).mean())
 
 
-def nearest(queries: Tensor, keys: Tensor, k: int, *, without_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: Tensor, keys: Tensor, k: int, *, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar keys of each query, best first, the lower row first among equals.
 
     Args:
-        queries, keys: float32 (q, D) and (m, D), of unit length, on one device; k <= m (m - 1 `without_self`).
-        without_self: queries and keys are the same rows, and none is its own neighbour.
+        queries, keys: float32 (q, D) and (m, D), of unit length, on one device; k <= m (m - 1 with `own`).
+        own: int64 (q,), the row of `keys` that each query is itself, which is none of its neighbours.
 
     Returns:
         float32 (q, k) similarities, int64 (q, k) rows of `keys`.
@@ -90,8 +99,8 @@ def nearest(queries: Tensor, keys: Tensor, k: int, *, without_self: bool = False
         best: tuple[Tensor, Tensor] | None = None
         for left in range(0, len(keys), _COLUMNS):
             tile = queries[start:stop] @ keys[left : left + _COLUMNS].T
-            if without_self:
-                _blank_self(tile, start, left)
+            if own is not None:
+                _blank(tile, own[start:stop] - left)
             values, columns = _top(tile, min(k, tile.shape[1]))
             columns += left
             if best is not None:  # what came before has lower rows, and stands first
@@ -118,11 +127,10 @@ def _ordered(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values.gather(1, order), columns.gather(1, order)
 
 
-def _blank_self(tile: Tensor, start: int, left: int) -> None:
-    first, last = max(start, left), min(start + tile.shape[0], left + tile.shape[1])
-    if first < last:
-        own = torch.arange(first, last, device=tile.device)
-        tile[own - start, own - left] = -torch.inf
+def _blank(tile: Tensor, columns: np.ndarray) -> None:
+    """Takes one column of each row out of the race, where it lies in this tile."""
+    rows = np.flatnonzero((columns >= 0) & (columns < tile.shape[1]))
+    tile[torch.from_numpy(rows).to(tile.device), torch.from_numpy(columns[rows]).to(tile.device)] = -torch.inf
 
 
 def _vote(similarity: np.ndarray, labels: np.ndarray, temperature: float, num_classes: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import BadInput
+from .health import refuse_non_finite
 
 LARGEST_FOR_LBFGS = 2_000_000_000  # rows x features x classes: a few minutes on one core
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the regularisation, that are tried where labels suffice
@@ -99,7 +100,7 @@ def stratified(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
         share: of each class, rounded, but at least one row where there are two.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
-    first, second = [], []
+    first, second = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for c in np.unique(y[y >= 0]):
         rows = generator.permutation(np.flatnonzero(y == c))
         cut = min(len(rows) - 1, max(1, round(share * len(rows))))
@@ -150,10 +151,14 @@ def _sgd(
 
 
 def _standardised(train_x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """float32, with the mean and standard deviation of `train_x` taken out; a feature that hardly varies stays as small."""
+    """float32, with the mean and standard deviation of `train_x` taken out.
+
+    A feature that varies a thousand times less than the median one is rounding, and is not blown up to the size of the others.
+    """
     mean = train_x.mean(axis=0, dtype=np.float64)
     std = train_x.std(axis=0, dtype=np.float64)
-    std = np.where(std > 1e-3 * std.max(), std, 1.0 if std.max() == 0 else std.max())
+    typical = float(np.median(std[std > 0])) if (std > 0).any() else 1.0
+    std = np.maximum(std, 1e-3 * typical)
     return [((x - mean) / std).astype(np.float32) for x in arrays]
 
 
@@ -165,10 +170,7 @@ def _check(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y:
             )
     if train_x.shape[1] != test_x.shape[1]:
         raise BadInput(f"training features have {train_x.shape[1]} columns and test features {test_x.shape[1]}")
-    if not (np.isfinite(train_x).all() and np.isfinite(test_x).all()):
-        raise BadInput(
-            "the features hold values that are not finite; the encoder has diverged, train it again with a lower --lr"
-        )
+    refuse_non_finite(train_x, test_x)
     classes = np.unique(train_y)
     if len(classes) < 2:
         raise BadInput(f"the training part has {len(classes)} class; a classifier needs two or more")

@@ -8,15 +8,39 @@ nu     the normalizer of the dual form  log g = min over nu of { g exp(-nu) + nu
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
+
+from ..kernels import log_sum_negatives
+from .validation import known_to_be_distinct
 
 
 def unit_rows(z: Tensor) -> Tensor:
     """(..., D) floating -> the same directions with norm one; float32, or float64 for float64 input."""
-    return normalize(at_least_float32(z), dim=-1)
+    z = at_least_float32(z)
+    return normalize(z, dim=-1) if torch.compiler.is_compiling() else _UnitRows.apply(z)
+
+
+class _UnitRows(torch.autograd.Function):
+    """`torch.nn.functional.normalize` with the gradient (g - u (u·g)) / |z| in closed form, a third of the operations."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_(min=1e-12)
+        unit = z / norm
+        ctx.save_for_backward(unit, norm)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        unit, norm = ctx.saved_tensors
+        along = (unit * grad).sum(dim=-1, keepdim=True)
+        return torch.addcmul(grad, unit, along, value=-1).div_(norm)
 
 
 def at_least_float32(z: Tensor) -> Tensor:
@@ -46,11 +70,15 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
     Returns:
         (2, B): the anchors of view 0, then those of view 1.
     """
-    z = torch.cat([z0, z1])
-    sim = (z @ z.T) / of_anchors(temperature)
-    same = index[:, None] == index[None, :]
-    log_sum = sim.masked_fill(same.repeat(2, 2), -math.inf).logsumexp(dim=1)
-    return log_sum.view(2, -1) - negatives_of(index).to(z.dtype).log()
+    if isinstance(temperature, Tensor) and temperature.ndim == 1:
+        temperature = temperature.repeat(2)
+    log_sum = log_sum_negatives(torch.cat([z0, z1]), index.repeat(2), temperature).view(2, -1)
+    return log_mean_of(log_sum, index)
+
+
+def log_mean_of(log_sum: Tensor, index: Tensor) -> Tensor:
+    """From the logarithm of the sum over an anchor's negatives to that of their mean: (2, B), (B,) ids -> (2, B)."""
+    return log_sum - negatives_of(index).to(log_sum.dtype).log()
 
 
 def log_sum_keys(
@@ -144,6 +172,8 @@ def log_mean(values: Tensor) -> Tensor:
 def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
     """Rows of one sample get the log-mean of all its rows, bit for bit the same in each: (B,), (B,) ids -> (B,)."""
     ordered = index.sort().values
+    if known_to_be_distinct(ordered):
+        return values
     group = torch.searchsorted(ordered, index)  # where a sample's run begins: one number a sample
     count = torch.searchsorted(ordered, index, right=True) - group
     top = torch.full_like(values, -math.inf).scatter_reduce(0, group, values, "amax")[group]

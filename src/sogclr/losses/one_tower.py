@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_equal_batches, gather, scale_gradient, world_size
+from ..distributed import check_equal_batches, gather, log_sum_negatives, scale_gradient, world_size
 from ..errors import BadInput
 from . import functional as F
 from . import temperatures
@@ -80,7 +80,7 @@ class OneTowerLoss(nn.Module):
         """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
         tau = temperatures.at(self.temperature, index, z0)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
-        log_g = F.log_mean_negatives(z0, z1, index, tau)
+        log_g = F.log_mean_of(log_sum_negatives(z0, z1, index, tau), index)
         return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, F.positive_similarity(z0, z1), log_g))
 
     def per_sample(self, anchors: Anchors) -> Tensor:

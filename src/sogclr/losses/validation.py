@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,12 +28,12 @@ def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None) 
     _check_shapes(z0, z1, index)
     if torch.compiler.is_compiling():
         return index.to(device=z0.device, dtype=torch.int64)
-    if num_samples is not None:
-        _check_range(index, num_samples)
-    if index.device.type == "cpu" and bool((index == index[0]).all()):
-        raise BadInput(
-            f"all {len(index)} rows of the batch have id {int(index[0])}, so there are no negatives; mix samples in a batch"
-        )
+    if index.device.type == "cpu":
+        lowest, highest = index.aminmax()
+        _check_ids(int(lowest), int(highest), len(index), num_samples)
+    elif num_samples is not None:
+        outside = (index < 0) | (index >= num_samples)
+        torch._assert_async(~outside.any(), f"index out of range for a loss built for {num_samples} samples")
     if z0.device.type == "cpu":
         _check_finite(z0, z1, index)
     return index.to(device=z0.device, dtype=torch.int64, non_blocking=True)
@@ -56,19 +58,20 @@ def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor) -> None:
         raise BadInput(f"index must be int64 or int32 and is {index.dtype}; convert it with index.long()")
 
 
-def _check_range(index: Tensor, num_samples: int) -> None:
-    outside = (index < 0) | (index >= num_samples)
-    if index.device.type != "cpu":
-        torch._assert_async(~outside.any(), f"index out of range for a loss built for {num_samples} samples")
-    elif bool(outside.any()):
+def _check_ids(lowest: int, highest: int, rows: int, num_samples: int | None) -> None:
+    if num_samples is not None and (lowest < 0 or highest >= num_samples):
         raise BadInput(
-            f"index {int(index[outside][0])} is out of range for a loss built for {num_samples} samples "
+            f"index {lowest if lowest < 0 else highest} is out of range for a loss built for {num_samples} samples "
             f"(valid: 0..{num_samples - 1}); build it with num_samples=len(dataset)"
+        )
+    if lowest == highest:
+        raise BadInput(
+            f"all {rows} rows of the batch have id {lowest}, so there are no negatives; mix samples in a batch"
         )
 
 
 def _check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
-    if bool(torch.isfinite(z0.detach().sum() + z1.detach().sum())):
+    if math.isfinite(z0.detach().sum() + z1.detach().sum()):
         return  # one pass is enough nearly always; a sum of finite numbers that overflows is sorted out below
     finite = torch.isfinite(z0).all(dim=1) & torch.isfinite(z1).all(dim=1)
     rows = (~finite).nonzero().flatten().tolist()
@@ -83,3 +86,10 @@ def _check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
 
 def _few(values: list[int], most: int = 8) -> str:
     return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
+
+
+def known_to_be_distinct(ordered: Tensor) -> bool:
+    """Whether sorted ids are all different, where asking does not wait; False elsewhere."""
+    if ordered.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool((ordered[1:] != ordered[:-1]).all())

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..defaults import choose_device, choose_threads
+from ..embedding import computing_on
 from ..errors import BadInput
-from ..files import write_text
+from ..files import check_output, write_text
 from ..run_folder import RunFolder
 from .content import collect
 from .facts import Facts
@@ -37,16 +37,16 @@ def write_report(
         progress: called with (images done, images to do).
 
     Raises:
-        BadInput: no run there, `data` does not hold its images, or `images` is out of range.
+        BadInput: no run there, `data` does not hold its images, or `images` or `out` cannot be used.
     """
     if not 2 <= images <= MOST_IMAGES:
         raise BadInput(f"--images must be from 2 to {MOST_IMAGES} and was {images}; 3000 makes a readable map")
-    chosen = choose_device(device)
-    readers = choose_threads(chosen, workers)[1]
     facts = Facts.read(RunFolder.open(run))
-    where = None if data is None else os.fspath(data)
-    content = collect(facts, where, images, workers=readers, device=str(chosen), progress=progress)
     path = facts.run.report_file if out is None else Path(out)
+    check_output(path, [".html"])
+    where = None if data is None else os.fspath(data)
+    with computing_on(device, workers) as (chosen, readers):
+        content = collect(facts, where, images, workers=readers, device=str(chosen), progress=progress)
     # File names may hold half a surrogate pair, which UTF-8 has no bytes for.
     write_text(path, page(facts, content).encode("utf-8", "replace").decode("utf-8"))
     return path

@@ -47,7 +47,8 @@ class Axis:
     def text(self, value: float) -> str:
         """A tick's label, with as many digits as the ticks need."""
         if value and not 1e-4 <= self.step < 1e6:
-            mantissa, _, exponent = f"{value:.2g}".replace("-", "−").partition("e")
+            digits = max(2, math.floor(math.log10(abs(value))) - math.floor(math.log10(self.step)) + 2)
+            mantissa, _, exponent = f"{value:.{digits}g}".replace("-", "−").partition("e")
             return f"{mantissa}e{exponent.replace('−0', '−').replace('+0', '')}" if exponent else mantissa
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
         if digits and round(self.step * 10**digits, 6) % 1:  # 0.25 needs one more than its size says

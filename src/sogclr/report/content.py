@@ -155,7 +155,7 @@ def _note_lost(sample: pictures.Sample, manifest: Manifest, content: Content) ->
 def _gallery(sample: pictures.Sample, shelf: _Shelf, content: Content) -> None:
     y = pictures.classes_of(content.labels, sample.ids)
     rows = pictures.choose_queries(sample.ids, y)
-    near, cosines = pictures.nearest(sample.unit, rows, NEIGHBOURS)
+    cosines, near = pictures.neighbours(sample.unit, rows, NEIGHBOURS)
     for row, others, cosine in zip(rows.tolist(), near, cosines, strict=True):
         query = int(sample.ids[row])
         asked = shelf.tiles([query], [1.0])

@@ -10,19 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.evaluate import SCORES
 from ..run_folder import RunFolder
-
-SCORES = {
-    "knn_top1": "kNN",
-    "linear_top1": "linear, all labels",
-    "linear_top1_10_per_class": "linear, 10 labels a class",
-    "linear_top1_1_per_class": "linear, 1 label a class",
-    "rankme": "RankMe",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
-}
-"""Keys of metrics and of `eval.json`, in the order in which they are shown."""
-FRACTIONS = frozenset(key for key in SCORES if "top1" in key)
 
 BASELINES = {"simclr": "SimCLR (NT-Xent)", "dcl": "DCL", "moco": "MoCo"}
 GLOBAL = {"sogclr": "SogCLR", "isogclr": "iSogCLR", "scent": "SCENT", "neuclip": "NeuCLIP"}
@@ -91,8 +80,10 @@ class Facts:
         method, estimator = str(loss.get("method", "unknown")), loss.get("estimator")
         if method in BASELINES:
             return BASELINES[method]
-        schedule = {"cosine": "1 → ", "cosine-full": "1 → "}.get(str(loss.get("gamma_schedule")), "")
-        rate = f"γ {schedule}{loss.get('gamma', '?')}"
+        schedule = {"cosine": "1\u00a0→\u00a0", "cosine-full": "1\u00a0→\u00a0"}.get(
+            str(loss.get("gamma_schedule")), ""
+        )
+        rate = f"γ\u00a0{schedule}{loss.get('gamma', '?')}"
         if loss.get("gamma_schedule") == "adaptive":
             rate = f"γ adaptive (α {loss.get('alpha', '?')})"
         name = GLOBAL.get(method, method)
@@ -104,10 +95,8 @@ class Facts:
 
     def series(self, kind: str, key: str) -> list[tuple[float, float]]:
         """(epoch, value) of the lines that hold a finite number under `key`."""
-        pairs: list[tuple[Any, Any]] = [
-            (row.get("epoch"), row.get(key)) for row in self.rows if row.get("kind") == kind
-        ]
-        return [(float(e), float(v)) for e, v in pairs if _finite(e) and _finite(v)]
+        rows = [row for row in self.rows if row.get("kind") == kind and _finite(row.get("epoch"))]
+        return [(float(row["epoch"]), float(row[key])) for row in rows if _finite(row.get(key))]
 
     def online_scores(self) -> dict[str, float]:
         """The last value of each online score, in the order of `SCORES`."""

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..evaluation.evaluate import FRACTIONS, SCORES
 from ..screen import clock
 from . import charts
 from .content import Content, Tile
-from .facts import FRACTIONS, SCORES, Facts
+from .facts import Facts
 from .pictures import NEIGHBOURS
+from .tables import configuration, score, scores
 
-BAD_FILES_SHOWN = 20
 LEGEND = 24  # classes with a button of their own
 SECTIONS = ("overview", "curves", "neighbours", "embedding-map", "normalizers", "configuration")
 # The browser itself refuses whatever would leave the page.
@@ -28,6 +29,7 @@ def page(facts: Facts, content: Content) -> str:
     """The whole document."""
     title = f"{facts.name} · sogclr report"
     sections = [_curves(facts), _gallery(content), _map(content), _normalizers(facts, content)]
+    sections.append(_section("configuration", "Configuration, time and files", configuration(facts)))
     titles = zip(SECTIONS[1:], ("Curves", "Neighbours", "Map", "Normalizers", "Configuration"), strict=True)
     nav = "".join(f'<a href="#{id}">{text}</a>' for id, text in titles)
     return f"""<!doctype html>
@@ -46,7 +48,7 @@ def page(facts: Facts, content: Content) -> str:
 {_overview(facts, content, nav)}
 </header>
 <main>
-{"".join(sections)}{_configuration(facts)}
+{"".join(sections)}
 </main>
 <footer>Written by sogclr {escape(__version__)}. This page holds everything it shows and loads nothing.</footer>
 <script>
@@ -76,14 +78,15 @@ def _overview(facts: Facts, content: Content, nav: str) -> str:
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in content.notes)
     return (
         f'<h1>{escape(facts.name)}{badge}</h1>\n<p class="lead">trained on {escape(data)}</p>\n<nav>{nav}</nav>\n'
-        f'<dl class="facts">{"".join(_tiles(facts, content))}</dl>\n{notes}{_scores(facts)}'
+        f'<dl class="facts">{"".join(_tiles(facts, content))}</dl>\n{notes}{scores(facts)}'
     )
 
 
 def _tiles(facts: Facts, content: Content) -> Iterable[str]:
     def tile(name: str, value: str, more: str = "") -> str:
         small = f"<small>{escape(more)}</small>" if more else ""
-        return f"<div><dt>{escape(name)}</dt><dd>{escape(value)}{small}</dd></div>"
+        breakable = escape(value).replace("_", "_<wbr>")  # model names are long
+        return f"<div><dt>{escape(name)}</dt><dd>{breakable}{small}</dd></div>"
 
     classes = f"{len(content.labels.classes):,} classes" if content.labels else "no classes used"
     if content.images:
@@ -97,34 +100,8 @@ def _tiles(facts: Facts, content: Content) -> Iterable[str]:
     seconds = facts.seconds()
     rate = facts.images_per_second()
     yield tile("Training time", clock(seconds) if seconds else "not timed", f"{rate:,.0f} images/s" if rate else "")
-    for key, value in facts.online_scores().items():
-        yield tile(f"Online {SCORES[key]}", _score(key, value), "on training images, last")
-
-
-def _score(key: str, value: float) -> str:
-    return f"{100 * value:.1f}%" if key in FRACTIONS else f"{value:.3f}".replace("-", "−")
-
-
-def _scores(facts: Facts) -> str:
-    """The table of `eval.json`."""
-    rows = facts.evaluations()
-    if not rows:
-        return (
-            '<p class="hint">No evaluation is on file. The score above is measured on training images; '
-            f"<code>{escape(dict(facts.commands())['score'])}</code> measures on images kept apart.</p>"
-        )
-    keys = [key for key in SCORES if any(key in scores for _, scores in rows)]
-    head = "".join(f'<th scope="col">{escape(SCORES[key])}</th>' for key in keys)
-    body = "".join(
-        f'<tr{" class=ours" if k == 0 else ""}><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{_score(key, scores[key]) if key in scores else '–'}</td>" for key in keys)
-        + "</tr>"
-        for k, (name, scores) in enumerate(rows)
-    )
-    table = f'<table class="scores"><caption>Evaluation</caption><thead><tr><th scope="col">features</th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    split = (facts.evaluation or {}).get("split")
-    where = f'<p class="hint">{escape(str(split))}</p>' if isinstance(split, str) else ""
-    return f'<div class="card wide">{table}{where}</div>'
+    for key, value in list(facts.online_scores().items())[:1]:  # the curves show the others
+        yield tile(f"Online {SCORES[key]}", score(key, value), "on training images, last")
 
 
 # -------------------------------------------------------------------------------------------------------------- curves
@@ -142,7 +119,8 @@ def _curves(facts: Facts) -> str:
                "the largest exp(log ĝ − ν) since the line before; 1 is a mini-batch’s", pick=np.max, from_zero=True),
         _panel(facts.series("train", "lr"), "Learning rate", "warm-up, then a cosine to 0", from_zero=True),
     ]  # fmt: skip
-    if gamma := facts.series("train", "gamma"):
+    gamma = facts.series("train", "gamma")
+    if len({value for _, value in gamma}) > 1:  # a constant one stands in the configuration
         panels.append(_panel(gamma, "γ", "weight of the new estimate in the moving average", from_zero=True))
     panels.append(
         _panel(facts.series("train", "grad_norm"), "Gradient norm", "before clipping, mean since the line before",
@@ -318,71 +296,3 @@ def _strip(name: str, text: str, tiles: list[Tile]) -> str:
         for t in tiles
     )
     return f'<figure class="card"><figcaption class="hint"><b>{name}</b> {text}</figcaption><div class="strip">{cells}</div></figure>'
-
-
-# ------------------------------------------------------------------------------------------------------- configuration
-def _configuration(facts: Facts) -> str:
-    tables = "".join(
-        _table(name, values.items()) for name, values in facts.config.items() if isinstance(values, dict) and values
-    )
-    commands = "\n".join(f"<i># {escape(what)}</i>\n{escape(line)}" for what, line in facts.commands())
-    body = (
-        f'<div class="columns">{_table("time", _times(facts))}{tables}</div>\n{_skipped(facts)}{_bad_files(facts)}'
-        f"<h3>How to do it again</h3>\n<pre>{commands}</pre>"
-    )
-    return _section("configuration", "Configuration, time and files", body)
-
-
-def _table(name: str, rows: Iterable[tuple[str, Any]]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_shown(value))}</td></tr>' for key, value in rows
-    )
-    return f'<div class="card"><table><caption>{escape(name)}</caption><tbody>{body}</tbody></table></div>'
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_shown(v) for v in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _times(facts: Facts) -> list[tuple[str, str]]:
-    seconds, rate, wait = facts.seconds(), facts.images_per_second(), facts.data_wait()
-    rows = [
-        ("training, in all", clock(seconds) if seconds else "not timed"),
-        ("of it, online evaluation", clock(facts.evaluation_seconds())),
-        ("images per second", f"{rate:,.0f} (median, two views each)" if rate else "not timed"),
-        ("waiting for data", f"{wait:.1%} of the training steps’ time" if wait is not None else "not timed"),
-        ("skipped steps", f"{len(facts.skipped):,}"),
-        ("unreadable files", f"{len(facts.bad_files):,}"),
-    ]
-    return rows
-
-
-def _skipped(facts: Facts) -> str:
-    if not facts.skipped:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(str(row.get('step')))}</td><td>{escape(str(row.get('reason')))}</td></tr>"
-        for row in facts.skipped[:BAD_FILES_SHOWN]
-    )
-    return (
-        f'<div class="card wide files"><table><caption>{len(facts.skipped):,} skipped steps, without a finite gradient</caption>'
-        f'<thead><tr><th scope="col">step</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody></table></div><br>'
-    )
-
-
-def _bad_files(facts: Facts) -> str:
-    bad = facts.bad_files
-    if not bad:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(reason)}</td></tr>" for name, reason in bad[:BAD_FILES_SHOWN]
-    )
-    which = f", the first {BAD_FILES_SHOWN}" if len(bad) > BAD_FILES_SHOWN else ""
-    return (
-        f'<div class="card wide files"><table><caption>{len(bad):,} files that could not be read and were skipped{which}</caption>'
-        f'<thead><tr><th scope="col">file</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody></table></div><br>'
-    )

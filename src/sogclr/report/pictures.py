@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..data.images import central_crop, decode
@@ -19,11 +20,11 @@ from ..data.labels import Labels
 from ..data.manifest import Manifest
 from ..embedding import compute_features
 from ..errors import BadImage, BadInput
+from ..evaluation.knn import nearest
 from ..models import Encoder, EncoderInfo, create_backbone, load_encoder
 from ..run_folder import RunFolder
 
 QUERIES, NEIGHBOURS, AT_EACH_END = 12, 8, 10
-_CHUNK = 512  # rows of similarities at a time
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,10 @@ def draw(
 
 
 # ---------------------------------------------------------------------------------------------------------- neighbours
-def nearest(unit: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the k most similar others and their cosines, each (len(rows), k), most similar first."""
-    k = min(k, len(unit) - 1)
-    found, cosines = [], []
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
-        similar = unit[part] @ unit.T
-        similar[np.arange(len(part)), part] = -np.inf
-        best = np.argsort(-similar, axis=1, kind="stable")[:, :k]
-        found.append(best)
-        cosines.append(np.take_along_axis(similar, best, axis=1))
-    return np.concatenate(found), np.concatenate(cosines)
+def neighbours(unit: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and rows of the k most similar others, each (len(rows), k), most similar first."""
+    keys = torch.from_numpy(unit)
+    return nearest(keys[rows], keys, min(k, len(unit) - 1), own=rows)
 
 
 def same_class_share(unit: np.ndarray, y: np.ndarray, k: int) -> float | None:
@@ -121,7 +114,7 @@ def same_class_share(unit: np.ndarray, y: np.ndarray, k: int) -> float | None:
     known = np.flatnonzero(y >= 0)
     if len(known) < 2:
         return None
-    near, _ = nearest(unit[known], np.arange(len(known)), k)
+    _, near = neighbours(unit[known], np.arange(len(known)), k)
     return float((y[known][near] == y[known][:, None]).mean())
 
 

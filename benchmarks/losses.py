@@ -1,0 +1,295 @@
+"""Time and memory of the losses, forward and backward: python benchmarks/losses.py [--device cpu|cuda] [--largest B]
+
+Against floors and against peers, in one run. The floor is three bare `torch.mm(..., out=)`, what autograd needs for the
+similarities and their gradient: 6 N^2 D operations for one tower (N = 2B), 6 B^2 D for two. All candidates of a row are
+called in turn, round after round; a cell is the median over the rounds of the time divided by the floor's in that round,
+so that what else the machine does falls on all alike. Peak memory is taken in a process of its own for each call.
+`make bench-peers` installs the peers in an environment of their own and runs this. Writes docs/results/losses.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import peers
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sogclr import kernels
+from sogclr.kernels.products import has_onednn, product
+from sogclr.losses import GlobalContrastiveLoss, NTXentLoss
+from sogclr.losses import functional as F
+from sogclr.losses.estimators import MovingAverage
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+SIZES = [(64, 128), (64, 256), (256, 128), (256, 256), (1024, 128), (1024, 256), (4096, 128), (4096, 256)]
+ROUNDS = {64: 300, 256: 60, 1024: 15, 4096: 5}
+ONE_TOWER, TWO_TOWERS = "one tower", "two towers"
+OURS = {ONE_TOWER: ("GlobalContrastiveLoss", "NTXentLoss"), TWO_TOWERS: ("two-tower global loss", "two-tower InfoNCE")}
+
+
+def floor(z: Tensor) -> Callable[[], None]:
+    similarities, gradient = z.new_empty(len(z), len(z)), torch.empty_like(z)
+
+    def call() -> None:
+        torch.mm(z, z.T, out=similarities)
+        torch.mm(similarities, z, out=gradient)
+        torch.mm(similarities.T, z, out=gradient)
+
+    return call
+
+
+def onednn(z: Tensor) -> Callable[[], None]:
+    """The floor's products by the library that the kernels use."""
+
+    def call() -> None:
+        similarities = product(z, z)
+        product(similarities, z.T)
+        product(z.T, similarities.T)
+
+    return call
+
+
+class TwoTowerGlobal(torch.nn.Module):
+    """The global loss on two towers, composed of the package's pieces: normalizers of both, one kernel call."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.estimators = torch.nn.ModuleList([MovingAverage(samples, 0.9), MovingAverage(samples, 0.9)])
+
+    def forward(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        x, y = F.unit_rows(x), F.unit_rows(y)
+        s = F.positive_similarity(x, y)
+        sums = kernels.log_sum_between(x, y, index, index, 0.1)
+        count = (len(index) - F.count_same(index, index)).to(x.dtype).log()
+        total = x.new_zeros(())
+        for log_sum, estimator in zip(sums, self.estimators, strict=True):
+            log_g = (log_sum - count)[None]
+            nu = estimator(log_g.detach(), index, True)
+            total = total + F.dual_loss(s, log_g, nu, 0.1).mean() / 2
+        return total
+
+
+def two_tower_infonce(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    x, y = F.unit_rows(x), F.unit_rows(y)
+    s = F.positive_similarity(x, y) / 0.1
+    a, b = kernels.log_sum_between(x, y, index, index, 0.1)
+    return (torch.logaddexp(s, a) + torch.logaddexp(s, b) - 2 * s).mean() / 2
+
+
+def losses(towers: str, device: str, batch: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    samples = 4 * batch
+    if towers == ONE_TOWER:
+        result: dict[str, Callable] = {
+            "GlobalContrastiveLoss": GlobalContrastiveLoss(samples, 0.1, 0.9).to(device),
+            "NTXentLoss": NTXentLoss(0.1),
+        }
+        for name, loss in peers.one_tower(device, samples).items():
+            ntxent = "NTXent" in name
+            result[name] = (lambda a, b, i, loss=loss: loss(a, b)) if ntxent else loss
+        return result
+    result = {"two-tower global loss": TwoTowerGlobal(samples).to(device), "two-tower InfoNCE": two_tower_infonce}
+    for name, loss in peers.two_towers(device, samples).items():
+        if "Clip" in name:
+            scale = torch.tensor(10.0, device=device)
+            result[name] = lambda a, b, i, loss=loss, scale=scale: loss(normalize(a, dim=1), normalize(b, dim=1), scale)
+        else:
+            result[name] = lambda a, b, i, loss=loss: loss(normalize(a, dim=1), normalize(b, dim=1), i)[0]
+    return result
+
+
+def inputs(device: str, dtype: torch.dtype, batch: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(batch, width, generator=generator).to(device, dtype).requires_grad_() for _ in range(2))
+    return a, b, torch.arange(batch, device=device)
+
+
+def step(loss: Callable, a: Tensor, b: Tensor, index: Tensor) -> None:
+    a.grad = b.grad = None
+    loss(a, b, index).backward()
+
+
+def seconds(call: Callable[[], None], device: str) -> float:
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(towers: str, device: str, dtype: torch.dtype, batch: int, width: int) -> dict[str, tuple[float, float]]:
+    """By name: median seconds, and the median over the rounds of the ratio to the floor."""
+    a, b, index = inputs(device, dtype, batch, width)
+    z = (torch.cat([a, b]) if towers == ONE_TOWER else a).detach()
+    calls: dict[str, Callable[[], None]] = {"floor": floor(z)}
+    if device == "cpu" and has_onednn():
+        calls["floor's products by oneDNN"] = onednn(z)
+    for name, loss in losses(towers, device, batch).items():
+        calls[name] = lambda loss=loss: step(loss, a, b, index)
+    for call in calls.values():
+        seconds(call, device)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS[batch]):
+        for name, call in calls.items():
+            times[name].append(seconds(call, device))
+    return {
+        name: (
+            statistics.median(values),
+            statistics.median(v / f for v, f in zip(values, times["floor"], strict=True)),
+        )
+        for name, values in times.items()
+    }
+
+
+def peak(
+    towers: str, device: str, dtype: torch.dtype, batch: int, width: int, name: str, first: str
+) -> tuple[float, float]:
+    """MiB beyond what was there before one forward and backward pass, and its seconds: called in a fresh process."""
+    a, b, index = inputs(device, dtype, batch, width)
+    loss = losses(towers, device, batch)[name]
+    if first == "second call":  # libraries load and compile code on their first use
+        with kernels.use("tiled" if device == "cpu" else "triton"):
+            step(losses(towers, device, 200)[name], *inputs(device, dtype, 200, width))
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        took = seconds(lambda: step(loss, a, b, index), device)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20, took
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    took = seconds(lambda: step(loss, a, b, index), device)
+    return resident("VmHWM") - before, took
+
+
+def resident(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def fresh_peak(
+    towers: str, device: str, dtype: str, batch: int, width: int, name: str, first: str = "second call"
+) -> tuple[float, float]:
+    command = [sys.executable, __file__, "--peak", towers, device, dtype, str(batch), str(width), name, first]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    mib, took = done.stdout.splitlines()[-1].split()  # some peers print
+    return float(mib), float(took)
+
+
+def timing_table(towers: str, device: str, dtype: torch.dtype, sizes: list[tuple[int, int]]) -> list[str]:
+    lines: list[str] = []
+    for batch, width in sizes:
+        result = measure(towers, device, dtype, batch, width)
+        others = [name for name in result if name != "floor"]
+        own = OURS[towers]
+        rivals = [name for name in others if name not in own and not name.startswith("floor")]
+        if not lines:
+            ratios = [f"{rival} / ours" for rival in rivals]
+            lines += [
+                f"| B | D | floor, ms | {' | '.join(others + ratios)} |",
+                "|---" * (len(others + ratios) + 3) + "|",
+            ]
+        # each peer against ours of its kind: a global loss, or the mini-batch's
+        ratios = [f"{result[r][1] / result[own['GCLoss' not in r]][1]:.1f}" for r in rivals]
+        cells = " | ".join([f"{result[name][1]:.2f}" for name in others] + ratios)
+        lines.append(f"| {batch} | {width} | {result['floor'][0] * 1e3:.3g} | {cells} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def memory_table(device: str, dtype: str, batches: tuple[int, ...]) -> list[str]:
+    lines = [f"| loss | {' | '.join(f'B = {b:,}' for b in batches)} |", "|---" * (len(batches) + 1) + "|"]
+    for towers in (ONE_TOWER, TWO_TOWERS):
+        for name in losses(towers, device, 32):
+            cells = [f"{fresh_peak(towers, device, dtype, batch, 128, name)[0]:.1f}" for batch in batches]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def machine(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return f"{names[0]}, {len(names)} cores, {platform.system()}"
+
+
+def page(arguments: argparse.Namespace) -> str:
+    device, dtype = arguments.device, getattr(torch, arguments.dtype)
+    sizes = [(b, d) for b, d in SIZES if b <= arguments.most]
+    versions = ", ".join(f"{name} {number}" for name, number in peers.installed().items()) or "no peers installed"
+    load = f"{os.getloadavg()[0]:.1f}"
+    parts = [
+        "# Loss kernels: time and memory",
+        "",
+        f"{datetime.date.today()}, {machine(device)}, torch {torch.__version__}, {arguments.threads} thread(s), "
+        f"{arguments.dtype}, tau 0.1; {versions}.",
+        f"Load average of the machine at the start {load}: trust ratios, not milliseconds.",
+        f"`python benchmarks/losses.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        "",
+        "Forward and backward, normalisation and state update included. The floor is three bare `torch.mm(..., out=)` "
+        "into buffers that exist already: 6 N²D operations for one tower (N = 2B), 6 B²D for two. Cells are medians over "
+        "interleaved rounds of the time divided by the floor's in the same round; the last columns divide a peer's by ours.",
+    ]
+    if device == "cpu":
+        parts += [
+            "",
+            "`torch.mm` calls MKL. The kernels take the matrix products from oneDNN where that is present: the second "
+            "column says what it alone does to the floor on this processor; elsewhere it may do nothing.",
+        ]
+    for towers in (ONE_TOWER, TWO_TOWERS):
+        parts += ["", f"## {towers.capitalize()}", "", *timing_table(towers, device, dtype, sizes)]
+    batches = tuple(b for b in (256, 1024, 4096) if b <= arguments.most)
+    parts += ["", "## Peak extra memory of one forward and backward pass, MiB, D = 128", ""]
+    parts += memory_table(device, arguments.dtype, batches)
+    name = OURS[ONE_TOWER][0]
+    first, _ = fresh_peak(ONE_TOWER, device, arguments.dtype, 1024, 128, name, "first call")
+    parts += [
+        "",
+        "Measured after a small call that loads the libraries; the first call of a process at B = 1,024, with what "
+        f"oneDNN and PyTorch's operators load then, takes {first:.0f} MiB for {name}.",
+    ]
+    if arguments.largest:
+        mib, took = fresh_peak(ONE_TOWER, device, arguments.dtype, arguments.largest, 128, name)
+        parts += [
+            "",
+            f"{name} at B = {arguments.largest:,}, D = 128: {mib:.0f} MiB beyond the embeddings, {took:.0f} s for "
+            f"one forward and backward pass.",
+        ]
+    if device == "cpu":
+        parts += ["", "## GPU", "", "Not run. `python benchmarks/losses.py --device cuda` writes losses_cuda.md."]
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--most", type=int, default=4096, help="largest batch of the tables")
+    parser.add_argument("--largest", type=int, default=0, help="one more batch, of ours alone, such as 65536")
+    parser.add_argument("--peak", nargs=7, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        towers, device, dtype, batch, width, name, first = arguments.peak
+        print(*peak(towers, device, getattr(torch, dtype), int(batch), int(width), name, first))
+        return
+    text = page(arguments)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / ("losses.md" if arguments.device == "cpu" else "losses_cuda.md")).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Which kernel computes the log-sums: by device, size and width, or the one that the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+
+Kernel = Literal["dense", "tiled", "triton"]
+KERNELS = ("dense", "tiled", "triton")
+
+# similarities up to which all of them are kept: measured, beyond it making them twice is as fast or faster
+DENSE_CPU = 1024 * 1024
+DENSE_CUDA = 1024 * 1024  # launches, not bytes, are what a small batch costs there
+WIDEST_TRITON = 256  # wider rows do not fit a program's registers: strips of large matrix products do better
+
+_TRITON = find_spec("triton") is not None
+_named: Kernel | None = None
+
+
+@contextmanager
+def use(kernel: Kernel) -> Iterator[None]:
+    """Inside the block every log-sum is computed by `kernel`: `dense`, `tiled` or `triton`."""
+    global _named
+    before, _named = _named, known(kernel)
+    try:
+        yield
+    finally:
+        _named = before
+
+
+def known(kernel: Kernel) -> Kernel:
+    if kernel not in KERNELS:
+        raise BadInput(f"kernel must be one of {', '.join(KERNELS)} and was {kernel!r}")
+    if kernel == "triton" and not _TRITON:
+        raise BadInput("the triton kernel was asked for and triton is not installed; install it, or use 'tiled'")
+    return kernel
+
+
+def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
+    """The kernel for rows x, (R, D), and candidates y, (C, D)."""
+    if kernel is not None:
+        return known(kernel)
+    if _named is not None:
+        return _named
+    size = len(x) * len(y)
+    if size == 0:
+        return "tiled"  # an empty queue: no tiles, no special case
+    if x.device.type == "cpu":
+        return "dense" if size <= DENSE_CPU else "tiled"
+    if size <= DENSE_CUDA:
+        return "dense"
+    fits = x.device.type == "cuda" and _TRITON and x.shape[1] <= WIDEST_TRITON and x.dtype != torch.float64
+    return "triton" if fits else "tiled"

@@ -1,0 +1,119 @@
+"""All similarities at once, kept for the backward pass: few operations, for batches whose similarities fit a cache.
+
+E_ab = 2^(s_ab log2(e) / tau): exp2 is several times faster than exp. `inverse` is the factor log2(e) / tau.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .products import product
+
+LN2 = math.log(2)
+# 2^±86 is 1e±26: sums over any batch, and their reciprocals times a scaled loss's weights, stay inside float32
+LARGEST_EXPONENT = 86.0
+
+
+def log_sum_negatives(z: Tensor, ids: Tensor, inverse: Tensor | float) -> Tensor:
+    """(N, D), (N,), factors of s_ab: a number, () or (N,) -> (N,)."""
+    same = ids[:, None] == ids[None, :]
+    if isinstance(inverse, float) and _asking_is_free(z):
+        with torch.no_grad():
+            sim = product(z.contiguous(), z.contiguous()).mul_(inverse)
+        if fits_exp2(sim):
+            return _OneTower.apply(z, sim, same, inverse)
+    return _log_sum(z @ z.T, same, inverse)
+
+
+def log_sum_between(
+    x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, x_inverse: Tensor | float, y_inverse: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """(R, D), (C, D), (R,), (C,), factors of s_ab: twice a number or (), or (R,) and (C,) -> (R,), (C,)."""
+    same = x_ids[:, None] == y_ids[None, :]
+    if isinstance(x_inverse, float) and _asking_is_free(x):
+        with torch.no_grad():
+            sim = product(x.contiguous(), y.contiguous()).mul_(x_inverse)
+        if fits_exp2(sim):
+            return _TwoTowers.apply(x, y, sim, same, x_inverse)
+    sim = x @ y.T
+    return _log_sum(sim, same, x_inverse), _log_sum(sim.T, same.T, y_inverse)
+
+
+def _asking_is_free(z: Tensor) -> bool:
+    return z.device.type == "cpu" and not torch.compiler.is_compiling() and z.numel() > 0
+
+
+def fits_exp2(sim: Tensor) -> bool:
+    low, high = sim.aminmax()
+    return float(low) >= -LARGEST_EXPONENT and float(high) <= LARGEST_EXPONENT
+
+
+def needs_no_shift(x: Tensor, y: Tensor) -> bool:
+    """Whether every |x_a · y_b| is small enough for exp2 in float32. False off the CPU, where asking would wait."""
+    if not (_asking_is_free(x) and _asking_is_free(y)):
+        return False
+    with torch.no_grad():
+        longest = float(torch.linalg.vector_norm(x, dim=1).max())
+        return longest * (longest if y is x else float(torch.linalg.vector_norm(y, dim=1).max())) <= LARGEST_EXPONENT
+
+
+def _log_sum(sim: Tensor, same: Tensor, inverse: Tensor | float) -> Tensor:
+    """The formula as it is written: a compiler fuses it, and it holds at any temperature."""
+    logits = sim * (inverse[:, None] if isinstance(inverse, Tensor) and inverse.ndim else inverse)
+    top = logits.detach().masked_fill(same, -math.inf).amax(dim=1, keepdim=True).clamp(min=-1e30)
+    total = (logits - top).masked_fill(same, -math.inf).exp2().sum(dim=1)
+    return (total.log2() + top[:, 0]) * LN2
+
+
+def _per_sum(weight: Tensor, total: Tensor, factor: float) -> Tensor:
+    """d L / d s_ab is E_ab times this: w_a exp(-lse_a) / tau; finite where there is nothing to sum."""
+    return (weight * (factor * LN2)).div_(total.clamp(min=torch.finfo(total.dtype).tiny))
+
+
+class _OneTower(torch.autograd.Function):
+    """E is symmetric, so M = E (c_a + c_b) gives anchors' and candidates' part of the gradient in one product.
+
+    `sim` becomes E in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, sim: Tensor, same: Tensor, factor: float) -> Tensor:
+        e = sim.exp2_().masked_fill_(same, 0)
+        total = e.sum(dim=1)
+        ctx.save_for_backward(z, e, total)
+        ctx.factor = factor
+        return total.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        z, e, total = ctx.saved_tensors
+        c = _per_sum(weight, total, ctx.factor)
+        return product((c[:, None] + c).mul_(e), z.contiguous().T), None, None, None
+
+
+class _TwoTowers(torch.autograd.Function):
+    """As `_OneTower`, with one product for each tower."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, sim: Tensor, same: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        e = sim.exp2_().masked_fill_(same, 0)
+        rows, columns = e.sum(dim=1), e.sum(dim=0)
+        ctx.save_for_backward(x, y, e, rows, columns)
+        ctx.factor = factor
+        return rows.log(), columns.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, row_weight: Tensor, column_weight: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, e, rows, columns = ctx.saved_tensors
+        c_rows, c_columns = _per_sum(row_weight, rows, ctx.factor), _per_sum(column_weight, columns, ctx.factor)
+        m = (c_rows[:, None] + c_columns).mul_(e)
+        d_x = product(m, y.contiguous().T) if ctx.needs_input_grad[0] else None
+        d_y = product(x.contiguous().T, m.T).T if ctx.needs_input_grad[1] else None
+        return d_x, d_y, None, None, None

@@ -1,0 +1,261 @@
+"""Similarities tile by tile, made once for the log-sums and once more for the gradient; never more than a tile is held.
+
+One tower needs only the tiles on and above the diagonal: N^2 D multiply-adds for the two passes, N^2 D for the gradient,
+two thirds of what autograd spends on the formula. Tiles of one strip are worked on in a fixed order, so results repeat
+bit for bit. On the CPU a tile that holds no two rows of one id is not masked at all. Similarities are in units of
+bits, E = 2^s, as in `dense`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .dense import LN2, needs_no_shift
+from .products import product
+
+TILE = 512  # rows and columns; 1 MiB of float32, which with the tile of weights stays in a core's second-level cache
+TILE_ELSEWHERE = 4096  # on a GPU large products matter more than caches
+LOWEST = -1e30  # below any logit, and finite: differences with it are never NaN
+
+
+class _Side:
+    """One side of the tiles: rows, their ids, 1 / tau, and what is summed up for them."""
+
+    def __init__(self, z: Tensor, ids: Tensor, inverse: Tensor | None) -> None:
+        self.z = (z if z.dtype == torch.float64 else z.float()).contiguous()
+        self.ids, self.inverse = ids, inverse if inverse is None else inverse.to(self.z.dtype)
+        self.tile = TILE if z.device.type == "cpu" else TILE_ELSEWHERE
+
+    def parts(self) -> list[slice]:
+        return [slice(k, min(k + self.tile, len(self.z))) for k in range(0, len(self.z), self.tile)]
+
+
+class _Tiles:
+    """Walks over the tiles. Two buffers are used again and again; a tile of similarities comes fresh."""
+
+    def __init__(self, x: _Side, y: _Side) -> None:
+        self.x, self.y = x, y
+        self.one_tower = x is y
+        self.size = min(x.tile, len(x.z)) * min(y.tile, len(y.z))
+        self.buffers: dict[int, Tensor] = {}
+        self.on_cpu = x.z.device.type == "cpu"
+        if self.on_cpu:  # ids as numbers from 0 on, which float32 and float64 hold exactly up to 2^24 and 2^53
+            ids = x.ids if self.one_tower else torch.cat([x.ids, y.ids])
+            values, group = ids.unique(return_inverse=True)
+            self.x_group, self.y_group = group[: len(x.ids)], group[-len(y.ids) :]
+            self.in_strip = torch.zeros(len(values), dtype=torch.bool)
+
+    def buffer(self, which: int, like: Tensor) -> Tensor:
+        if which not in self.buffers:
+            self.buffers[which] = self.x.z.new_empty(self.size)
+        return self.buffers[which][: like.numel()].view(like.shape)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, bool]]:
+        """Each (rows, columns, similarities, whether some ids are equal)."""
+        columns = self.y.parts()
+        for k, i in enumerate(self.x.parts()):
+            shared = self.shared(i, columns)
+            for n in range(k if self.one_tower else 0, len(columns)):
+                yield i, columns[n], product(self.x.z[i], self.y.z[columns[n]]), shared[n]
+
+    def shared(self, i: slice, columns: list[slice]) -> list[bool]:
+        """For each tile of strip i whether it has an id on both sides; elsewhere than on the CPU, always."""
+        if not self.on_cpu:
+            return [True] * len(columns)
+        self.in_strip[self.x_group[i]] = True
+        shared = self.in_strip[self.y_group]
+        self.in_strip[self.x_group[i]] = False
+        return [bool(shared[j].any()) for j in columns]
+
+    def same(self, i: slice, j: slice) -> Tensor:
+        return self.x.ids[i, None] == self.y.ids[None, j]
+
+    def zero_same(self, values: Tensor, i: slice, j: slice) -> None:
+        """Finite values become 0 where ids are equal: by arithmetic, three times as fast as by a mask on the CPU."""
+        if not self.on_cpu or len(self.in_strip) > 2**24:
+            values.masked_fill_(self.same(i, j), 0)
+            return
+        rows, columns = self.x_group[i].to(values.dtype), self.y_group[j].to(values.dtype)
+        different = torch.sub(rows[:, None], columns, out=self.buffer(1, values)).abs_().clamp_(max=1)
+        values.mul_(different)
+
+    def mirrored(self, i: slice, j: slice) -> bool:
+        """Whether the tile also stands for its mirror image, or for the columns of the other tower."""
+        return not (self.one_tower and i == j)
+
+
+def _sides(
+    x: Tensor,
+    y: Tensor | None,
+    x_ids: Tensor,
+    y_ids: Tensor | None,
+    x_inverse: Tensor | None,
+    y_inverse: Tensor | None,
+) -> tuple[_Side, _Side]:
+    rows = _Side(x, x_ids, x_inverse)
+    if y is None:
+        return rows, rows
+    assert y_ids is not None
+    return rows, _Side(y, y_ids, y_inverse)
+
+
+def log_sums(
+    x: Tensor,
+    y: Tensor | None,
+    x_ids: Tensor,
+    y_ids: Tensor | None,
+    x_inverse: Tensor | None,
+    y_inverse: Tensor | None,
+    columns: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `operators.log_sums`."""
+    a, b = _sides(x, y, x_ids, y_ids, x_inverse, y_inverse)
+    sums = _PlainSums if x_inverse is None and needs_no_shift(a.z, b.z) else _ShiftedSums
+    tiles = _Tiles(a, b)
+    row_sums = sums(tiles, a)
+    column_sums = row_sums if a is b else sums(tiles, b)
+    for i, j, sim, same in tiles:
+        row_sums.prepare(i, j, sim, same)
+        row_sums.add(i, sim, 1)
+        if columns and tiles.mirrored(i, j):
+            column_sums.add(j, sim, 0)
+    return row_sums.log(), column_sums.log() if columns and a is not b else a.z.new_empty(0)
+
+
+class _PlainSums:
+    """Sums of 2^s; the tile itself becomes its exponential."""
+
+    def __init__(self, tiles: _Tiles, side: _Side) -> None:
+        self.tiles, self.total = tiles, side.z.new_zeros(len(side.z))
+
+    def prepare(self, i: slice, j: slice, sim: Tensor, same: bool) -> None:
+        sim.exp2_()
+        if same:
+            self.tiles.zero_same(sim, i, j)
+
+    def add(self, part: slice, e: Tensor, dim: int) -> None:
+        self.total[part] += e.sum(dim=dim)
+
+    def log(self) -> Tensor:
+        return self.total.log_()
+
+
+class _ShiftedSums:
+    """Sums of 2^(logit - largest so far), rescaled whenever a larger logit comes."""
+
+    def __init__(self, tiles: _Tiles, side: _Side) -> None:
+        self.tiles, self.inverse = tiles, side.inverse
+        self.total = side.z.new_zeros(len(side.z))
+        self.top = torch.full_like(self.total, LOWEST)
+
+    def prepare(self, i: slice, j: slice, sim: Tensor, same: bool) -> None:
+        if same:
+            sim.masked_fill_(self.tiles.same(i, j), -math.inf)
+
+    def add(self, part: slice, sim: Tensor, dim: int) -> None:
+        logits = sim
+        if self.inverse is not None:
+            logits = torch.mul(sim, self.inverse[part].unsqueeze(dim), out=self.tiles.buffer(0, sim))
+        top = torch.maximum(self.top[part], logits.amax(dim=dim))
+        shifted = torch.sub(logits, top.unsqueeze(dim), out=self.tiles.buffer(0, sim))
+        self.total[part] = self.total[part] * torch.exp2(self.top[part] - top) + shifted.exp2_().sum(dim=dim)
+        self.top[part] = top
+
+    def log(self) -> Tensor:
+        return self.total.log2_().add_(self.top).mul_(LN2)
+
+
+def log_sums_gradient(
+    x: Tensor,
+    y: Tensor | None,
+    x_ids: Tensor,
+    y_ids: Tensor | None,
+    x_inverse: Tensor | None,
+    y_inverse: Tensor | None,
+    x_lse: Tensor,
+    y_lse: Tensor | None,
+    x_weight: Tensor,
+    y_weight: Tensor | None,
+    needs_y: bool,
+    needs_inverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `operators.log_sums_gradient`."""
+    a, b = _sides(x, y, x_ids, y_ids, x_inverse, y_inverse)
+    tiles = _Tiles(a, b)
+    anchors = [_Anchors(a, x_lse, x_weight, needs_inverse)]
+    anchors.append(anchors[0] if a is b else _Anchors(b, y_lse, y_weight, needs_inverse))
+    form = _plain_weights if x_inverse is None and needs_no_shift(a.z, b.z) else _shifted_weights
+    d_a = torch.zeros_like(a.z)
+    d_b = d_a if a is b else torch.zeros_like(b.z) if needs_y else None
+    for i, j, sim, same in tiles:
+        m = form(tiles, i, j, sim, same, *anchors)
+        d_a[i] += product(m, b.z[j].T)
+        if d_b is not None and tiles.mirrored(i, j):
+            d_b[j] += product(a.z[i].T, m.T).T
+    return (
+        d_a.to(x.dtype),
+        d_b.to(y.dtype) if d_b is not None and y is not None else x.new_empty(0),
+        anchors[0].d_inverse if needs_inverse else a.z.new_empty(0),
+        anchors[1].d_inverse if needs_inverse and y_lse is not None else a.z.new_empty(0),
+    )
+
+
+class _Anchors:
+    """Log-sums and weights of one side's anchors; none (`bits is None`) where a side holds candidates only."""
+
+    def __init__(self, side: _Side, lse: Tensor | None, weight: Tensor | None, needs_inverse: bool) -> None:
+        self.inverse = side.inverse
+        if lse is None or weight is None:
+            self.bits = None
+            self.scale = side.z.new_zeros(len(side.z))
+            return
+        self.bits = lse.to(side.z.dtype) / LN2
+        weight = weight.to(side.z.dtype) * LN2
+        # what E is multiplied with where nothing is shifted; 0 where lse is -inf: nothing was summed
+        self.scale = torch.where(torch.isneginf(lse), 0.0, weight * torch.exp2(-self.bits))
+        self.weight = weight if self.inverse is None else weight * self.inverse
+        self.inverse_weight = weight if needs_inverse and self.inverse is not None else None
+        self.d_inverse = torch.zeros_like(weight)
+
+
+def _plain_weights(
+    tiles: _Tiles, i: slice, j: slice, sim: Tensor, same: bool, rows: _Anchors, columns: _Anchors
+) -> Tensor:
+    """M = E (c_a + c_b)."""
+    e = sim.exp2_()
+    if same:
+        tiles.zero_same(e, i, j)
+    return torch.add(rows.scale[i, None], columns.scale[None, j], out=tiles.buffer(0, e)).mul_(e)
+
+
+def _shifted_weights(
+    tiles: _Tiles, i: slice, j: slice, sim: Tensor, same: bool, rows: _Anchors, columns: _Anchors
+) -> Tensor:
+    """M = w_a p_ab / tau_a + w_b p_ba / tau_b  with  p_ab = 2^(s_ab / tau_a - lse_a)."""
+    mask = tiles.same(i, j) if same else None
+    m = _probabilities(tiles.buffer(0, sim), i, sim, mask, rows, 1)
+    if not tiles.mirrored(i, j):
+        return m.add_(m.T.clone())
+    if columns.bits is not None:
+        m += _probabilities(tiles.buffer(1, sim), j, sim, mask, columns, 0)
+    return m
+
+
+def _probabilities(out: Tensor, part: slice, sim: Tensor, mask: Tensor | None, anchors: _Anchors, dim: int) -> Tensor:
+    """w_a p_ab / tau_a for the anchors along `dim` 1 (rows) or 0 (columns); adds to the gradient of their 1 / tau."""
+    assert anchors.bits is not None
+    bits = anchors.bits[part].unsqueeze(dim)
+    if anchors.inverse is None:
+        torch.sub(sim, bits, out=out)
+    else:
+        torch.mul(sim, anchors.inverse[part].unsqueeze(dim), out=out).sub_(bits)
+    out.exp2_()
+    if mask is not None:
+        out.masked_fill_(mask, 0)
+    if anchors.inverse_weight is not None:
+        anchors.d_inverse[part] += (out * sim).sum(dim=dim) * anchors.inverse_weight[part]
+    return out.mul_(anchors.weight[part].unsqueeze(dim))

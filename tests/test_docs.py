@@ -1,0 +1,77 @@
+"""What the README and the docs say is run: commands, Python, links, and the reference of options."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from digits import SMALL, sogclr, words, write_digits
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder `photos/` with class folders, in the current folder, as the README has it."""
+    monkeypatch.chdir(tmp_path)
+    return write_digits(tmp_path / "photos", per_digit=3, digits=4)
+
+
+def test_the_commands_of_the_readme(photos, tmp_path):
+    lines = [line.split("#")[0] for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("sogclr ")]
+    assert [command[0] for command in commands] == ["inspect", "train", "report", "embed", "eval", "export"]
+    for command in commands:
+        small = words(SMALL | {"epochs": 1}) if command[0] == "train" else []
+        sogclr(*command, *small, cwd=tmp_path, check=0)
+    sogclr("resume", "runs/photos", cwd=tmp_path, check=0)
+    made = {p.name for p in (tmp_path / "runs" / "photos").iterdir()}
+    assert {"report.html", "eval.json", "encoder.onnx", "encoder.safetensors"} <= made
+    assert (tmp_path / "photos.parquet").stat().st_size > 0
+
+
+def test_the_python_of_the_readme(photos):
+    texts = blocks(ROOT / "README.md", "python")
+    assert len(texts) == 2
+    for text in texts:
+        exec(text.replace("epochs=100", f"epochs=1, quiet=True, **{SMALL}"), {})
+    assert Path("photos.npz").is_file()
+    assert Path("runs/from-python/encoder.safetensors").is_file()
+
+
+def test_the_python_of_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (loop,) = blocks(ROOT / "docs" / "own_loop.md", "python")
+    names: dict = {}
+    exec(loop, names)
+    assert int(names["loss_fn"].estimator.step) == 20
+    for text in blocks(ROOT / "docs" / "own_loop.md", "python notest"):
+        compile(text, "own_loop.md", "exec")
+
+
+def test_the_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks(ROOT / "README.md", "sh")), flags=re.M):
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_reference_is_what_the_commands_say():
+    written = runpy.run_path(str(ROOT / "docs" / "write_reference.py"))["reference"]()
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == written, "run python docs/write_reference.py"
