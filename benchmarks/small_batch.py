@@ -42,6 +42,7 @@ FEWER = ("SimCLR", "DCL", "SogCLR 0.9", "SogCLR cosine, whole", "boosted", "memo
 # (problem, epochs, batch, methods or None for all), in the order in which they are run
 PLAN: list[tuple[str, int, int, tuple[str, ...] | None]] = [
     ("digits", 300, 16, None), ("digits", 300, 256, LARGE), ("digits", 30, 16, None), ("digits", 30, 64, None),
+    ("digits", 5, 16, FEWER),
     ("fashion", 20, 16, FEWER), ("fashion", 20, 256, LARGE), ("openmoji", 20, 16, FEWER), ("openmoji", 20, 256, LARGE),
     ("digits", 30, 8, None), ("digits", 30, 32, None), ("digits", 30, 256, LARGE), ("fashion", 20, 64, FEWER),
     ("openmoji", 20, 64, FEWER), ("digits", 100, 16, None), ("digits", 100, 64, None), ("digits", 100, 256, LARGE),
