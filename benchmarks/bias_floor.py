@@ -34,7 +34,6 @@ def methods(batch: int) -> dict[str, dict[str, Any]]:
         "SimCLR": {"rule": "simclr"},
         "SogCLR cosine, whole": {"rule": "sogclr", "start": 1.0, "end": 0.1, "over": 1.0},
         "boosted": {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
-        "memory": {"rule": "queue", "size": 32 * batch, "end": 1.0, "auto": 3.0},
     }
 
 
