@@ -81,6 +81,49 @@ class SlowGlobalLoss:
         return total / (2 * len(ids))
 
 
+class SlowMemory:
+    """The loss with a memory, from its derivation: value and gradient by one pair of embeddings at a time.
+
+    What is added for a as a negative of the queue's anchors has a gradient and no value.
+    """
+
+    def __init__(self, tau: float, queue: int) -> None:
+        self.tau, self.queue, self.u, self.running = tau, SlowQueue(queue), {}, [0.0, 0.0]
+
+    def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        z, ids = [unit(z0), unit(z1)], index.tolist()
+        anchors = [(view, row) for row in range(len(ids)) for view in range(2)]
+        g = {a: batch_normalizer(z, ids, *a, self.tau) for a in anchors}
+        keys = {(v, r): [(i, k) for i, k in self.queue.rows if i != ids[r]] for v, r in anchors}
+        exps = {(v, r): [torch.exp(torch.dot(z[v][r], k) / self.tau) for _, k in keys[v, r]] for v, r in anchors}
+        here = {(v, r): 2 * sum(i != ids[r] for i in ids) for v, r in anchors}
+        held = {a: float(g[a].detach()) for a in anchors}  # as numbers
+        sums = {a: sum(float(e.detach()) for e in exps[a]) for a in anchors}
+        nu = {a: math.log((here[a] * held[a] + sums[a]) / (here[a] + len(exps[a]))) for a in anchors}
+        stored = defaultdict(list)
+        for row, i in enumerate(ids):
+            stored[i].append((math.exp(nu[0, row]) + math.exp(nu[1, row])) / 2)
+        self.u |= {i: sum(values) / len(values) for i, values in stored.items()}
+        if self.queue.rows:
+            means = [sum(held.values()), sum(sums[a] / len(exps[a]) for a in anchors)]
+            for k in range(2):
+                self.running[k] += 0.02 * (means[k] / len(anchors) - self.running[k])
+        total = torch.zeros((), dtype=torch.float64)
+        for v, r in anchors:
+            a, count = (v, r), len(exps[v, r])
+            total = total - torch.dot(z[0][r], z[1][r]) + self.tau * (nu[a] - 1)
+            if not count:
+                total = total + self.tau * g[a] / math.exp(nu[a])
+                continue
+            lam = min(1.0, self.running[1] / self.running[0]) ** 3 * count / (count + here[a])
+            q = sum(exps[a]) / count
+            back = sum(e / self.u[i] for e, (i, _) in zip(exps[a], keys[a], strict=True)) / count
+            weight = ((1 - lam) * g[a] + lam * q) / math.exp(nu[a])
+            total = total + self.tau * (weight + lam * (back - back.detach()))
+        self.queue.push(z, ids)
+        return total / (2 * len(ids))
+
+
 class SlowNeural:
     """The global loss with nu = log(eps + mean over prototypes of exp(z . c / tau)); the prototypes are trained by it."""
 

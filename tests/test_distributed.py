@@ -11,14 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sogclr import distributed, kernels
 from sogclr.errors import BadInput
-from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss
+from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MemoryContrastiveLoss, MoCoLoss, NTXentLoss
 from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural
 from sogclr.losses.temperatures import Global, PerSample
 
 BATCH, STEPS, N = 16, 4, 30
 NAMES = (
     "per_view", "per_sample", "ntxent", "dcl", "moco", "adaptive", "dictionary", "queue_average", "neural", "isogclr",
-    "global_tau",
+    "global_tau", "memory",
 )  # fmt: skip
 
 
@@ -28,6 +28,7 @@ def build(name):
         "per_sample": lambda: GlobalContrastiveLoss(N, 0.2, 0.3, convention="per_sample"),
         "ntxent": lambda: NTXentLoss(0.2),
         "dcl": lambda: DecoupledContrastiveLoss(0.2),
+        "memory": lambda: MemoryContrastiveLoss(N, 4, 48, 0.2),
         "moco": lambda: MoCoLoss(4, 24, 0.2),
         "adaptive": lambda: GlobalContrastiveLoss(N, 0.2, AdaptiveGamma(-1.0)),
         "dictionary": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Dictionary(48, 4)),

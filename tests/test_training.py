@@ -92,6 +92,8 @@ METHOD_OPTIONS = [
     ({"temperature_mode": "global", "gamma_schedule": "cosine-full"}, "SogCLR, learned temperature, γ 1 → 0.9"),
     ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
     ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
+    ({"estimator": "boosted"}, "SogCLR, boosted average"),
+    ({"estimator": "memory", "accumulate": 2}, "SogCLR, negatives from batch and memory"),
     ({"estimator": "queue-average", "queue": 24, "accumulate": 2}, "SogCLR, average over batch and queue, γ 0.9"),
 ]
 
@@ -199,6 +201,7 @@ def test_an_estimator_for_a_method_that_has_none_is_refused():
         {"method": "moco", "queue": 40, "symmetric": True},
         {"method": "neuclip", "prototypes": 40},
         {"method": "isogclr", "estimator": "queue-average", "queue": 40, "accumulate": 2},
+        {"estimator": "memory", "queue": 40},
     ],
 )
 def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):

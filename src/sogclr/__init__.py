@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "GlobalContrastiveLoss": "losses",
     "TwoTowerGlobalContrastiveLoss": "losses",
+    "MemoryContrastiveLoss": "losses",
     "NTXentLoss": "losses",
     "ClipLoss": "losses",
     "SigLipLoss": "losses",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .losses import ClipLoss as ClipLoss
     from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
+    from .losses import MemoryContrastiveLoss as MemoryContrastiveLoss
     from .losses import MoCoLoss as MoCoLoss
     from .losses import NTXentLoss as NTXentLoss
     from .losses import SigLipLoss as SigLipLoss

@@ -106,10 +106,17 @@ class LossConfig:
     """Of the adaptive gamma, which is a half where log u = -alpha."""
     convention: Literal["per_view", "per_sample"] = "per_view"
     """How the two views share one normalizer."""
-    estimator: Literal["moving-average", "mini-batch", "dictionary", "queue-average", "neural"] | None = None
-    """Where the normalizer comes from. moving-average, or neural (neuclip), when left out."""
-    queue: int = 4096
-    """Embeddings that are kept, for moco and the estimators dictionary and queue-average."""
+    balanced: bool = False
+    """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
+    estimator: (
+        Literal["moving-average", "boosted", "mini-batch", "dictionary", "queue-average", "neural", "memory"] | None
+    ) = None
+    """Where the normalizer comes from. moving-average, or neural (neuclip), when left out. boosted is
+    a moving average with schedules of its own, for gamma and for the repulsion; memory takes the negatives too
+    from a queue, with both halves of the gradient. These two take no gamma."""
+    queue: int | None = None
+    """Embeddings that are kept, for moco and the estimators dictionary, queue-average and memory. 4096, or 32 times the
+    batch size (memory), when left out."""
     prototypes: int = 1024
     """Of the neural normalizer."""
     prototype_lr: float = 1e-3
@@ -135,12 +142,18 @@ class LossConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, f"--{name.replace('_', '-')} must be greater than 0 and was {value}")
         for name in ("queue", "prototypes"):
-            _require(getattr(self, name) >= 1, f"--{name} must be 1 or more and was {getattr(self, name)}")
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name} must be 1 or more and was {value}")
         _require(0 <= self.key_momentum < 1, f"--key-momentum must be from 0 up to 1 and was {self.key_momentum}")
         _require(
             self.estimator is None or "estimator" in METHODS[self.method],
             f"--estimator {self.estimator} does not go with --method {self.method}, which has a normalizer of its own; "
             "use --method sogclr",
+        )
+        learned = self.method == "isogclr" or self.temperature_mode not in (None, "constant")
+        _require(
+            not (self.estimator == "memory" and learned),
+            "--estimator memory needs a constant temperature; leave --temperature-mode out and use --method sogclr",
         )
 
 

@@ -14,6 +14,7 @@ from .data.manifest import Manifest
 from .data.pairs import Pairs
 from .data.recipe import named_recipe, recipe_from_table
 from .errors import BadInput
+from .losses.memory import BATCHES
 from .models import resolve_name
 from .optim import learning_rate, weight_decay
 
@@ -153,6 +154,8 @@ def resolve(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[TrainConfi
         save_every=run.save_every or min(1000, max(200, steps_per_epoch)),
     )
     meant: dict[str, Any] = {k: v for k, v in METHODS[config.loss.method].items() if getattr(config.loss, k) is None}
+    if config.loss.queue is None:
+        meant["queue"] = BATCHES * batch if config.loss.estimator == "memory" else 4096
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers),
@@ -178,6 +181,10 @@ def loss_words(loss: LossConfig) -> list[str]:
         return [*words, "mini-batch normalizer"]
     if loss.estimator == "neural":
         return [*words, f"neural normalizer of {loss.prototypes:,} prototypes"]
+    if loss.estimator == "boosted":
+        return [*words, "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run", loss.convention]
+    if loss.estimator == "memory":
+        return [*words, f"negatives of the batch and a memory of {loss.queue:,}"]
     if loss.estimator in ("dictionary", "queue-average"):
         words.append(f"normalizer over the batch and a queue of {loss.queue:,}")
     if loss.estimator == "dictionary":
@@ -187,6 +194,7 @@ def loss_words(loss: LossConfig) -> list[str]:
         *words,
         f"gamma sigmoid({loss.alpha} + log u)" if loss.gamma_schedule == "adaptive" else rate,
         loss.convention,
+        *(["balanced"] if loss.balanced else []),
     ]
 
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .config import LossConfig, TrainConfig
-from .losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss, SigLipLoss, estimators
+from .losses import (
+    DecoupledContrastiveLoss,
+    GlobalContrastiveLoss,
+    MemoryContrastiveLoss,
+    MoCoLoss,
+    NTXentLoss,
+    SigLipLoss,
+    estimators,
+)
 from .losses.one_tower import ContrastiveLoss, OneTowerLoss
 from .losses.temperatures import Global, PerSample
 
@@ -26,17 +34,20 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
     """The loss of a resolved configuration, with its estimator and temperature."""
     loss, dim = config.loss, config.model.head_dim
     tau = build_temperature(loss, num_samples)
+    queue = loss.queue or 4096
     if loss.method == "simclr":
         return NTXentLoss(tau)
     if loss.method == "dcl":
         return DecoupledContrastiveLoss(tau)
     if loss.method == "moco":
-        return MoCoLoss(dim, loss.queue, tau)
+        return MoCoLoss(dim, queue, tau)
+    if loss.estimator == "memory":
+        return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature)
     estimator = estimators.create(
-        str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, loss.queue,
-        loss.prototypes,
+        str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, queue,
+        loss.prototypes, config.run.max_steps or 1,
     )  # fmt: skip
-    return GlobalContrastiveLoss(num_samples, tau, estimator=estimator)
+    return GlobalContrastiveLoss(num_samples, tau, estimator=estimator, balanced=loss.balanced)
 
 
 def build_temperature(loss: LossConfig, num_samples: int) -> float | nn.Module:

@@ -1,6 +1,7 @@
 """Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; their mathematics in `functional`."""
 
 from .baselines import DecoupledContrastiveLoss, NTXentLoss
+from .memory import MemoryContrastiveLoss
 from .moco import MoCoLoss
 from .one_tower import GlobalContrastiveLoss
 from .two_tower import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
@@ -10,6 +11,7 @@ __all__ = [
     "ClipLoss",
     "DecoupledContrastiveLoss",
     "GlobalContrastiveLoss",
+    "MemoryContrastiveLoss",
     "MoCoLoss",
     "NTXentLoss",
     "NonFinite",

@@ -82,19 +82,26 @@ def log_mean_of(log_sum: Tensor, index: Tensor) -> Tensor:
 
 
 def log_sum_keys(
-    z: Tensor, index: Tensor, keys: Tensor, ids: Tensor, temperature: float | Tensor
+    z: Tensor,
+    index: Tensor,
+    keys: Tensor,
+    ids: Tensor,
+    temperature: float | Tensor,
+    log_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
     Args:
         z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids.
         keys: (K, D) unit rows.  ids: (K,), negative where there is no key.
+        log_weight: (K,), log of what each key's term is multiplied by; 0 when left out.
 
     Returns:
         (V, B), -inf where there are none; and (B,), of the same dtype.
     """
     views = len(z)
     sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
+    sim = sim if log_weight is None else sim + log_weight
     out = (index[:, None] == ids[None, :]) | (ids < 0)[None, :]
     log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
     return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)

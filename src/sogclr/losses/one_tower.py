@@ -139,6 +139,8 @@ class GlobalContrastiveLoss(OneTowerLoss):
         gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
         convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
         estimator: another source of nu, instead of `gamma` and `convention`.
+        balanced: weigh an anchor's attraction with w = exp(log ĝ - nu) too, as its repulsion is: the same expectation where
+            E[w] = 1, with less noise (docs/method.md).
         reduction: `mean`, `sum` or `none` (one value a sample).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
 
@@ -164,11 +166,12 @@ class GlobalContrastiveLoss(OneTowerLoss):
         gamma: Gamma = 0.9,
         convention: Convention = "per_view",
         estimator: nn.Module | None = None,
+        balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
     ) -> None:
         super().__init__(temperature, reduction, normalize)
-        self.num_samples = num_samples
+        self.num_samples, self.balanced = num_samples, balanced
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
         for part in (self.estimator, temperature):
             theirs = getattr(part, "num_samples", num_samples)
@@ -186,4 +189,8 @@ class GlobalContrastiveLoss(OneTowerLoss):
             z=anchors.z.detach(),
             temperature=temperatures.detached(anchors.temperature),
         )
-        return self.dual(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
+        values = self.dual(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
+        if self.balanced:
+            excess = torch.exp(anchors.log_g - nu).detach().mean(dim=0) - 1
+            values = values - excess * (anchors.s_pos - anchors.s_pos.detach())  # a gradient, no value
+        return values

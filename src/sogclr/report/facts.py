@@ -26,6 +26,8 @@ ESTIMATORS = {
     "dictionary": "normalizer over batch and queue",
     "queue-average": "average over batch and queue",
     "neural": "neural normalizer",
+    "boosted": "boosted average",
+    "memory": "negatives from batch and memory",
 }
 """How methods and normalizers are called in a report; a moving average goes by its rate."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from ...errors import BadInput
+from .boosted import BoostedAverage
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .mini_batch import MiniBatch
@@ -18,6 +19,7 @@ from .neural import Neural
 
 __all__ = [
     "AdaptiveGamma",
+    "BoostedAverage",
     "Convention",
     "CosineGamma",
     "Dictionary",
@@ -28,7 +30,7 @@ __all__ = [
     "create",
 ]
 
-NAMES = ("moving-average", "mini-batch", "dictionary", "queue-average", "neural")
+NAMES = ("moving-average", "boosted", "mini-batch", "dictionary", "queue-average", "neural")
 
 
 def create(
@@ -39,12 +41,13 @@ def create(
     convention: Convention = "per_view",
     queue: int = 4096,
     prototypes: int = 1024,
+    steps: int = 1,
 ) -> nn.Module:
     """The estimator of a name in `NAMES`; each takes what it needs of the rest.
 
     Args:
         num_samples: n.  dim: D, width of the embeddings.  gamma, convention: of moving averages.
-        queue: K, embeddings that are kept.  prototypes: of the neural normalizer.
+        queue: K, embeddings that are kept.  prototypes: of the neural normalizer.  steps: of the run (boosted).
 
     Raises:
         BadInput: no such name.
@@ -53,6 +56,8 @@ def create(
         return MiniBatch()
     if name == "moving-average":
         return MovingAverage(num_samples, gamma, convention)
+    if name == "boosted":
+        return BoostedAverage(num_samples, steps, convention=convention)
     if name == "dictionary":
         return Dictionary(queue, dim)
     if name == "queue-average":

@@ -1,0 +1,152 @@
+"""Claim 1: a mini-batch loss has a floor that falls with B and not with T; a global one goes on falling.
+
+    python benchmarks/bias_floor.py [--quick]
+
+Digits in 8 fixed views. Each run ends with its learning rate at 0, so the noise of the gradient is averaged out and what
+is left of the exact gradient of F is the method's own bias and what training has not finished. Also the gap between F1
+and F2 against the strength of the augmentation. Writes docs/results/bias_floor.md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from figures import figure, host, save, style
+from gradient_error import exact_gradient
+from many_runs import Job, ManyRuns
+from measure import Cache, exact
+from problems import digits
+
+RESULT = Path(__file__).parent.parent / "docs" / "results" / "bias_floor.md"
+LR = {8: 4e-3, 32: 8e-3, 128: 1.6e-2}
+EPOCHS = (30, 100, 300)
+STRENGTHS = (0.25, 0.5, 1.0, 1.5)
+
+
+def methods(batch: int) -> dict[str, dict[str, Any]]:
+    return {
+        "SimCLR": {"rule": "simclr"},
+        "SogCLR cosine, whole": {"rule": "sogclr", "start": 1.0, "end": 0.1, "over": 1.0},
+        "boosted": {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
+    }
+
+
+def measure(
+    cache: Cache, batch: int, epochs: int, seeds: tuple[int, ...], strength: float = 1.0, names: tuple[str, ...] = ()
+) -> None:
+    """Every method at one batch, length and strength: exact values at the end."""
+    names = names or tuple(methods(batch))
+    jobs = [(name, s) for name in names for s in seeds if cache.get(key(name, batch, epochs, s, strength)) is None]
+    if not jobs:
+        return
+    begun = time.monotonic()
+    runs = ManyRuns(digits(strength=strength), [Job(methods(batch)[n], LR[batch], s) for n, s in jobs], batch, epochs)
+    for _ in runs.run():
+        pass
+    for r, (name, seed) in enumerate(jobs):
+        f1, f2, _ = exact(runs.embeddings(r), runs.tau)
+        norms = {f"gradient_{v}": float(exact_gradient(runs, r, v)[0].norm()) for v in ("F1", "F2")}
+        cache.put(
+            key(name, batch, epochs, seed, strength),
+            {"F1": f1, "F2": f2, **norms, "seconds": (time.monotonic() - begun) / len(jobs)},
+        )
+    print(f"B {batch}, {epochs} epochs, strength {strength}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def key(name: str, batch: int, epochs: int, seed: int, strength: float) -> dict[str, Any]:
+    return {"name": name, "batch": batch, "epochs": epochs, "seed": seed, "strength": strength, "lr": LR[batch]}
+
+
+def mean(
+    cache: Cache, name: str, batch: int, epochs: int, seeds: tuple[int, ...], what: str, strength: float = 1.0
+) -> tuple[float, float]:
+    values = [r[what] for s in seeds if (r := cache.get(key(name, batch, epochs, s, strength))) is not None]
+    return statistics.mean(values), statistics.pstdev(values)
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Of log y over log x."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def report(cache: Cache, seeds: tuple[int, ...]) -> None:
+    fig, axes = figure(3, 1)
+    rows = [
+        "| method | B | " + " | ".join(f"{e} epochs" for e in EPOCHS) + " | slope in T |",
+        "|---|---:|" + "---:|" * (len(EPOCHS) + 1),
+    ]
+    best = min(mean(cache, n, b, EPOCHS[-1], seeds, "F2")[0] for b in LR for n in methods(b))
+    for k, name in enumerate(methods(8)):
+        for b in LR:
+            values = [mean(cache, name, b, e, seeds, "gradient_F1") for e in EPOCHS]
+            rows.append(
+                f"| {name} | {b} | "
+                + " | ".join(f"{m:.4f}" for m, _ in values)
+                + f" | {slope(list(EPOCHS), [m for m, _ in values]):.2f} |"
+            )
+        for axis, e in ((axes[0][0], EPOCHS[-1]),):
+            values = [mean(cache, name, b, e, seeds, "gradient_F1") for b in LR]
+            m, sd = zip(*values, strict=True)
+            axis.errorbar(list(LR), m, sd, label=f"{name} (slope {slope(list(LR), list(m)):.2f})", **style(k))
+        m, sd = zip(*(mean(cache, name, 8, e, seeds, "gradient_F1") for e in EPOCHS), strict=True)
+        axes[0][1].errorbar(EPOCHS, m, sd, label=name, **style(k))
+        m, sd = zip(*(mean(cache, name, 8, e, seeds, "F2") for e in EPOCHS), strict=True)
+        axes[0][2].errorbar(EPOCHS, [v - best for v in m], sd, label=name, **style(k))
+    titles = (f"{EPOCHS[-1]} epochs", "B = 8", "B = 8")
+    labels = ("norm of the exact gradient of F1", "norm of the exact gradient of F1", "F2 above the best run")
+    for axis, title, label in zip(axes[0], titles, labels, strict=True):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(title)
+        axis.set_xlabel("batch size B" if axis is axes[0][0] else "epochs")
+        axis.set_ylabel(label)
+        ticks = list(LR) if axis is axes[0][0] else list(EPOCHS)
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    save(fig, RESULT.with_suffix(".png"))
+    gap = ["| strength of augmentation | F1 | F2 | F2 − F1 |", "|---:|---:|---:|---:|"]
+    for s in STRENGTHS:
+        f1, f2 = (mean(cache, "SogCLR cosine, whole", 32, 30, seeds, w, s)[0] for w in ("F1", "F2"))
+        gap.append(f"| {s} | {f1:.4f} | {f2:.4f} | {f2 - f1:.4f} |")
+    hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
+    text = [
+        "# The floor of a mini-batch loss", "", "`python benchmarks/bias_floor.py`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
+        f"Digits, 8 fixed views, {len(seeds)} seeds, one learning rate a batch size ({', '.join(f'{b}: {lr:g}' for b, lr in LR.items())}), cosine to 0.", "",
+        "![Exact gradient norm against B and T, and F2 against T](bias_floor.png)", "",
+        "Norm of the exact gradient of F1 at the end:", "", *rows, "",
+        "F1 and F2 of SogCLR (B 32, 30 epochs) against the strength of the augmentation:", "", *gap, "",
+    ]  # fmt: skip
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text("\n".join(text), encoding="utf-8")
+    print("\n".join(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="5 epochs, one seed, no page")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cache = Cache("bias_floor")
+    if options.quick:
+        cache.put = lambda config, result: print(config, result)  # type: ignore[method-assign]
+        measure(cache, 32, 5, (0,))
+        return
+    seeds = (0, 1)
+    for strength in STRENGTHS:
+        measure(cache, 32, 30, seeds, strength, ("SogCLR cosine, whole",))
+    for epochs in EPOCHS:
+        for batch in LR:
+            measure(cache, batch, epochs, seeds)
+    report(cache, seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Claim 2, small batch does no harm: final F2 and accuracy against B, every method with its rate tuned by the same grid.
+
+    python benchmarks/small_batch.py [--problem digits fashion openmoji] [--data DIR] [--emoji DIR] [--quick] [--report]
+
+Small encoders without normalisation layers on real images with a finite set of augmentations (problems.py, many_runs.py),
+so that F2 is exact. A run is a line of benchmarks/cache/<problem>.jsonl and is never done twice: stop and start at will.
+--data: the idx files of Fashion-MNIST (Debian's package dataset-fashion-mnist). --emoji: OpenMoji as 32x32 PNG files, a
+folder a group. --quick: digits, 5 epochs, one seed, into a cache of its own and no page. --report: only the page, from
+what is there. Writes docs/results/small_batch.md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from figures import figure, host, save, style
+from many_runs import Job
+from measure import Cache, config_of, ensure
+from problems import Problem, digits, emoji, fashion
+
+RESULT = Path(__file__).parent.parent / "docs" / "results" / "small_batch.md"
+SEEDS = (0, 1, 2)
+METHODS: dict[str, dict[str, Any]] = {
+    "SimCLR": {"rule": "simclr"},
+    "DCL": {"rule": "dcl"},
+    "SogCLR 0.9": {"rule": "sogclr", "end": 0.9},
+    "SogCLR 0.5": {"rule": "sogclr", "end": 0.5},
+    "SogCLR cosine, half": {"rule": "sogclr", "start": 1.0, "end": 0.1, "over": 0.5},
+    "SogCLR cosine, whole": {"rule": "sogclr", "start": 1.0, "end": 0.1, "over": 1.0},
+    "balanced": {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "balance": 1.0},
+    "boosted": {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
+    "memory": {"rule": "queue", "end": 1.0, "auto": 3.0},  # and size, 32 B
+}
+LARGE = ("SimCLR", "DCL")  # these also run at batch 256, where they are said to need no help
+FEWER = ("SimCLR", "DCL", "SogCLR 0.9", "SogCLR cosine, whole", "boosted", "memory")
+# (problem, epochs, batch, methods or None for all), in the order in which they are run
+PLAN: list[tuple[str, int, int, tuple[str, ...] | None]] = [
+    ("digits", 300, 16, None), ("digits", 300, 256, LARGE), ("digits", 30, 16, None), ("digits", 30, 64, None),
+    ("digits", 5, 16, FEWER),
+    ("fashion", 20, 16, FEWER), ("fashion", 20, 256, LARGE), ("openmoji", 20, 16, FEWER), ("openmoji", 20, 256, LARGE),
+    ("digits", 30, 8, None), ("digits", 30, 32, None), ("digits", 30, 256, LARGE), ("fashion", 20, 64, FEWER),
+    ("openmoji", 20, 64, FEWER), ("digits", 100, 16, None), ("digits", 100, 64, None), ("digits", 100, 256, LARGE),
+    ("fashion", 20, 8, FEWER), ("openmoji", 20, 8, FEWER), ("fashion", 20, 32, FEWER), ("openmoji", 20, 32, FEWER),
+    ("digits", 100, 8, None), ("digits", 100, 32, None), ("digits", 300, 64, None), ("digits", 300, 8, None),
+    ("digits", 300, 32, None),
+]  # fmt: skip
+PROBLEMS = ("digits", "fashion", "openmoji")
+
+
+def rule_of(name: str, batch: int) -> dict[str, Any]:
+    """The rule of a method; the memory's length follows the batch."""
+    return METHODS[name] | {"size": 32 * batch} if name == "memory" else METHODS[name]
+
+
+def grid(batch: int) -> tuple[float, float]:
+    """Two learning rates, a factor of 2 apart, about as sqrt(B); the same for every method."""
+    high = {8: 8e-3, 16: 8e-3, 32: 1.6e-2, 64: 1.6e-2, 256: 3.2e-2}[batch]
+    return (high / 2, high)
+
+
+def tuned(
+    cache: Cache, problem: str, rule: dict[str, Any], batch: int, epochs: int
+) -> tuple[float, list[dict[str, float]]] | None:
+    """The rate with the lowest mean F2, and the results of its seeds; None where nothing has been run."""
+    found = {}
+    for lr in grid(batch):
+        results = [cache.get(config_of(problem, Job(rule, lr, s), batch, epochs)) for s in SEEDS]
+        if any(r is not None for r in results):
+            found[lr] = [r for r in results if r is not None]
+    if not found:
+        return None
+    best = min(found, key=lambda lr: statistics.mean(r["F2"] for r in found[lr]))
+    return best, found[best]
+
+
+def mean_sd(results: list[dict[str, float]], name: str) -> tuple[float, float]:
+    values = [r[name] for r in results]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def run(
+    problem: Problem, cache: Cache, seeds: tuple[int, ...], epochs: int, batch: int, names: Any, at_once: int
+) -> None:
+    rules = [rule_of(name, batch) for name in names or METHODS]
+    jobs = [Job(rule, lr, s) for rule in rules for lr in grid(batch) for s in seeds]
+    ensure(cache, problem, jobs, batch, epochs, at_once=at_once)
+
+
+def table(cache: Cache, problem: str, epochs: int) -> list[str]:
+    """One row a method and batch: mean and standard deviation over the seeds, at the rate that F2 chose."""
+    rows = [
+        "| method | B | F2 | linear, % | kNN, % | linear, 10 labels a class, % | rate | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    batches = sorted({e["config"]["batch"] for e in cache.found.values() if e["config"]["epochs"] == epochs})
+    for name in METHODS:
+        for batch in batches:
+            found = tuned(cache, problem, rule_of(name, batch), batch, epochs)
+            if found is None:
+                continue
+            lr, results = found
+            shown = [
+                f"{100 * m:.2f} ± {100 * s:.2f}"
+                for m, s in (mean_sd(results, k) for k in ("linear", "knn", "linear10"))
+            ]
+            m, s = mean_sd(results, "F2")
+            rows.append(f"| {name} | {batch} | {m:.4f} ± {s:.4f} | {' | '.join(shown)} | {lr:g} | {len(results)} |")
+    return rows
+
+
+def panels(cache: Cache, problem: str, all_epochs: list[int]) -> Path:
+    fig, axes = figure(len(all_epochs), 2)
+    for column, epochs in enumerate(all_epochs):
+        for row, (key, label, scale) in enumerate(
+            (("F2", "exact F2 (lower is better)", 1), ("linear", "linear accuracy, %", 100))
+        ):
+            axis = axes[row][column]
+            for k, name in enumerate(METHODS):
+                points = [(b, tuned(cache, problem, rule_of(name, b), b, epochs)) for b in (8, 16, 32, 64, 256)]
+                points = [(b, *mean_sd(p[1], key)) for b, p in points if p is not None]
+                if points:
+                    x, y, sd = zip(*points, strict=True)
+                    axis.errorbar(x, [scale * v for v in y], [scale * v for v in sd], label=name, **style(k))
+            axis.set_xscale("log", base=2)
+            axis.set_xticks([8, 16, 32, 64, 256], ["8", "16", "32", "64", "256"])
+            axis.set_xlabel("batch size B")
+            axis.set_ylabel(label)
+            axis.set_title(f"{problem}, {epochs} epochs")
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    path = RESULT.with_name(f"small_batch_{problem}.png")
+    save(fig, path)
+    return path
+
+
+def report() -> None:
+    text = ["# Small batch: final objective and accuracy against B", ""]
+    text += [
+        "`python benchmarks/small_batch.py --problem digits fashion openmoji --data DIR --emoji DIR`", "",
+        f"Machine: {host()}.", "",
+        "F2 is the exact objective of all images over their 8 fixed views; mean ± standard deviation over seeds, at the rate with the "
+        "lowest mean F2 of two that are the same for all methods. Images are seen without labels; half of them (at most 3,000) "
+        "then teach the probes and the other half (at most 3,000) test them.", "",
+    ]  # fmt: skip
+    for problem in PROBLEMS:
+        cache = Cache(problem)
+        if not cache.found:
+            text += [f"## {problem}", "", "Not run.", ""]
+            continue
+        hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
+        planned = {epochs for name, epochs, _, _ in PLAN if name == problem}
+        all_epochs = sorted(planned & {e["config"]["epochs"] for e in cache.found.values()})
+        path = panels(cache, problem, all_epochs)
+        text += [
+            f"## {problem}",
+            "",
+            f"![F2 and linear accuracy against B]({path.name})",
+            "",
+            f"{len(cache.found)} runs, {hours:.2f} hours of one shared core.",
+            "",
+        ]
+        for epochs in all_epochs:
+            text += [f"### {epochs} epochs", "", *table(cache, problem, epochs), ""]
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text("\n".join(text), encoding="utf-8")
+    print("\n".join(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problem", nargs="+", choices=PROBLEMS, default=["digits"])
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--emoji", type=Path, default=Path("openmoji"))
+    parser.add_argument("--first", type=int, default=None, metavar="K", help="only the first K parts of the plan")
+    parser.add_argument("--at-once", type=int, default=36)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            measure.CACHE = Path(folder)
+            cache = Cache("digits")
+            for batch in (16, 64):
+                run(digits(views=4), cache, (0,), 5, batch, None, options.at_once)
+            print("\n".join(table(cache, "digits", 5)))
+        return
+    if not options.report:
+        makers = {"digits": digits, "fashion": lambda: fashion(options.data), "openmoji": lambda: emoji(options.emoji)}
+        made = {problem: makers[problem]() for problem in options.problem}
+        caches = {problem: Cache(problem) for problem in made}
+        for problem, epochs, batch, names in PLAN[: options.first]:
+            if problem in made:
+                run(made[problem], caches[problem], SEEDS, epochs, batch, names, options.at_once)
+    report()
+
+
+if __name__ == "__main__":
+    main()
