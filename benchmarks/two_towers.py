@@ -24,7 +24,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from figures import figure, host, save, style
+from figures import figure, save, style
 from many_pairs import ManyPairs, PairProblem
 from many_runs import Job
 from measure import Cache
