@@ -1,11 +1,11 @@
 """Image-text pairs, small batch: recall and exact two-way objective against B, every method tuned by the same grid.
 
-    python benchmarks/two_towers.py [--quick] [--report]
+    python benchmarks/two_towers.py [--batch B ...] [--quick] [--report]
 
 Pairs: OpenMoji's drawings and their names (the demo's, from its packages), 24x24 pixels in 4 fixed random views, split by
 BASE emoji into training, validation and test. Pixels and bags of byte-BPE tokens become principal components once; the
 towers are small perceptrons (many_pairs.py). A run is a line of benchmarks/cache/two_towers.jsonl and is never done
-twice: stop and start at will. --quick: 2 epochs, one seed, one rate, two batches, into a cache of its own and no page.
+twice: stop and start at will. --batch: only these, in this order. --quick: 2 epochs, one seed, one rate, two batches, into a cache of its own and no page.
 --report: only the page, from what is there. Writes docs/results/two_towers.md and .png.
 """
 
@@ -226,8 +226,17 @@ def panels(cache: Cache, epochs: int) -> None:
     save(fig, RESULT.with_suffix(".png"))
 
 
+def report(cache: Cache) -> None:
+    """docs/results/two_towers.md and .png, from the runs of the cache."""
+    runs = [e["result"]["seconds"] for e in cache.found.values()]
+    panels(cache, EPOCHS)
+    text = ["# Two towers: recall and objective against B", ""]
+    RESULT.write_text("\n".join(text), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", choices=BATCHES, default=BATCHES)
     parser.add_argument("--at-once", type=int, default=27)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -245,10 +254,9 @@ def main() -> None:
     cache = Cache("two_towers")
     if not options.report:
         problem = emoji_pairs()
-        for batch in BATCHES[::-1]:
+        for batch in options.batch:
             ensure(cache, problem, jobs_of(batch, SEEDS, grid(batch)), batch, EPOCHS, options.at_once)
-    print("\n".join(table(cache, EPOCHS)))
-    panels(cache, EPOCHS)
+    report(cache)
 
 
 if __name__ == "__main__":
