@@ -13,14 +13,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Okabe and Ito's colours, told apart by every common kind of colour vision; markers differ too
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999")
-MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
+# Okabe and Ito's colours (the yellow darker), told apart by every common kind of colour vision; markers differ too
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999", "#B2A100")
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "h")
 
 
 def style(k: int) -> dict[str, Any]:
     """The line of the k-th method."""
-    return {"color": COLOURS[k % 8], "marker": MARKERS[k % 8], "markersize": 5, "linewidth": 1.4, "capsize": 2.5}
+    return {"color": COLOURS[k % 9], "marker": MARKERS[k % 9], "markersize": 5, "linewidth": 1.4, "capsize": 2.5}
 
 
 def figure(columns: int, rows: int = 1) -> tuple[Any, Any]:

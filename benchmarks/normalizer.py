@@ -109,7 +109,7 @@ def report(results: dict[tuple[int, int], dict[str, Any]], epochs: int, batches:
         f"Digits, 8 fixed views, {epochs} epochs, {len(seeds)} seeds, {batches} batches a point; the mean over the seeds. Bias: norm of (mean "
         "gradient − exact gradient of F2), what chance leaves removed; noise: root mean square of (gradient − its mean); both divided by the norm "
         "of the exact gradient. Near the end that norm is small, so compare rows, not columns. At the frozen weights each estimator answers from "
-        "the state that it had, so a late state shows as an error.", "",
+        "the state that it had, so a late state shows as an error; a queue is held too, so that what is particular to the K embeddings in it counts as bias.", "",
         "![Error of nu, bias and noise at the end of the training](normalizer.png)", "",
     ]  # fmt: skip
     for (n, b), result in sorted(results.items()):

@@ -126,6 +126,7 @@ def panels(cache: Cache, problem: str, all_epochs: list[int]) -> Path:
                 points = [(b, *mean_sd(p[1], key)) for b, p in points if p is not None]
                 if points:
                     x, y, sd = zip(*points, strict=True)
+                    x = [b * 2 ** (0.06 * (k - 4)) for b in x]  # side by side
                     axis.errorbar(x, [scale * v for v in y], [scale * v for v in sd], label=name, **style(k))
             axis.set_xscale("log", base=2)
             axis.set_xticks([8, 16, 32, 64, 256], ["8", "16", "32", "64", "256"])
@@ -133,7 +134,9 @@ def panels(cache: Cache, problem: str, all_epochs: list[int]) -> Path:
             axis.set_ylabel(label)
             axis.set_title(f"{problem}, {epochs} epochs")
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = [name for name in METHODS if name in handles]
+    fig.legend([handles[n] for n in order], order, loc="outside lower center", ncols=2 * len(all_epochs), fontsize=8)
     path = RESULT.with_name(f"small_batch_{problem}.png")
     save(fig, path)
     return path

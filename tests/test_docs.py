@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits import SMALL, sogclr, words, write_digits
+from captioned import PAIRS, write_pairs
+from digits import SMALL, sogclr, words
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
@@ -21,17 +22,18 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A folder `photos/` with class folders, in the current folder, as the README has it."""
+    """A folder `photos/` with class folders and a table of captions, in the current folder, as the README has it."""
     monkeypatch.chdir(tmp_path)
-    return write_digits(tmp_path / "photos", per_digit=3, digits=4)
+    return write_pairs(tmp_path / "photos", per_digit=3, digits=4)
 
 
 def test_the_commands_of_the_readme(photos, tmp_path):
     lines = [line.split("#")[0] for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sogclr ")]
-    assert [command[0] for command in commands] == ["inspect", "train", "report", "embed", "eval", "export"]
+    assert [c[0] for c in commands] == ["inspect", "train", "report", "embed", "eval", "export", "train", "search"]
     for command in commands:
-        small = words(SMALL | {"epochs": 1}) if command[0] == "train" else []
+        options = PAIRS if command[1].endswith(".csv") else SMALL
+        small = words(options | {"epochs": 1}) if command[0] == "train" else []
         sogclr(*command, *small, cwd=tmp_path, check=0)
     sogclr("resume", "runs/photos", cwd=tmp_path, check=0)
     made = {p.name for p in (tmp_path / "runs" / "photos").iterdir()}
