@@ -12,7 +12,7 @@ from ..distributed import check_equal_batches, gather, log_sum_between
 from ..errors import BadInput
 from . import functional as F
 from . import temperatures
-from .estimators import Gamma, MovingAverage
+from .estimators import Gamma, MovingAverage, Neural
 from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
 from .queue import EmbeddingQueue
 from .validation import check_pairs
@@ -146,7 +146,9 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         for k, (estimator, ids) in enumerate(towers):
             own = tau[k] if isinstance(tau, Tensor) and tau.ndim else tau
             log_g, z = anchors.log_g[k : k + 1].detach(), anchors.z[k : k + 1].detach()
-            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own))
+            # prototypes stand for the negatives, which are the other tower's
+            other = {"candidates": anchors.z[1 - k : 2 - k].detach()} if isinstance(estimator, Neural) else {}
+            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own, **other))
         rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
         return self.dual(anchors, replicated(torch.cat(nu))) + (
             rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
