@@ -115,15 +115,12 @@ def report(cache: Cache, epochs: int, train: int, test: int, seeds: int) -> None
             ]
             found[lr] = [r for c in configs if (r := cache.get(c)) is not None]
         best = max(found, key=lambda lr: statistics.mean(r["knn_top1"] for r in found[lr]))
-        cells = [
-            f"{100 * statistics.mean(v):.2f} ± {100 * statistics.pstdev(v):.2f}"
-            for k in SCORES
-            for v in [[r[k] for r in found[best]]]
-        ]
+        values = [[100 * r[k] for r in found[best]] for k in SCORES]
+        cells = [f"{statistics.mean(v):.2f}" + (f" ± {statistics.pstdev(v):.2f}" if len(v) > 1 else "") for v in values]
         rows.append(f"| {method} | {best:g} | {' | '.join(cells)} | {len(found[best])} |")
     hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
     text = ["# The estimators in the trainer, with a ResNet", "", f"`python benchmarks/with_a_resnet.py --epochs {epochs} --seeds {seeds}`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
-            f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, AdamW; the rate with the higher mean kNN accuracy of two; {test:,} test images; mean ± standard deviation.", "", *rows, ""]  # fmt: skip
+            f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, AdamW; the rate with the higher mean kNN accuracy of two; {test:,} test images.", "", *rows, ""]  # fmt: skip
     RESULT.write_text("\n".join(text), encoding="utf-8")
     print("\n".join(text))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from . import functional as F
@@ -35,8 +34,7 @@ class NTXentLoss(OneTowerLoss):
         super().__init__(temperature, reduction, normalize)
 
     def per_sample(self, anchors: Anchors) -> Tensor:
-        with torch.no_grad():
-            self.dual(anchors, anchors.log_g)
+        self.record(anchors, anchors.log_g)
         negatives = F.negatives_of(anchors.index).to(anchors.log_g.dtype)
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
 
@@ -66,7 +64,6 @@ class DecoupledContrastiveLoss(OneTowerLoss):
         super().__init__(temperature, reduction, normalize)
 
     def per_sample(self, anchors: Anchors) -> Tensor:
-        with torch.no_grad():
-            self.dual(anchors, anchors.log_g)
+        self.record(anchors, anchors.log_g)
         negatives = F.negatives_of(anchors.index).to(anchors.log_g.dtype)
         return F.decoupled_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)

@@ -155,13 +155,19 @@ def decoupled_loss(s_pos: Tensor, log_g: Tensor, negatives: Tensor, temperature:
     return (log_g + negatives.log()).mean(dim=0) - s_pos / temperature
 
 
-def moving_average(log_u: Tensor, log_g: Tensor, gamma: Tensor) -> Tensor:
+def moving_average(log_u: Tensor, log_g: Tensor, gamma: float | Tensor) -> Tensor:
     """log of  (1 - gamma) u + gamma ĝ;  where log_u is -inf (unseen) it is log ĝ.
 
     Args:
-        log_u: (B,); log_g: (B,) or (2, B); gamma: () or (B,) in (0, 1], the weight of the NEW value.
+        log_u: (B,); log_g: (B,) or (2, B); gamma: a float, () or (B,) in (0, 1], the weight of the NEW value.
     """
-    blended = torch.logaddexp(torch.log1p(-gamma) + log_u, gamma.log() + log_g)
+    keep: float | Tensor
+    take: float | Tensor
+    if isinstance(gamma, Tensor):
+        keep, take = torch.log1p(-gamma), gamma.log()
+    else:
+        keep, take = math.log1p(-gamma) if gamma < 1 else -math.inf, math.log(gamma)
+    blended = torch.logaddexp(log_u + keep, log_g + take)
     return torch.where(torch.isneginf(log_u), log_g, blended)
 
 

@@ -93,9 +93,8 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
         weight = (1 - lam) * torch.exp(log_g - nu) + lam * torch.exp(log_q - nu)
         as_negative = F.log_sum_keys(z, index, keys, ids, tau, of_keys)[0] - count.clamp(min=1).log()
         second = lam * torch.exp(as_negative)  # a gradient only: its value is in that of the anchors b
-        self.dual(anchors, nu)
         values = -anchors.s_pos + tau * (weight + nu - 1 + second - second.detach()).mean(dim=0)
-        self.statistics["objective"], self.statistics["queue_share"] = values.detach().mean(), lam.mean()
+        self.record(anchors, nu, objective=values.detach().mean(), queue_share=lam.mean())
         return values
 
     def share(self, log_g: Tensor, log_q: Tensor, count: Tensor, here: Tensor) -> Tensor:

@@ -58,6 +58,5 @@ class MoCoLoss(OneTowerLoss):
         anchors = Anchors(z0[None], index, tau, F.positive_similarity(z0, z1), log_sum - count.log())
         if self.training:
             self.queue.push(z1, index)
-        with torch.no_grad():
-            self.dual(anchors, anchors.log_g)
+        self.record(anchors, anchors.log_g)
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, count, tau)

@@ -37,9 +37,7 @@ class Anchors:
 class ContrastiveLoss(nn.Module):
     """What all losses have in common, on one tower or two: their arguments, reduction over ranks, statistics.
 
-    After a call, `statistics` holds 0-d tensors on the embeddings' device: `objective` (the batch's estimate of
-    E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu), `weight_max` (the largest exp(log ĝ - nu)) and
-    `temperature` (the mean); and `nu` the (2, B) normalizers themselves.
+    After a call, `nu` holds the (2, B) normalizers, and `statistics` what can be said of them.
     """
 
     per_temperature = False
@@ -51,8 +49,9 @@ class ContrastiveLoss(nn.Module):
             raise BadInput(f"reduction must be 'mean', 'sum' or 'none' and was {reduction!r}")
         self.temperature = temperatures.checked(temperature)
         self.reduction, self.normalize = reduction, normalize
-        self.statistics: dict[str, Tensor] = {}
         self.nu: Tensor | None = None
+        self._seen: tuple[Tensor, Tensor, float | Tensor] | None = None  # s_pos, log ĝ and tau of the last call
+        self._more: dict[str, Tensor] = {}
 
     def unit(self, z: Tensor) -> Tensor:
         """(B, D) floating -> float32 or float64, of norm one unless `normalize=False`."""
@@ -67,17 +66,33 @@ class ContrastiveLoss(nn.Module):
         return scale_gradient(values, world_size())
 
     def dual(self, anchors: Anchors, nu: Tensor) -> Tensor:
-        """The (B,) dual values; fills `nu` and `statistics` from them, without waiting for the device."""
-        values = F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
-        self.nu, log_g, tau = nu.detach(), anchors.log_g.detach(), anchors.temperature
-        self.statistics = {
-            "objective": values.detach().mean(),
+        """The (B,) dual values, recorded."""
+        self.record(anchors, nu)
+        return F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
+
+    def record(self, anchors: Anchors, nu: Tensor, **more: Tensor) -> None:
+        """Keep what `statistics` is made from; `more` are statistics that stand beside the others or for one of them."""
+        self.nu = nu.detach()
+        self._seen = anchors.s_pos.detach(), anchors.log_g.detach(), temperatures.detached(anchors.temperature)
+        self._more = more
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """0-d tensors of the last call, made when asked for and without waiting for the device; empty before it.
+
+        `objective` (the batch's estimate of E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu),
+        `weight_max` (the largest exp(log ĝ - nu)) and `temperature` (the mean).
+        """
+        if self._seen is None or self.nu is None:
+            return {}
+        s_pos, log_g, tau = self._seen
+        return {
+            "objective": F.dual_loss(s_pos, log_g, self.nu, tau).mean(),
             "normalizer_mean": self.nu.mean(),
             "normalizer_std": self.nu.std(),
             "weight_max": (log_g - self.nu).max().exp(),
-            "temperature": tau.detach().mean() if isinstance(tau, Tensor) else torch.full_like(log_g[0, 0], tau),
-        }
-        return values
+            "temperature": tau.mean() if isinstance(tau, Tensor) else torch.full_like(log_g[0, 0], tau),
+        } | self._more
 
     def extra_repr(self) -> str:
         tau = "" if isinstance(self.temperature, nn.Module) else f"temperature={self.temperature}, "

@@ -212,8 +212,7 @@ class ClipLoss(TwoTowerLoss):
         super().__init__(temperature, reduction, normalize)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.dual(anchors, anchors.log_g)
+        self.record(anchors, anchors.log_g)
         negatives = F.negatives_of_pairs(anchors.index, y_ids).to(anchors.log_g.dtype)
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
 
@@ -257,5 +256,5 @@ class SigLipLoss(TwoTowerLoss):
         scale, bias = replicated(self.log_scale).exp().to(x.dtype), replicated(self.bias).to(x.dtype)
         with torch.no_grad():
             log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, 1 / scale)
-            self.dual(Anchors(torch.stack([x, y]), x_ids, 1 / scale, F.positive_similarity(x, y), log_g), log_g)
+            self.record(Anchors(torch.stack([x, y]), x_ids, 1 / scale, F.positive_similarity(x, y), log_g), log_g)
         return F.sigmoid_loss(x, y, x_ids, y_ids, scale, bias)

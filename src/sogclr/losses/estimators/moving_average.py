@@ -57,16 +57,16 @@ class MovingAverage(nn.Module):
         self.register_buffer("log_u", torch.full((num_samples,), -math.inf, dtype=torch.float32))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def rate(self, log_u: Tensor) -> Tensor:
-        """The gamma of the next update of samples with these log u, (B,): () or (B,) of the same dtype and device."""
+    def rate(self, log_u: Tensor) -> float | Tensor:
+        """The gamma of the next update of samples with these log u, (B,): a float, () or (B,), dtype and device theirs."""
         if isinstance(self.gamma, CosineGamma | AdaptiveGamma):
             return self.gamma(self.step, log_u).to(log_u.dtype)
-        return torch.full((), self.gamma, dtype=log_u.dtype, device=log_u.device)
+        return self.gamma
 
     def current_gamma(self) -> Tensor:
         """() float32 on the state's device: the mean gamma of the next update, over the samples that were seen."""
         if not isinstance(self.gamma, AdaptiveGamma):
-            return self.rate(self.log_u)
+            return torch.as_tensor(self.rate(self.log_u), dtype=torch.float32, device=self.log_u.device)
         seen = ~torch.isneginf(self.log_u)
         return (self.rate(self.log_u) * seen).sum() / seen.sum().clamp(min=1)
 
