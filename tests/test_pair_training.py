@@ -1,10 +1,13 @@
 """Training on pairs by the same commands: it learns, resumes bit for bit, freezes towers, and refuses what cannot be."""
 
+import copy
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -15,9 +18,15 @@ from digits import environment, sogclr, words
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
 from sogclr.cli import main
+from sogclr.config import from_options
+from sogclr.data.pairs import Pairs
+from sogclr.defaults import resolve
 from sogclr.errors import BadInput
+from sogclr.export import export
 from sogclr.run_folder import RunFolder
+from sogclr.screen import Screen
 from sogclr.towers import load_two_tower
+from sogclr.training import Trainer
 
 RUN = PAIRS | {"epochs": 4, "batch_size": 16, "save_every": 4, "log_every": 2, "eval_every": 2}  # 20 steps
 
@@ -104,7 +113,8 @@ def test_a_changed_table_is_named_on_resume(data, run, tmp_path):
 
 @pytest.mark.parametrize("options", [
     {"method": "clip"}, {"method": "siglip"}, {"method": "isogclr"}, {"temperature_mode": "global"}, {"method": "neuclip"},
-    {"gamma_schedule": "cosine", "gamma": 0.2},
+    {"gamma_schedule": "cosine", "gamma": 0.2}, {"estimator": "boosted"}, {"accumulate": 2}, {"precision": "fp16"},
+    {"method": "isogclr", "accumulate": 2, "precision": "fp16"}, {"method": "siglip", "precision": "fp16"},
 ], ids=str)  # fmt: skip
 def test_every_method_trains_and_resumes(options, data, tmp_path):
     """What the loss itself learns moves, and is the same after a stop."""
@@ -123,6 +133,79 @@ def test_every_method_trains_and_resumes(options, data, tmp_path):
     again = package.resume(whole.path, quiet=True)
     for key, value in load_checkpoint(again.latest_checkpoint())["loss"].items():
         assert torch.equal(value, state["loss"][key]), key
+
+
+def test_steps_of_several_batches_see_as_many_pairs(data, tmp_path):
+    """Two batches a step: 10 of 16 are the 80 pairs twice, so each state is updated 10 times and has seen all."""
+    how = RUN | {"max_bad": 0.1, "quiet": True, "accumulate": 2, "max_steps": 5}
+    run = package.train(data, tmp_path / "run", **how)
+    state = load_checkpoint(run.latest_checkpoint())["loss"]
+    assert (int(state["image_estimator.step"]), int(state["text_estimator.step"])) == (10, 10)
+    assert torch.isfinite(state["image_estimator.log_u"]).sum() == 40
+    assert torch.isfinite(state["text_estimator.log_u"]).sum() == 20
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2}, {"method": "isogclr", "accumulate": 2}, {"precision": "fp16"}], ids=str
+)
+def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):
+    """Both towers, both states of the loss and its temperatures are those from before; the next step is taken."""
+    config, _ = resolve(
+        from_options({"data": str(data), "out": str(tmp_path / "run"), "max_bad": 0.1, **RUN, **options}),
+        Pairs.scan(data),
+    )
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(config, RunFolder(tmp_path / "run"), Pairs.scan(data), None, Screen(quiet=True))
+    poisoned, augment, states, step = 3, trainer.augment, [], trainer.train_step
+
+    class Poison:
+        recipe, image_size, seed = augment.recipe, augment.image_size, augment.seed
+
+        def __call__(self, crops, index, epoch, view):
+            images = augment(crops, index, epoch, view)
+            return images * (float("nan") if trainer.step == poisoned else 1.0)
+
+    def recorded(batches):
+        state = copy.deepcopy(trainer.state_dict())
+        states.append({f"{part} {k}": v for part in ("model", "loss") for k, v in state[part].items()})
+        return step(batches)
+
+    trainer.augment, trainer.train_step = Poison(), recorded
+    trainer.fit(lambda: False)
+    before, after, later = states[poisoned : poisoned + 3]
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    for key in ("model head.weight", "model text_head.weight", "loss text_estimator.log_u"):
+        assert not torch.equal(after[key], later[key]), key
+
+
+@pytest.mark.parametrize("format", ["torchscript", "onnx", "timm"])
+def test_the_image_tower_is_exported(format, run, tmp_path):
+    """TorchScript and ONNX with the projection: what they give is what the texts' rows are compared with."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    folder = shutil.copytree(run.path, tmp_path / "run")
+    path = export(folder, format)
+    towers, images = load_two_tower(folder), torch.randn(5, 3, 16, 16)
+    if format == "timm":
+        assert path == folder / "encoder.safetensors"
+        found, expected = package.load_encoder(path)(images), towers.model.backbone(images)
+    elif format == "torchscript":
+        assert path == folder / "image_tower.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, expected = torch.jit.load(path)(images), towers(images)
+    else:
+        import onnxruntime
+
+        assert path == folder / "image_tower.onnx"
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found, expected = torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0]), towers(images)
+    assert found.shape == (5, 128)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    if format != "timm":
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(5))
+        assert (found @ towers.encode_texts(["the digit three"]).T).shape == (5, 1)
 
 
 def test_it_learns_what_the_words_mean(tmp_path):
@@ -210,6 +293,8 @@ def test_a_run_can_start_from_another(run, data, tmp_path):
     [
         ({"method": "moco"}, "--method moco does not work on image-caption pairs"),
         ({"estimator": "dictionary"}, "keeps embeddings of one tower"),
+        ({"estimator": "memory"}, "keeps embeddings of one tower"),
+        ({"balanced": True}, "--balanced weighs the attraction of two views"),
         ({"image_rate": 0.0}, "freezes an encoder that knows nothing"),
         ({"text_rate": 0.0}, "freezes a text tower that knows nothing"),
         ({"text_model": "nowhere/at/all"}, "is neither a folder with a config.json nor an installed package"),

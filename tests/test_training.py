@@ -198,6 +198,7 @@ def test_an_estimator_for_a_method_that_has_none_is_refused():
     "options",
     [
         {},
+        {"precision": "fp16"},
         {"method": "moco", "queue": 40, "symmetric": True},
         {"method": "neuclip", "prototypes": 40},
         {"method": "isogclr", "estimator": "queue-average", "queue": 40, "accumulate": 2},

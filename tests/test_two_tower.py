@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import sogclr
 from sogclr.errors import BadInput
 from sogclr.losses import ClipLoss, NonFinite, SigLipLoss, TwoTowerGlobalContrastiveLoss, functional, temperatures
-from sogclr.losses.estimators import CosineGamma, MiniBatch, MovingAverage
+from sogclr.losses.estimators import CosineGamma, Dictionary, MiniBatch, MovingAverage, Neural
 
 
 def embeddings(b=6, d=5, seed=0, dtype=torch.float64):
@@ -412,6 +412,29 @@ def test_what_is_not_finite_is_named_and_never_enters_the_state():
     with pytest.raises(NonFinite, match=r"1 of 6 embeddings are not finite \(rows 2, ids 2\)"):
         loss(x, y, torch.arange(6))
     assert torch.isneginf(loss.text_estimator.log_u).all()
+
+
+@pytest.mark.parametrize("make", [lambda: Dictionary(8, 5), lambda: MovingAverage(10, dictionary=Dictionary(8, 5))])
+def test_a_queue_of_one_towers_embeddings_is_refused(make):
+    """The negatives of an image are texts: the images that passed say nothing of its normalizer."""
+    for estimator in (make(), (make(), MiniBatch()), (MiniBatch(), make())):
+        with pytest.raises(BadInput, match="keeps a queue of one tower's embeddings"):
+            TwoTowerGlobalContrastiveLoss(10, estimator=estimator)
+
+
+def test_prototypes_are_of_the_other_tower():
+    """They stand for an anchor's negatives: texts for images, images for texts."""
+    loss = TwoTowerGlobalContrastiveLoss(10, 0.2, estimator=Neural(5, prototypes=6))
+    x, y = embeddings(6)
+    loss(x, y, torch.arange(6))
+    torch.testing.assert_close(loss.image_estimator.prototypes, unit(y).float(), check_dtype=False)
+    torch.testing.assert_close(loss.text_estimator.prototypes, unit(x).float(), check_dtype=False)
+
+
+def test_an_estimator_for_another_number_is_refused():
+    with pytest.raises(BadInput, match="MovingAverage is built for 10 samples and the loss for 12 texts; give two"):
+        TwoTowerGlobalContrastiveLoss(10, num_texts=12, estimator=MovingAverage(10))
+    TwoTowerGlobalContrastiveLoss(10, num_texts=12, estimator=(MovingAverage(10), MovingAverage(12)))
 
 
 def test_bad_arguments_are_refused():

@@ -192,7 +192,7 @@ class Export(Command):
     """Write the encoder for use elsewhere, checked against PyTorch."""
 
     encoder: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or an exported encoder."""
+    """A run's folder, or an exported encoder. Of a run on pairs, the image tower."""
     format: Literal["timm", "safetensors", "torchscript", "onnx"] = "timm"
     """timm and safetensors: weights that timm.create_model(checkpoint_path=) loads."""
     out: str | None = None

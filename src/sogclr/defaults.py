@@ -103,8 +103,10 @@ def _check_kind(config: TrainConfig, pairs: bool) -> None:
     what = "image-caption pairs" if pairs else "images alone"
     if loss.method not in methods:
         raise BadInput(f"--method {loss.method} does not work on {what}, which DATA holds; give {', '.join(methods)}")
-    if pairs and loss.estimator in ("dictionary", "queue-average"):
+    if pairs and loss.estimator in ("dictionary", "queue-average", "memory"):
         raise BadInput(f"--estimator {loss.estimator} keeps embeddings of one tower, and pairs have two; give another")
+    if pairs and loss.balanced:
+        raise BadInput("--balanced weighs the attraction of two views of an image, and DATA holds pairs; leave it out")
     if pairs and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
     given = [f"--{f.name.replace('_', '-')}" for f in fields(PairsConfig) if getattr(config.pairs, f.name) != f.default]

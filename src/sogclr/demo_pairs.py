@@ -87,6 +87,10 @@ def run_pair_demo(
     screen.say(f"\nEmoji that no training has seen, in % (batch 32, {epochs} epochs): {scores['sogclr']['split']}")
     for one in comparisons(rows):
         screen.console.print(one)
+    screen.say(
+        "Zero-shot here is not quite: captions of the training name the category too (`red apple, food and drink`), so its words "
+        "were learned. The emoji themselves were in no training."
+    )
     screen.say(_closing(runs["sogclr"], time.monotonic() - begun, attribution))
     return rows
 
@@ -168,10 +172,10 @@ def _emoji(drawings: Path, names: Any, data: Any, language: str | None) -> Itera
     """The drawings that have a name and a category, sorted by code."""
     if language is not None:
         names.config.load_language(language)
-    categories = {_base(one.unified.upper()): one.category for one in data}
+    categories = {base_of(one.unified.upper()): one.category for one in data}
     for svg in sorted(drawings.glob("*.svg")):
         characters = "".join(chr(int(code, 16)) for code in svg.stem.split("-"))
-        name, base = _name(names.demojize(characters)), _base(svg.stem)
+        name, base = _name(names.demojize(characters)), base_of(svg.stem)
         category = categories.get(base)
         if name is None or category is None:
             continue
@@ -182,7 +186,7 @@ def _emoji(drawings: Path, names: Any, data: Any, language: str | None) -> Itera
         yield Emoji(svg.stem, base, folder, captions)
 
 
-def _base(code: str) -> str:
+def base_of(code: str) -> str:
     """Code points without skin tone, presentation and gender; man and woman are person."""
     kept = [c for c in code.split("-") if c not in _TONES and c not in _MARKS]
     while kept and kept[-1] == "200D":  # the joiner of a gender sign

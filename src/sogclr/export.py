@@ -19,6 +19,8 @@ from .errors import BadInput, RunFailed
 from .evaluation.health import refuse_non_finite
 from .files import check_output, replacing
 from .models import Encoder, load_encoder, save_encoder, timm
+from .run_folder import RunFolder
+from .towers import ImageTower, load_two_tower
 
 SUFFIXES = {"timm": ".safetensors", "safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 TOLERANCE = 1e-4  # of the largest feature: what other kernels may differ by
@@ -32,11 +34,12 @@ def export(
 
     `timm` and `safetensors` are one file: `timm.create_model(name, num_classes=0, checkpoint_path=file)` loads it
     strictly, and so does `load_encoder`. TorchScript and ONNX take normalised float32 images (N, 3, S, S), any N, and give
-    features (N, D).
+    features (N, D). Of a run on image-caption pairs these two are the whole image tower, with its projection: unit rows,
+    to be multiplied with those of the texts; `timm` is its backbone alone, as timm knows no projections.
 
     Args:
         run_or_file: a run's folder, or an exported encoder.
-        out: the file; `RUN/encoder.<suffix>`, or beside the given file, when left out.
+        out: the file; `RUN/encoder.<suffix>` (`RUN/image_tower.<suffix>`), or beside the given file, when left out.
 
     Raises:
         BadInput: no such encoder or format, its features are not finite, or a package that the format needs is missing.
@@ -44,8 +47,7 @@ def export(
     """
     if format not in SUFFIXES:
         raise BadInput(f"there is no format {format!r}; give one of {', '.join(SUFFIXES)}")
-    encoder = load_encoder(run_or_file)
-    source = Path(run_or_file) / "encoder.safetensors" if Path(run_or_file).is_dir() else Path(run_or_file)
+    encoder, source = _to_export(Path(run_or_file), format)
     path = source.with_suffix(SUFFIXES[format]) if out is None else Path(out)
     check_output(path, [SUFFIXES[format]])
     write, run = {"torchscript": (_write_torchscript, _run_torchscript), "onnx": (_write_onnx, _run_onnx)}.get(
@@ -58,6 +60,14 @@ def export(
         write(temporary, encoder)
         _check(temporary, encoder, run)
     return path
+
+
+def _to_export(place: Path, format: str) -> tuple[Encoder, Path]:
+    """What is written, and the file whose name the new one takes, with another suffix."""
+    if format in ("torchscript", "onnx") and place.is_dir() and RunFolder(place).holds_pairs():
+        towers = load_two_tower(place)
+        return Encoder(ImageTower(towers.model), towers.info).eval(), place / "image_tower.safetensors"
+    return load_encoder(place), place / "encoder.safetensors" if place.is_dir() else place
 
 
 def _check(path: Path, encoder: Encoder, run: Callable[[Path, Encoder, Tensor], Tensor]) -> None:

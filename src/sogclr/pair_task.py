@@ -98,7 +98,7 @@ class PairTask:
         of_images, of_texts = (
             estimators.create(
                 str(loss.estimator), n, self.config.model.head_dim, build_gamma(loss, self.config.run.max_steps or 1),
-                prototypes=loss.prototypes,
+                prototypes=loss.prototypes, steps=self.config.run.max_steps or 1,
             )
             for n in (images, texts)
         )  # fmt: skip

@@ -61,6 +61,18 @@ class TwoTowerModel(nn.Module):
         return self
 
 
+class ImageTower(nn.Module):
+    """The image half alone. Normalised images (N, 3, S, S) -> (N, dim) unit rows, for the cosine with texts' rows."""
+
+    def __init__(self, model: TwoTowerModel) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.head
+        self.num_features = model.head.out_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return functional.normalize(self.head(self.backbone(images)).float(), dim=1)
+
+
 class TwoTower:
     """A model in use: images and texts to unit rows of one space. It is an `embedding.ImageEncoder` too.
 

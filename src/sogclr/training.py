@@ -100,6 +100,7 @@ class Trainer:
         torch._foreach_copy_(self._kept, self._buffers)
         before: list[tuple[Any, Any]] = []
         statistics = []
+        scaled = False  # whether float16's scaler has seen gradients
         try:
             if not batches:
                 raise NonFinite("the batch holds nothing to contrast with", [])
@@ -111,6 +112,7 @@ class Trainer:
                 self.scaler.scale(loss / len(batches)).backward()
             for optimizer in (self.optimizer, *self.loss_optimizers):
                 self.scaler.unscale_(optimizer)
+            scaled = self.scaler.is_enabled()
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad or float("inf"))
             reason = (
                 None if bool(torch.isfinite(norm)) else "the gradient is not finite"
@@ -128,8 +130,8 @@ class Trainer:
             torch._foreach_copy_(self._buffers, self._kept)
             for module, saved in reversed(before):
                 module.restore(saved)
-            self._skip(reason, batches)
-        if self.scaler.is_enabled():
+            self._skip(reason, batches, scaled)
+        if scaled:
             self.scaler.update()
         self.step += 1
 
@@ -153,8 +155,8 @@ class Trainer:
         self.weight_max = torch.stack([self.weight_max, *(s["weight_max"] for s in statistics)]).max()
         self.counts["steps"] += 1
 
-    def _skip(self, reason: str, batches: list[Batch]) -> None:
-        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:
+    def _skip(self, reason: str, batches: list[Batch], scaled: bool) -> None:
+        if scaled and self.scaler.get_scale() > 1:
             return  # float16 overflowed: the scaler lowers its scale and the next step is expected to be fine
         ids = [int(i) for b in batches for i in b.index]
         self.counts["skipped"] += 1

@@ -12,8 +12,9 @@ from ..distributed import check_equal_batches, gather, log_sum_between
 from ..errors import BadInput
 from . import functional as F
 from . import temperatures
-from .estimators import Gamma, MovingAverage
+from .estimators import Gamma, MovingAverage, Neural
 from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
+from .queue import EmbeddingQueue
 from .validation import check_pairs
 
 _WHAT = "image and text embeddings"
@@ -96,7 +97,8 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
             modules, for images and for texts.
         gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
         num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
-        estimator: another source of nu, copied for the texts; or two, for images and for texts.
+        estimator: another source of nu, copied for the texts; or two, for images and for texts. Not one with a queue of
+            embeddings (`Dictionary`): it sees the anchors' tower, and an image's negatives are texts.
         reduction: `mean`, `sum` or `none` (one value a pair).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
 
@@ -134,6 +136,8 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         elif isinstance(estimator, nn.Module):
             estimator = estimator, copy.deepcopy(estimator)
         self.image_estimator, self.text_estimator = estimator
+        _check_estimator(self.image_estimator, self.num_samples, "images")
+        _check_estimator(self.text_estimator, self.num_texts, "texts")
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         tau = temperatures.detached(anchors.temperature)
@@ -142,10 +146,27 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         for k, (estimator, ids) in enumerate(towers):
             own = tau[k] if isinstance(tau, Tensor) and tau.ndim else tau
             log_g, z = anchors.log_g[k : k + 1].detach(), anchors.z[k : k + 1].detach()
-            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own))
+            # prototypes stand for the negatives, which are the other tower's
+            other = {"candidates": anchors.z[1 - k : 2 - k].detach()} if isinstance(estimator, Neural) else {}
+            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own, **other))
         rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
         return self.dual(anchors, replicated(torch.cat(nu))) + (
             rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
+        )
+
+
+def _check_estimator(estimator: nn.Module, count: int, what: str) -> None:
+    """Raises BadInput where it keeps embeddings, which are of the anchors' own tower, or is built for another number."""
+    if any(isinstance(part, EmbeddingQueue) for part in estimator.modules()):
+        raise BadInput(
+            f"{type(estimator).__name__} keeps a queue of one tower's embeddings, and the negatives of {what} are of the other "
+            "tower; give MovingAverage, BoostedAverage, MiniBatch or Neural"
+        )
+    theirs = getattr(estimator, "num_samples", count)
+    if theirs != count:
+        raise BadInput(
+            f"{type(estimator).__name__} is built for {theirs} samples and the loss for {count} {what}; give two, "
+            "estimator=(for images, for texts)"
         )
 
 

@@ -40,14 +40,23 @@ class Neural(nn.Module):
         self.prototypes = nn.Parameter(torch.zeros(prototypes, dim))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool, z: Tensor, temperature: float | Tensor) -> Tensor:
+    def forward(
+        self,
+        log_g: Tensor,
+        index: Tensor,
+        update: bool,
+        z: Tensor,
+        temperature: float | Tensor,
+        candidates: Tensor | None = None,
+    ) -> Tensor:
+        """As every estimator; `candidates`, (V, B, D), is what the prototypes start as where it is not z: the other tower."""
         c = self.prototypes.clone().to(z.dtype)  # the parameter itself is written to below, before the backward pass
         sim = z.flatten(0, 1) @ c.T / F.of_anchors(temperature, len(z))
         learned = (sim.logsumexp(dim=1) - math.log(len(c))).view_as(log_g)
         nu = torch.logaddexp(learned, torch.full_like(learned, math.log(self.eps)))
         ready = self.step * z[..., 0].numel() >= len(c)
         if update:
-            self._set(z.flatten(0, 1))
+            self._set((z if candidates is None else candidates).flatten(0, 1))
             self.step += 1
         return torch.where(ready, nu, log_g)
 
