@@ -59,9 +59,12 @@ def test_no_command_shows_the_usage(capsys):
         (["trian", "x"], "there is no command 'trian'; did you mean train?"),
         (["train"], "Missing from sogclr train"),
         (["train", "{data}", "--out", "{out}", "--batch-sise", "8"], "--batch-sise"),
-        (["train", "{data}", "--out", "{out}", "--batch-sise", "8"], "did you mean --batch-size"),
+        (["train", "{data}", "--out", "{out}", "--batch-sise", "8"], "did you mean --batch-size?"),
         (["train", "{data}", "--out", "{out}", "--optimizer", "larz"], "invalid choice 'larz'"),
-        (["train", "{data}", "--out", "{out}", "--epochs", "many"], "invalid literal for int() with base 10: 'many'"),
+        (
+            ["train", "{data}", "--out", "{out}", "--epochs", "many"],
+            "--epochs: invalid literal for int() with base 10: 'many'",
+        ),
         (["train", "{tmp}/nowhere", "--out", "{out}"], "there is no folder or list file {tmp}/nowhere"),
         (["train", "{empty}", "--out", "{out}"], "{empty}"),
         (["train", "{data}", "--out", "{out}"], "16 usable images, fewer than one batch of 256"),
@@ -128,10 +131,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(args, message, data, t
     [
         ("[optim]\nlerning_rate = 1.0\n", "has no option 'lerning_rate'"),
         ("[optimizer]\nlr = 1.0\n", "has no table [optimizer]"),
-        ('[run]\nepochs = "ten"\n', "run.epochs must be int and was 'ten'"),
+        ('[run]\nepochs = "ten"\n', "run.epochs must be a whole number and was 'ten'"),
         ("[run]\nepochs = ten\n", "cannot be read as TOML"),
         ("[recipe]\nflop = 0.1\n", "[recipe] has no field 'flop'"),
         ("[recipe]\nflip = 2.0\n", "recipe.flip is a probability and was 2.0"),
+        ('[recipe]\nflip = "yes"\n', "recipe.flip must be a number and was 'yes'"),
+        ("[recipe]\ncrop_scale = [0.5]\n", "recipe.crop_scale is a range [low, high] of two numbers and was [0.5]"),
+        ("recipe = 3\n", "[recipe] is a table of the configuration and was 3"),
+        ("[loss]\ntemperature = inf\n", "--temperature must be a finite number and was inf"),
         ('[loss]\nmethod = "byol"\n', "loss.method must be one of sogclr, isogclr"),
     ],
 )
@@ -188,3 +195,51 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stands(data, tmp_path):
     assert len(lines) == 1, limited.stderr
     assert "Traceback" not in limited.stderr
     assert out.read_bytes() == b"old"
+
+
+def test_another_process_in_the_same_run_or_file_is_refused(data, tmp_path, capsys):
+    """The lock is held by a process of its own, as locks are a process's."""
+    run, out = tmp_path / "run", tmp_path / "e.npz"
+    sogclr("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)
+    (run / "encoder.safetensors").rename(tmp_path / "encoder.safetensors")
+    code = (
+        "import contextlib, pathlib, sys; from sogclr.files import claimed\n"
+        "with contextlib.ExitStack() as locks:\n"
+        "    for path in sys.argv[1:]: locks.enter_context(claimed(pathlib.Path(path), 'works'))\n"
+        "    print('locked', flush=True); sys.stdin.read()"
+    )
+    locks = [str(run / ".lock"), str(tmp_path / ".e.npz.lock")]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *locks],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert f"another process trains in {run}" in refused(capsys, "resume", run)
+        encoder = tmp_path / "encoder.safetensors"
+        assert f"another process writes {out}" in refused(capsys, "embed", encoder, data, "--out", out)
+        assert not out.exists()
+        other.communicate()
+    assert main(["resume", str(run)]) == 0
+    assert not (run / ".lock").exists()
+
+
+def test_a_locale_without_the_letters_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "unicod\u00e9.png").write_text("no image")
+    shown = sogclr("inspect", tmp_path / "photos", check=0)
+    line = next(line for line in shown.stdout.splitlines() if "unicod" in line)
+    assert line.endswith("its header is damaged")  # one file, one line, in a pipe
+    assert "\\xe9" in line
+
+
+def test_a_configuration_that_does_not_fit_the_checkpoint_is_named(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    sogclr("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)
+    (run / "encoder.safetensors").unlink()
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("head_dim = ", "head_dim = 1"))
+    assert f"does not fit {run / 'config.toml'}" in refused(capsys, "resume", run)

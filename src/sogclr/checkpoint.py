@@ -26,8 +26,10 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     path = run.checkpoints / f"step-{state['step']:08d}.pt"
     try:
-        with replacing(path) as temporary:
-            torch.save({"format": FORMAT, **state}, temporary)
+        # A file, not its name: torch's own writer does not say that the disk is full.
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
         if best:
             with replacing(run.best_checkpoint) as temporary:
                 _link(path, temporary)

@@ -152,9 +152,9 @@ class Eval(Reading, Command):
                 batch_size=self.batch_size, workers=self.workers, device=self.device,
                 progress=screen.progress("evaluating"),
             )  # fmt: skip
+        _show(_json(result) if self.json else table(result))  # first: the run's folder may be read-only
         if Path(self.encoder).is_dir():
             write_text(RunFolder(self.encoder).eval_file, _json(result))
-        _show(_json(result) if self.json else table(result))
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,13 @@ def _show(what: Any) -> None:
     if isinstance(what, str):
         print(what)
     else:
-        Console(highlight=False).print(what)
+        wide = (
+            None if sys.stdout is not None and sys.stdout.isatty() else 200
+        )  # in a file or a pipe a line of the table is one line
+        console = Console(highlight=False, width=wide)
+        with console.capture() as shown:
+            console.print(what)
+        print("\n".join(line.rstrip() for line in shown.get().splitlines()))
 
 
 # ------------------------------------------------------------------------------------------------------------ dispatch
@@ -311,19 +317,25 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     # A thread that waits for others should sleep, not spin: on shared cores spinning starves the very thread it waits for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if args else 2
-    if args[0] == "--version":
-        print(__version__)
-        return 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale without the letters of a name is no error
     try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            print(usage(), flush=True)
+            return 0 if args else 2
+        if args[0] == "--version":
+            print(__version__, flush=True)
+            return 0
         command = parse(args[0], args[1:])
         if command is not None:
             command.run()
         return 0
     except BadInput as error:
         return _complain(str(error), 2)
+    except MemoryError as error:
+        last = (str(error).strip() or "no memory left").splitlines()[-1]
+        return _complain(f"out of memory ({last}); lower --batch-size, --image-size or --workers", 1)
     except RunFailed as error:
         return _complain(str(error), 1)
     except Interrupted as error:
@@ -385,10 +397,17 @@ def _take_config(args: list[str]) -> tuple[list[str], str | None]:
 
 
 def _sentence(box: str) -> str:
-    """The parser's framed message as one sentence."""
+    """The parser's framed message as one sentence, without the help texts that it quotes."""
     lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
     body = [line for line in lines[1:] if line and not re.match(r"For full helptext|sogclr \S+ --help$", line)]
-    return re.sub(r"^Error parsing \S+: ", "", " ".join(body)).replace("Perhaps you meant:", "; did you mean")
+    text = re.sub(r"^Error parsing \S+: ", "", " ".join(body))
+    said, _, near = text.partition("Perhaps you meant:")
+    if near:
+        words = re.findall(r"(?<![\w(])--[a-z][a-z-]*", near)
+        return f"{said.strip()}; did you mean {' or '.join(dict.fromkeys(words))}?"
+    if invalid := re.match(r"(invalid literal.*?) Argument helptext: (--\S+|\S+)", text):
+        return f"{invalid[2]}: {invalid[1]}"
+    return text
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -6,6 +6,7 @@ No torch in this file: `sogclr --help` must not wait for it.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +23,12 @@ from .errors import BadInput
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise BadInput(message)
+
+
+def _require_finite(section: Any) -> None:
+    for name, value in vars(section).items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        _require(finite, f"--{name.replace('_', '-')} must be a finite number and was {value}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class DataConfig:
     """Processes that read images (0: none). Chosen from the cores when left out."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(
             self.image_size is None or self.image_size >= 8,
             f"--image-size must be 8 or more and was {self.image_size}",
@@ -72,6 +80,7 @@ class ModelConfig:
     """Width of the embeddings that the loss compares."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(self.head_layers in (2, 3), f"--head-layers must be 2 or 3 and was {self.head_layers}")
         _require(self.head_dim >= 2, f"--head-dim must be 2 or more and was {self.head_dim}")
         _require(
@@ -129,6 +138,7 @@ class LossConfig:
     """moco: both views are queries."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(
             self.temperature > 0,
             f"--temperature must be greater than 0 and was {self.temperature}; 0.1 is the paper's",
@@ -192,6 +202,7 @@ class OptimConfig:
     """Batches per optimizer step. It averages gradients; it adds no negatives, and SogCLR does not need it to."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(self.lr is None or self.lr > 0, f"--lr must be greater than 0 and was {self.lr}")
         _require(
             self.weight_decay is None or self.weight_decay >= 0,
@@ -239,6 +250,7 @@ class RunConfig:
     """How many of the last checkpoints are kept, beside the best."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(
             self.batch_size != 1,
             "--batch-size was 1, and contrastive learning needs other images as negatives; use 2 or more",
@@ -283,6 +295,7 @@ class PairsConfig:
     """The same for the text encoder."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(
             self.text_width >= 32 and self.text_width % max(1, self.text_width // 64) == 0,
             f"--text-width must be a multiple of 64, or from 32 to 127, and was {self.text_width}",
@@ -376,6 +389,9 @@ def _build(section: Any, values: dict[str, Any]) -> Any:
     return section(**checked)
 
 
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """`value` if it has the type of the annotation (an int may stand for a float, a Path for a str)."""
     choices: tuple[Any, ...] = getattr(hint, "__args__", ())
@@ -391,7 +407,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise BadInput(f"{name} must be {hint.__name__} and was {value!r}")
+        raise BadInput(f"{name} must be {_KINDS.get(hint, hint)} and was {value!r}")
     return value
 
 

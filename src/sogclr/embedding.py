@@ -29,7 +29,7 @@ from .data.views import Augmentation
 from .defaults import choose_device, choose_threads
 from .errors import BadInput
 from .evaluation.health import refuse_non_finite
-from .files import check_output, replacing, write_text
+from .files import check_output, claimed, replacing, write_text
 from .models import EncoderInfo, load_encoder
 from .run_folder import RunFolder
 
@@ -207,38 +207,39 @@ def embed(
         raise BadInput(f"--dtype must be float32 or float16 and was {dtype}")
     if batch_size < 1:
         raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
-    with computing_on(device, workers) as (chosen, readers):
-        encoder = load_image_encoder(run_or_file, chosen)
-        manifest = scan_images(data)
-        _check_paths_fit(path, manifest)
-        job = {
-            "sogclr": __version__, "encoder": str(run_or_file), "model": encoder.info.name, "data": str(data),
-            "weights": encoder.fingerprint(), "images": manifest.fingerprint, "dtype": dtype, "part_rows": PART_ROWS,
-        }  # fmt: skip
-        parts = _Parts(path, job, manifest.usable)
-        ids, total = manifest.usable, len(manifest.usable)
-        for number in parts.missing():
-            rows = ids[number * PART_ROWS : (number + 1) * PART_ROWS]
-            base = number * PART_ROWS
+    with claimed(path.with_name(f".{path.name}.lock"), f"writes {path}"):
+        with computing_on(device, workers) as (chosen, readers):
+            encoder = load_image_encoder(run_or_file, chosen)
+            manifest = scan_images(data)
+            _check_paths_fit(path, manifest)
+            job = {
+                "sogclr": __version__, "encoder": str(run_or_file), "model": encoder.info.name, "data": str(data),
+                "weights": encoder.fingerprint(), "images": manifest.fingerprint, "dtype": dtype, "part_rows": PART_ROWS,
+            }  # fmt: skip
+            parts = _Parts(path, job, manifest.usable)
+            ids, total = manifest.usable, len(manifest.usable)
+            for number in parts.missing():
+                rows = ids[number * PART_ROWS : (number + 1) * PART_ROWS]
+                base = number * PART_ROWS
 
-            def report(done: int, _: int, base: int = base) -> None:
-                if progress is not None:
-                    progress(base + done, total)
+                def report(done: int, _: int, base: int = base) -> None:
+                    if progress is not None:
+                        progress(base + done, total)
 
-            features, kept, bad = compute_features(
-                encoder, manifest, rows, batch_size=batch_size, workers=readers, device=chosen, progress=report
-            )
-            parts.write(number, _as_type(features, dtype), kept, bad)
-    bad_rows = [*manifest.bad, *parts.bad()]
-    if len(bad_rows) == len(manifest):
+                features, kept, bad = compute_features(
+                    encoder, manifest, rows, batch_size=batch_size, workers=readers, device=chosen, progress=report
+                )
+                parts.write(number, _as_type(features, dtype), kept, bad)
+        bad_rows = [*manifest.bad, *parts.bad()]
+        if len(bad_rows) == len(manifest):
+            parts.remove()
+            raise nothing_readable(manifest, bad_rows)
+        images, width = _assemble(path, parts, manifest, job)
+        _bad_file(path).unlink(missing_ok=True)
+        if bad_rows:
+            write_bad_files(_bad_file(path), [(manifest.relative(i), reason) for i, reason in bad_rows])
         parts.remove()
-        raise nothing_readable(manifest, bad_rows)
-    images, width = _assemble(path, parts, manifest, job)
-    _bad_file(path).unlink(missing_ok=True)
-    if bad_rows:
-        write_bad_files(_bad_file(path), [(manifest.relative(i), reason) for i, reason in bad_rows])
-    parts.remove()
-    return EmbedResult(path, images, width, len(bad_rows))
+        return EmbedResult(path, images, width, len(bad_rows))
 
 
 def _as_type(features: np.ndarray, dtype: str) -> np.ndarray:

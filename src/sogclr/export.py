@@ -104,7 +104,10 @@ def _write_torchscript(path: Path, encoder: Encoder) -> None:
         # Tracing is torch's supported way to a file that runs without Python; it warns of what newer ways there are.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(encoder.backbone, torch.zeros(2, 3, size, size), check_trace=False)
-        traced.save(str(path))
+        # Through memory: on a full disk torch's own writer aborts the process.
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+    path.write_bytes(file.getbuffer())
 
 
 def _run_torchscript(path: Path, encoder: Encoder, images: Tensor) -> Tensor:

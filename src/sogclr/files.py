@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,43 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the name that the user knows
+        raise
     except Exception as error:
         code = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors says that the disk is full
-        if code is None or isinstance(error, OSError):
+        if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path, what: str) -> Iterator[None]:
+    """Only one process at a time is in here for the same `path`, a lock file beside what it writes.
+
+    The lock ends with the process, also by a kill; reader processes do not hold it. Where the system or the file system
+    has no such locks there is none.
+
+    Raises:
+        BadInput: another process is; `what` says what it does.
+    """
+    with open(path, "ab") as file:
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # not a Unix
+            pass
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BadInput(f"another process {what}; wait until it has ended, or stop it") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

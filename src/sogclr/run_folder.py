@@ -36,6 +36,7 @@ class RunFolder:
         self.bad_file = self.path / "bad_files.txt"
         self.eval_file = self.path / "eval.json"
         self.report_file = self.path / "report.html"
+        self.lock_file = self.path / ".lock"
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -62,7 +63,16 @@ class RunFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--out {self.path} is a file; give a folder")
-        ours = {"manifest.parquet", "checkpoints", "bad_files.txt", "metrics.jsonl", "tensorboard", "pairs", "text"}
+        ours = {
+            "manifest.parquet",
+            "checkpoints",
+            "bad_files.txt",
+            "metrics.jsonl",
+            "tensorboard",
+            "pairs",
+            "text",
+            ".lock",
+        }
         others = (
             sorted(
                 p.name

@@ -19,7 +19,7 @@ from .data.manifest import Difference, Manifest
 from .data.pairs import Pairs, holds_pairs
 from .defaults import choose_device, resolve
 from .errors import BadInput
-from .files import write_text
+from .files import claimed, write_text
 from .models import timm
 from .run_folder import RunFolder
 from .screen import Screen
@@ -74,12 +74,14 @@ def start(config: TrainConfig, screen: Screen) -> RunFolder:
         screen.say(line)
 
     run.path.mkdir(parents=True, exist_ok=True)
-    trainer.task.write_inputs()
-    if trainer.bad or manifest.rejected:
-        trainer.write_bad()
-    trainer.save()
-    write_text(run.config_file, to_toml({**to_table(config), "versions": versions()}))  # last: this makes it a run
-    return _fit(trainer)
+    with claimed(run.lock_file, f"trains in {run.path}"):
+        run.check_free()  # again: another process may have been faster
+        trainer.task.write_inputs()
+        if trainer.bad or manifest.rejected:
+            trainer.write_bad()
+        trainer.save()
+        write_text(run.config_file, to_toml({**to_table(config), "versions": versions()}))  # last: this makes it a run
+        return _fit(trainer)
 
 
 def resume(
@@ -112,11 +114,19 @@ def resume(
         raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {folder.path}")
     labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
     trainer = Trainer(config, folder, manifest, labels, screen)
-    newest = folder.latest_checkpoint()
-    if newest is not None:
-        trainer.load_state_dict(load_checkpoint(newest))
-    screen.say(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
-    return _fit(trainer)
+    with claimed(folder.lock_file, f"trains in {folder.path}"):
+        newest = folder.latest_checkpoint()
+        if newest is not None:
+            state = load_checkpoint(newest)
+            try:
+                trainer.load_state_dict(state)
+            except (RuntimeError, KeyError) as error:
+                first = " ".join(str(error).split())[:200]
+                raise BadInput(
+                    f"{newest} does not fit {folder.config_file} ({first}); restore the configuration of this run"
+                ) from None
+        screen.say(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
+        return _fit(trainer)
 
 
 def scan(config: TrainConfig, screen: Screen) -> Manifest | Pairs:

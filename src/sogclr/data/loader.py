@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import BadImage
+from ..errors import BadImage, RunFailed
 from .images import background_colour, central_box, opened, resized_crop
 from .manifest import Manifest
 from .pairs import Pairs
@@ -150,7 +150,15 @@ def _batches(dataset: _Crops, requests: Iterable[Request], workers: int, pin_mem
         # Python 3.12 warns of every fork beside threads; these workers use none of the parent's threads or locks.
         warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
         batches = iter(loader)
-    yield from batches
+    try:
+        yield from batches
+    except (RuntimeError, ConnectionError) as error:
+        if not isinstance(error, ConnectionError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunFailed(
+            f"a reader process ended from outside ({' '.join(str(error).split())[:200]}), mostly for want of memory; "
+            f"go on with fewer --workers (now {workers})"
+        ) from None
 
 
 @contextmanager

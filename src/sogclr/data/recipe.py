@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -55,7 +56,7 @@ class Recipe:
                 )
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
-            if not 0.0 < low <= high:
+            if not 0.0 < low <= high < math.inf:
                 raise BadInput(f"recipe.{name} is a range (low, high) with 0 < low <= high and was ({low}, {high})")
         if self.crop_scale[1] > 1.0:
             raise BadInput(
@@ -88,10 +89,25 @@ def named_recipe(name: str, image_size: int) -> Recipe:
 
 
 def recipe_from_table(base: Recipe, table: dict[str, Any]) -> Recipe:
-    """`base` with the fields of a configuration table put in; an unknown field is named."""
+    """`base` with the fields of a configuration table put in.
+
+    Raises:
+        BadInput: an unknown field, or a value that is no number, or no pair of numbers where a range is meant.
+    """
+    if not isinstance(table, dict):
+        raise BadInput(f"[recipe] is a table of the configuration and was {table!r}; write its fields below [recipe]")
     known = {f.name for f in fields(Recipe)}
-    for key in table:
+    for key, value in table.items():
         if key not in known:
             raise BadInput(f"[recipe] has no field {key!r}; its fields are {', '.join(sorted(known))}")
+        if isinstance(getattr(base, key), tuple):
+            if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))):
+                raise BadInput(f"recipe.{key} is a range [low, high] of two numbers and was {value!r}")
+        elif not _is_number(value):
+            raise BadInput(f"recipe.{key} must be a number and was {value!r}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     return replace(base, **values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
