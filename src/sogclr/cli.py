@@ -259,6 +259,10 @@ class Train(Command):
 
 
 def _finished(run: Any) -> None:
+    from .processes import is_main
+
+    if not is_main():
+        return
     print(f"encoder   {run.encoder_file}")
     print(
         f"next      sogclr report {run.path}   |   sogclr eval {run.path} DATA   |   sogclr embed {run.path} DATA --out F.parquet"
@@ -323,11 +327,11 @@ def main(argv: list[str] | None = None) -> int:
             command.run()
         return 0
     except BadInput as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), 2, error.quiet)
     except RunFailed as error:
-        return _complain(str(error), 1)
+        return _complain(str(error), 1, error.quiet)
     except Interrupted as error:
-        return _complain(str(error), 130)
+        return _complain(str(error), 130, error.quiet)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:
@@ -391,6 +395,7 @@ def _sentence(box: str) -> str:
     return re.sub(r"^Error parsing \S+: ", "", " ".join(body)).replace("Perhaps you meant:", "; did you mean")
 
 
-def _complain(sentence: str, code: int) -> int:
-    print(f"sogclr: {sentence}", file=sys.stderr)
+def _complain(sentence: str, code: int, quiet: bool = False) -> int:
+    if not quiet:
+        print(f"sogclr: {sentence}", file=sys.stderr)
     return code
