@@ -198,6 +198,5 @@ def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> 
 
 # ---------------------------------------------------------------------------------------------------------------- model
 def parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The model with gradients averaged over the ranks. Buffers are the main rank's where they are not synchronised."""
-    on_gpu = device.type == "cuda"
-    return DistributedDataParallel(model, device_ids=[device.index] if on_gpu else None, broadcast_buffers=not on_gpu)
+    """The model with gradients averaged over the ranks; buffers are the main rank's at the start of each forward pass."""
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
