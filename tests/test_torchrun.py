@@ -8,12 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from captioned import PAIRS, write_pairs
 from digits import SMALL, environment, words, write_digits
 
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
+from sogclr.data.sampler import ResumableSampler
 from sogclr.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fi
 RUN = SMALL | {"epochs": 8, "save_every": 4, "log_every": 2, "eval_every": 4, "max_bad": 0.1}  # 40 steps
 PLAIN = SMALL | {
     "model": "vit_tiny_patch16_224", "image_size": 32, "precision": "fp32", "optimizer": "sgd", "lr": 0.02,
-    "max_steps": 8, "log_every": 1, "labels": "none", "diagnose_every": 1,
+    "max_steps": 6, "log_every": 1, "labels": "none", "eval_every": 3, "diagnose_every": 3,
 }  # fmt: skip
 
 # the same command, with a head without BatchNorm, whose statistics depend on how a batch is split, and one bad sample
@@ -40,7 +43,7 @@ def build_model(self):
 
 def inputs(self, batch, *rest):
     (views,) = make(self, batch, *rest)
-    views[:len(batch.index)][(batch.index == 6) & (batch.epoch == 1)] = float("nan")
+    views[:len(batch.index)][(batch.index == POISONED) & (batch.step == 3)] = float("nan")
     return (views,)
 
 ImageTask.build_model, ImageTask.inputs = build_model, inputs
@@ -96,6 +99,14 @@ def assert_equal_runs(run, other):
     metrics = [[{k: v for k, v in row.items() if k != "timing"} for row in r.metrics()] for r in (run, other)]
     assert metrics[0] == metrics[1]
     assert run.bad_file.read_text() == other.bad_file.read_text()
+
+
+def assert_near(run, other):
+    a, b = state_of(run), state_of(other)
+    for part in ("model", "loss"):
+        assert a[part].keys() == b[part].keys()
+        for key, value in a[part].items():
+            torch.testing.assert_close(b[part][key], value, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.fixture(scope="module")
@@ -155,26 +166,37 @@ def test_a_signal_to_any_process_stops_all_with_the_state_saved(data, uninterrup
 
 
 def test_two_processes_equal_one_without_batch_norm(tmp_path):
-    """A skipped step, with its state restored, and the diagnosis included."""
+    """A skipped step with its state restored, the diagnosis, and micro-batches (on the two) included."""
     data = write_digits(tmp_path / "digits", per_digit=2)
     script = tmp_path / "without_batch_norm.py"
-    script.write_text(WITHOUT_BATCH_NORM)
+    second = ResumableSampler(np.arange(20), 8, seed=0).permutation(1)[8:16]  # the batch of step 3; its end is rank 1's
+    script.write_text(WITHOUT_BATCH_NORM.replace("POISONED", str(second[6])))
     runs = [RunFolder(tmp_path / name) for name in ("one", "two")]
     for run, ranks in zip(runs, (1, 2), strict=True):
-        finished(torchrun("train", data, "--out", run.path, *words(PLAIN), program=(script,), ranks=ranks))
-    one, two = (state_of(run) for run in runs)
-    assert one["model"].keys() == two["model"].keys()
-    for part in ("model", "loss"):
-        for key, value in one[part].items():
-            torch.testing.assert_close(two[part][key], value, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+        options = PLAIN | ({"micro_batch": 3} if ranks == 2 else {})
+        finished(torchrun("train", data, "--out", run.path, *words(options), program=(script,), ranks=ranks))
+    assert_near(*runs)
     first = load_checkpoint(runs[0].checkpoint_files()[0])["model"]
-    assert any((one["model"][key] - value).abs().max() > 1e-2 for key, value in first.items())  # it has trained
+    assert any(
+        (state_of(runs[0])["model"][key] - value).abs().max() > 1e-2 for key, value in first.items()
+    )  # it has trained
     skipped = [[row for row in run.metrics() if row["kind"] == "skipped"] for run in runs]
     assert [len(rows) for rows in skipped] == [1, 1]
     assert skipped[0][0]["ids"] == skipped[1][0]["ids"]
-    assert len(skipped[0][0]["ids"]) == 8
+    assert sorted(skipped[0][0]["ids"]) == sorted(second)
     objectives = [[row["objective"] for row in run.metrics() if "objective" in row] for run in runs]
     assert objectives[0] == pytest.approx(objectives[1], abs=1e-4)
+
+
+def test_two_processes_equal_one_on_pairs(tmp_path):
+    """Neither tower has BatchNorm here, and every image and text has a temperature of its own."""
+    data, runs = write_pairs(tmp_path / "digits", per_digit=2), [RunFolder(tmp_path / name) for name in ("one", "two")]
+    options = {k: v for k, v in PLAIN.items() if k not in ("labels", "diagnose_every")} | PAIRS
+    options |= {"model": PLAIN["model"], "image_size": 32, "method": "isogclr", "optimizer": "sgd", "max_steps": 4}
+    package.train(data, runs[0].path, quiet=True, **options)
+    finished(torchrun("train", data, "--out", runs[1].path, *words(options)))
+    assert_near(*runs)
+    assert state_of(runs[0])["loss"]["text_temperature.tau"].std() > 0
 
 
 def test_a_batch_that_cannot_be_split_is_refused_once(data, tmp_path):

@@ -32,6 +32,7 @@ from .methods import MomentumEncoder, build_loss_optimizers
 from .models import EncoderInfo, save_encoder, synchronize_statistics
 from .optim import build_optimizer, warmup_cosine
 from .pair_task import PairTask
+from .replay import MicroBatches
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
@@ -71,6 +72,7 @@ class Trainer:
         if options.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model) if options.compile else self.model
+        self.micro = MicroBatches(self.model, self.forward, optim.micro_batch) if optim.micro_batch else None
         self.loss = self.task.build_loss().to(self.device)
         self.keys = self._key_encoder() if isinstance(self.loss, MoCoLoss) else None
         self.optimizer = build_optimizer(self.model, optim, self.task.rates())
@@ -99,7 +101,7 @@ class Trainer:
             group["lr"] = self.lr * group["rate"]
         for optimizer in (self.optimizer, *self.loss_optimizers):
             optimizer.zero_grad(set_to_none=True)
-        torch._foreach_copy_(self._kept, self._buffers)
+        copy_all(self._kept, self._buffers)
         before: list[tuple[Any, Any]] = []
         statistics = []
         try:
@@ -111,6 +113,8 @@ class Trainer:
                 loss = self.loss_of(batch)
                 statistics.append(self.loss.statistics)
                 self.scaler.scale(loss / len(batches)).backward()
+                if self.micro is not None:
+                    self.micro.backward()
             for optimizer in (self.optimizer, *self.loss_optimizers):
                 self.scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad or float("inf"))
@@ -127,7 +131,9 @@ class Trainer:
             self._meter(statistics, norm)
             self.counts["skipped_in_a_row"] = 0
         else:
-            torch._foreach_copy_(self._buffers, self._kept)
+            copy_all(self._buffers, self._kept)
+            if self.micro is not None:
+                self.micro.forget()
             for module, saved in reversed(before):
                 module.restore(saved)
             self._skip(reason, batches)
@@ -139,7 +145,7 @@ class Trainer:
         """One forward pass of what the task makes of a batch, and the loss of the embeddings."""
         inputs = self.task.inputs(batch, self.augment, self.device)
         with self._autocast():
-            return self.task.loss_of(self.forward, self.loss, inputs, self.task.ids(batch), self.keys)
+            return self.task.loss_of(self.micro or self.forward, self.loss, inputs, self.task.ids(batch), self.keys)
 
     def _autocast(self) -> torch.autocast:
         precision = self.config.run.precision
@@ -230,6 +236,8 @@ class Trainer:
             self.screen.say("          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
         together = processes.parallel(self.model, self.device)
         self.forward = torch.compile(together) if self.config.run.compile else together
+        if self.micro is not None:
+            self.micro.forward = self.forward
         kept = [b.clone() for b in self._buffers]
         side = self.config.data.image_size or 0
         blank = torch.zeros(2, 2, side, side, 3, dtype=torch.uint8)
@@ -240,7 +248,7 @@ class Trainer:
             outputs = self.forward(*inputs)
         sum(z.float().sum() for z in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
         self.optimizer.zero_grad(set_to_none=True)
-        torch._foreach_copy_(self._buffers, kept)
+        copy_all(self._buffers, kept)
 
     def _after_step(self, stop: Callable[[], bool]) -> None:
         options = self.config.run
@@ -429,6 +437,12 @@ def too_many_bad(manifest: Manifest | Pairs, bad: dict[int, str], most: float) -
         f"{lost:,} of {total:,} {things} cannot be read, more than --max-bad {most:.1%}, first: {first}; "
         "see `sogclr inspect DATA --decode`, remove them, or raise --max-bad"
     )
+
+
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target; there may be none, in a model without BatchNorm."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 class Clock:
