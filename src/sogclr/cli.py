@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -396,6 +397,8 @@ def _sentence(box: str) -> str:
 
 
 def _complain(sentence: str, code: int, quiet: bool = False) -> int:
-    if not quiet:
-        print(f"sogclr: {sentence}", file=sys.stderr)
+    if quiet:
+        time.sleep(1)  # torchrun ends all processes when one has ended: the one that says why goes first
+    else:
+        print(f"sogclr: {sentence}", file=sys.stderr, flush=True)
     return code

@@ -106,7 +106,8 @@ def resume(
         BadInput: no run there, its images have changed, or its checkpoint cannot be read.
     """
     with processes.processes():
-        folder, screen = RunFolder.open(run), Screen(quiet or not processes.is_main())
+        folder, screen = RunFolder(run), Screen(quiet or not processes.is_main())
+        processes.on_main(lambda: RunFolder.open(run).path)  # there is a run
         if folder.encoder_file.exists():
             screen.say(
                 f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
