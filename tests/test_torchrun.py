@@ -1,5 +1,6 @@
 """`torchrun ... -m sogclr train`: two real processes train one model; killed, stopped and resumed; equal to one process."""
 
+import json
 import os
 import shutil
 import signal
@@ -50,6 +51,35 @@ ImageTask.build_model, ImageTask.inputs = build_model, inputs
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))
 """
+
+
+# from Python, in a process group of the caller's: several runs, one after the other; all ranks must end with the same state
+MANY_METHODS = """
+import json, sys
+import torch
+import sogclr
+from sogclr import processes
+from sogclr.training import Trainer
+
+finish, ended = Trainer.finish, []
+Trainer.finish = lambda self: (finish(self), ended.append(self))
+data, out, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+with processes.processes():
+    for name, chosen in options.items():
+        sogclr.train(data, f"{out}/{name}", quiet=True, **chosen)
+        state = [*ended[-1].model.parameters(), *ended[-1].loss.state_dict().values()]
+        ranks = processes.everyones([value.detach() for value in state])
+        assert len(ranks) == 2
+        assert all(torch.equal(a, b) for a, b in zip(*ranks, strict=True)), name
+"""
+METHODS = {
+    "moco": {"method": "moco", "queue": 24, "symmetric": True, "key_schedule": "cosine"},
+    "isogclr": {"method": "isogclr", "accumulate": 2},
+    "neuclip": {"method": "neuclip", "prototypes": 20},
+    "queue": {"estimator": "queue-average", "queue": 24, "workers": 1},
+    "micro": {"temperature_mode": "global", "micro_batch": 4, "precision": "bf16"},
+    "simclr": {"method": "simclr", "precision": "fp16"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +227,18 @@ def test_two_processes_equal_one_on_pairs(tmp_path):
     finished(torchrun("train", data, "--out", runs[1].path, *words(options)))
     assert_near(*runs)
     assert state_of(runs[0])["loss"]["text_temperature.tau"].std() > 0
+
+
+def test_every_rank_ends_with_the_same_state(data, tmp_path):
+    settings = SMALL | {"max_steps": 6, "log_every": 1, "labels": "none", "max_bad": 0.1, "precision": "fp32"}
+    script = tmp_path / "many_methods.py"
+    script.write_text(MANY_METHODS)
+    options = json.dumps({name: settings | chosen for name, chosen in METHODS.items()})
+    finished(torchrun(data, tmp_path, options, program=(script,)))
+    for name in METHODS:
+        rows = [row for row in RunFolder(tmp_path / name).metrics() if row["kind"] == "train"]
+        assert rows[-1]["step"] == 6
+        assert all(np.isfinite(row["objective"]) for row in rows if "objective" in row)
 
 
 def test_a_batch_that_cannot_be_split_is_refused_once(data, tmp_path):
