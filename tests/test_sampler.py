@@ -78,3 +78,15 @@ def test_every_order_is_as_likely():
 def test_what_cannot_be_sampled_is_one_sentence(ids, batch, start, sentence):
     with pytest.raises(BadInput, match=sentence):
         ResumableSampler(ids, batch, 0, start)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_the_parts_of_a_batch_in_their_order_are_the_batch(parts):
+    whole = iter(ResumableSampler(np.arange(30), 8, seed=3, start_step=2))
+    shares = [iter(ResumableSampler(np.arange(30), 8, seed=3, start_step=2, part=(k, parts))) for k in range(parts)]
+    for _ in range(5):
+        request, pieces = next(whole), [next(share) for share in shares]
+        assert np.array_equal(np.concatenate([piece.ids for piece in pieces]), request.ids)
+        assert {(piece.step, piece.epoch) for piece in pieces} == {(request.step, request.epoch)}
+    with pytest.raises(BadInput, match="a batch of 8 cannot be split into 3 equal parts"):
+        ResumableSampler(np.arange(30), 8, seed=3, part=(0, 3))

@@ -9,7 +9,6 @@ import torch
 from digits import SMALL, sogclr, words, write_digits
 
 import sogclr as package
-from sogclr import workflow
 from sogclr.checkpoint import load_checkpoint
 from sogclr.config import from_options
 from sogclr.data.manifest import Manifest
@@ -364,9 +363,3 @@ def test_metrics_are_json_and_tensorboard_reads_the_events(data, tmp_path):
     train = [row for row in rows if row["kind"] == "train"]
     assert [s for s, _ in written] == [row["step"] for row in train] == list(range(1, 11))
     assert [v for _, v in written] == pytest.approx([row["objective"] for row in train])
-
-
-def test_several_processes_are_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match="2 processes"):
-        workflow.train(data, tmp_path / "run", quiet=True, **SMALL)

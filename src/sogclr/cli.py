@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -259,6 +260,10 @@ class Train(Command):
 
 
 def _finished(run: Any) -> None:
+    from .processes import is_main
+
+    if not is_main():
+        return
     print(f"encoder   {run.encoder_file}")
     print(
         f"next      sogclr report {run.path}   |   sogclr eval {run.path} DATA   |   sogclr embed {run.path} DATA --out F.parquet"
@@ -332,14 +337,14 @@ def main(argv: list[str] | None = None) -> int:
             command.run()
         return 0
     except BadInput as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), 2, error.quiet)
     except MemoryError as error:
         last = (str(error).strip() or "no memory left").splitlines()[-1]
         return _complain(f"out of memory ({last}); lower --batch-size, --image-size or --workers", 1)
     except RunFailed as error:
-        return _complain(str(error), 1)
+        return _complain(str(error), 1, error.quiet)
     except Interrupted as error:
-        return _complain(str(error), 130)
+        return _complain(str(error), 130, error.quiet)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:
@@ -410,6 +415,9 @@ def _sentence(box: str) -> str:
     return text
 
 
-def _complain(sentence: str, code: int) -> int:
-    print(f"sogclr: {sentence}", file=sys.stderr)
+def _complain(sentence: str, code: int, quiet: bool = False) -> int:
+    if quiet:
+        time.sleep(1)  # torchrun ends all processes when one has ended: the one that says why goes first
+    else:
+        print(f"sogclr: {sentence}", file=sys.stderr, flush=True)
     return code

@@ -200,6 +200,8 @@ class OptimConfig:
     """Largest norm of the gradient."""
     accumulate: int = 1
     """Batches per optimizer step. It averages gradients; it adds no negatives, and SogCLR does not need it to."""
+    micro_batch: int | None = None
+    """Encode so many views (or pairs) at a time, each twice, to save memory. The loss still sees the whole batch; only BatchNorm's statistics are the micro-batch's."""
 
     def __post_init__(self) -> None:
         _require_finite(self)
@@ -218,6 +220,10 @@ class OptimConfig:
             f"--clip-grad must be greater than 0 and was {self.clip_grad}",
         )
         _require(self.accumulate >= 1, f"--accumulate must be 1 or more and was {self.accumulate}")
+        _require(
+            self.micro_batch is None or self.micro_batch >= 2,
+            f"--micro-batch must be 2 or more and was {self.micro_batch}",
+        )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .errors import BadInput
 from .losses.memory import BATCHES
 from .models import resolve_name
 from .optim import learning_rate, weight_decay
+from .processes import local_ranks
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _SIZES = (
@@ -27,8 +28,9 @@ _SIZES = (
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores for this process: those it may use, shared with the others of its run on this machine."""
+    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, have // local_ranks())
 
 
 def image_size_for(manifest: Manifest | Pairs) -> int:

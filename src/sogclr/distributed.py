@@ -1,4 +1,4 @@
-"""Anchors of this rank against candidates of all ranks. Nothing else in the package knows of ranks.
+"""Anchors of this rank against candidates of all ranks. With `processes`, the only place that knows of ranks.
 
 Embeddings are gathered once. Each rank computes the log-sums of its own anchors and gathers those of the others, so all
 go on with the same numbers and compute the same loss. The weights dL/d lse that come back are then the same everywhere
@@ -15,12 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import kernels
-from .errors import BadInput
-
-
-def world_size() -> int:
-    """Ranks in the default process group; 1 without one."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from .processes import world_size
 
 
 def gather(z: Tensor) -> Tensor:
@@ -179,19 +174,6 @@ class _Side:
         d = torch.zeros_like(self.z)
         d.view(self.views, world_size(), -1, d.shape[1])[:, dist.get_rank()] = own_d.view(self.views, -1, d.shape[1])
         return d, self.everyone(own_d_temperature).to(temperature[0].dtype) if each else None
-
-
-def check_equal_batches(size: int, device: torch.device) -> None:
-    """Every rank must hold as many rows: gathering unequal batches would hang or mix up rows. CPU only: it waits."""
-    if world_size() == 1 or device.type != "cpu":
-        return
-    sizes = torch.zeros(world_size(), dtype=torch.int64)
-    sizes[dist.get_rank()] = size
-    dist.all_reduce(sizes)
-    if bool((sizes != size).any()):
-        raise BadInput(
-            f"the ranks hold batches of {sizes.tolist()} samples; give each the same (drop the last, smaller batch)"
-        )
 
 
 def scale_gradient(loss: Tensor, factor: float) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import processes
 from .config import TrainConfig
 from .data.labels import Labels
 from .data.loader import Batch, training_loader
@@ -59,6 +60,7 @@ class ImageTask:
         return training_loader(
             self.manifest, self.manifest.usable, recipe, data.image_size or 0, run.batch_size, run.seed,
             start_step=start_step, workers=data.workers or 0, background=data.background, pin_memory=pin_memory,
+            part=processes.part(),
         )  # fmt: skip
 
     def contrasts(self, batch: Batch) -> bool:

@@ -46,3 +46,13 @@ class RunLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+class NoLog:
+    """What the processes write that are not the main one: nothing."""
+
+    def write(self, *line: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

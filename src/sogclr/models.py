@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -181,6 +182,19 @@ class ContrastiveModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
+
+
+def synchronize_statistics(models: Iterable[nn.Module], device: torch.device) -> bool:
+    """Let BatchNorm use the statistics of all ranks, in place; whether that is so now, or there is none.
+
+    CUDA only: torch has no such BatchNorm on the CPU.
+    """
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for model in models for part in model.modules()):
+        return True
+    for model in models:
+        if device.type == "cuda":
+            timm.layers.convert_sync_batchnorm(model)  # torch's own would lose the activations within timm's layers
+    return device.type == "cuda"
 
 
 # ------------------------------------------------------------------------------------------------------ encoder file

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import processes
 from .config import TrainConfig
 from .data.loader import Batch, training_loader
 from .data.pairs import Pairs
@@ -127,11 +128,12 @@ class PairTask:
         """Endless batches of pairs, one view of each image."""
         data, run = self.config.data, self.config.run
         if self._images is not None:
-            sampler = ResumableSampler(self.pairs.usable, run.batch_size, run.seed, start_step)
+            sampler = ResumableSampler(self.pairs.usable, run.batch_size, run.seed, start_step, processes.part())
             return lookup_loader(sampler, self.pairs, self._images)
         return training_loader(
             self.pairs, self.pairs.usable, recipe, data.image_size or 0, run.batch_size, run.seed,
             start_step=start_step, workers=data.workers or 0, views=1, background=data.background, pin_memory=pin_memory,
+            part=processes.part(),
         )  # fmt: skip
 
     def contrasts(self, batch: Batch) -> bool:

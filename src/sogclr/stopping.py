@@ -9,18 +9,21 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Yields `stop()`, true once a signal has come. A second SIGINT interrupts at once.
+def stop_on_signals(say: Callable[[str], None], patient: bool = False) -> Iterator[Callable[[], bool]]:
+    """Yields `stop()`, true once a signal has come. A second SIGINT interrupts at once, unless `patient`.
+
+    torchrun passes on to its processes what the terminal has sent to all of them already: one Ctrl-C comes twice.
 
     Outside the main thread, where Python cannot handle signals, `stop()` is always false.
     """
     received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:
+        if received and number == signal.SIGINT and not patient:
             raise KeyboardInterrupt
         received.append(number)
-        say(f"{signal.Signals(number).name}: finishing this step, then saving")
+        if len(received) == 1:
+            say(f"{signal.Signals(number).name}: finishing this step, then saving")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from . import __version__, distributed, processes
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .data.labels import Labels
@@ -25,13 +25,14 @@ from .data.sampler import ResumableSampler
 from .data.views import Augmentation
 from .errors import BadInput, Interrupted, RunFailed
 from .image_task import ImageTask
-from .log import RunLog
+from .log import NoLog, RunLog
 from .losses import MoCoLoss, NonFinite
 from .losses.estimators import MovingAverage
 from .methods import MomentumEncoder, build_loss_optimizers
-from .models import EncoderInfo, save_encoder
+from .models import EncoderInfo, save_encoder, synchronize_statistics
 from .optim import build_optimizer, warmup_cosine
 from .pair_task import PairTask
+from .replay import MicroBatches
 from .run_folder import RunFolder
 from .screen import Screen, clock
 
@@ -58,7 +59,8 @@ class Trainer:
         data, options, optim = config.data, config.run, config.optim
         if not (data.image_size and options.max_steps):
             raise ValueError("choices are open in this configuration; defaults.resolve makes them")
-        self.device = torch.device(options.device)
+        self.device = processes.local_device(torch.device(options.device))
+        self.share = processes.share(options.batch_size)
         self.total = options.max_steps
         self.sampler = ResumableSampler(manifest.usable, options.batch_size, options.seed)
         self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // optim.accumulate)
@@ -70,6 +72,7 @@ class Trainer:
         if options.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model) if options.compile else self.model
+        self.micro = MicroBatches(self.model, self.forward, optim.micro_batch) if optim.micro_batch else None
         self.loss = self.task.build_loss().to(self.device)
         self.keys = self._key_encoder() if isinstance(self.loss, MoCoLoss) else None
         self.optimizer = build_optimizer(self.model, optim, self.task.rates())
@@ -92,12 +95,13 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ one step
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer step on the mean gradient of `batches`; skipped, with all state as before, if it is not finite."""
-        torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # what a backbone may draw: dropout, drop path
+        # what a backbone may draw: dropout, drop path; on each rank something else
+        torch.manual_seed((self.config.run.seed * 1_000_003 + self.step + (processes.rank() << 53)) % 2**64)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["rate"]
         for optimizer in (self.optimizer, *self.loss_optimizers):
             optimizer.zero_grad(set_to_none=True)
-        torch._foreach_copy_(self._kept, self._buffers)
+        copy_all(self._kept, self._buffers)
         before: list[tuple[Any, Any]] = []
         statistics = []
         scaled = False  # whether float16's scaler has seen gradients
@@ -106,10 +110,12 @@ class Trainer:
                 raise NonFinite("the batch holds nothing to contrast with", [])
             for batch in batches:
                 stateful = self.task.stateful(self.loss, batch)
-                before += [(part, part.snapshot(ids.to(self.device))) for part, ids in stateful]
+                before += [(part, part.snapshot(distributed.gather(ids.to(self.device)))) for part, ids in stateful]
                 loss = self.loss_of(batch)
                 statistics.append(self.loss.statistics)
                 self.scaler.scale(loss / len(batches)).backward()
+                if self.micro is not None:
+                    self.micro.backward()
             for optimizer in (self.optimizer, *self.loss_optimizers):
                 self.scaler.unscale_(optimizer)
             scaled = self.scaler.is_enabled()
@@ -127,7 +133,9 @@ class Trainer:
             self._meter(statistics, norm)
             self.counts["skipped_in_a_row"] = 0
         else:
-            torch._foreach_copy_(self._buffers, self._kept)
+            copy_all(self._buffers, self._kept)
+            if self.micro is not None:
+                self.micro.forget()
             for module, saved in reversed(before):
                 module.restore(saved)
             self._skip(reason, batches, scaled)
@@ -137,10 +145,14 @@ class Trainer:
 
     def loss_of(self, batch: Batch) -> Tensor:
         """One forward pass of what the task makes of a batch, and the loss of the embeddings."""
-        inputs, precision = self.task.inputs(batch, self.augment, self.device), self.config.run.precision
+        inputs = self.task.inputs(batch, self.augment, self.device)
+        with self._autocast():
+            return self.task.loss_of(self.micro or self.forward, self.loss, inputs, self.task.ids(batch), self.keys)
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.config.run.precision
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-        with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32"):
-            return self.task.loss_of(self.forward, self.loss, inputs, self.task.ids(batch), self.keys)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
 
     def _key_encoder(self) -> MomentumEncoder:
         options = self.config.loss
@@ -158,7 +170,7 @@ class Trainer:
     def _skip(self, reason: str, batches: list[Batch], scaled: bool) -> None:
         if scaled and self.scaler.get_scale() > 1:
             return  # float16 overflowed: the scaler lowers its scale and the next step is expected to be fine
-        ids = [int(i) for b in batches for i in b.index]
+        ids = [int(i) for b in batches for i in distributed.gather(b.index)]
         self.counts["skipped"] += 1
         self.counts["skipped_in_a_row"] += 1
         self.log.write("skipped", self.step + 1, self.epoch, {"reason": reason, "ids": ids})
@@ -167,9 +179,11 @@ class Trainer:
             f"step {self.step + 1} skipped: {reason} (batch of {len(ids)}, first: {shown}; all ids in metrics.jsonl)"
         )
         if self.counts["skipped_in_a_row"] >= SKIPS_IN_A_ROW:
-            raise RunFailed(
-                f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient, the last at step {self.step + 1}: {reason}; lower --lr "
-                f"(now {self.config.optim.lr:.4g}), add --clip-grad 1, raise --temperature or use --precision fp32"
+            raise processes.said_once(
+                RunFailed(
+                    f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient, the last at step {self.step + 1}: {reason}; lower --lr "
+                    f"(now {self.config.optim.lr:.4g}), add --clip-grad 1, raise --temperature or use --precision fp32"
+                )
             )
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -192,24 +206,51 @@ class Trainer:
         """
         torch.set_num_threads(self.config.run.threads or 1)
         accumulate = self.config.optim.accumulate
-        self.log = RunLog(self.run, self.step)
-        self.task.prepare(self.model, self.info, self.device, self.screen.progress)
+        self.log = RunLog(self.run, self.step) if processes.is_main() else NoLog()
+        processes.main_first(lambda: self.task.prepare(self.model, self.info, self.device, self.screen.progress))
         loader = self.task.loader(self.recipe, self.step * accumulate, self.device.type == "cuda")
         self.model.train()
         self.loss.train()
+        if processes.world_size() > 1:
+            self._join()
         self.screen.start("training", self.total, self.step)
         self.clock = Clock(self.step)
         try:
             while self.step < self.total:
                 with self.clock.waiting():
                     batches = [self._without_bad(next(loader)) for _ in range(accumulate)]
-                self.train_step([b for b in batches if self.task.contrasts(b)])
+                self.train_step([b for b in batches if not processes.agree(not self.task.contrasts(b))])
                 self._after_step(stop)
             self.finish()
         finally:
             self.screen.stop()
             self.log.close()
             del loader  # ends the reader processes
+
+    def _join(self) -> None:
+        """Let the ranks train one model.
+
+        DDP lays out what it sums after its first backward pass. A pass that counts for nothing comes first, so that
+        from the first step on sums are made in one order, in a run that goes on as in one that never stopped.
+        """
+        self.screen.say(f"processes {processes.world_size()}, {self.share} samples of each batch on each")
+        if not synchronize_statistics([m for m in (self.model, self.keys) if m is not None], self.device):
+            self.screen.say("          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
+        together = processes.parallel(self.model, self.device)
+        self.forward = torch.compile(together) if self.config.run.compile else together
+        if self.micro is not None:
+            self.micro.forward = self.forward
+        kept = [b.clone() for b in self._buffers]
+        side = self.config.data.image_size or 0
+        blank = torch.zeros(2, 2, side, side, 3, dtype=torch.uint8)
+        inputs = self.task.inputs(
+            Batch(0, 0, torch.from_numpy(self.manifest.usable[:2]), blank, []), self.augment, self.device
+        )
+        with self._autocast():
+            outputs = self.forward(*inputs)
+        sum(z.float().sum() for z in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        copy_all(self._buffers, kept)
 
     def _after_step(self, stop: Callable[[], bool]) -> None:
         options = self.config.run
@@ -222,25 +263,33 @@ class Trainer:
         every = options.diagnose_every
         if every and (self.step % (every * self.steps_per_epoch) == 0 or self.step == self.total):
             self.diagnose()
-        stopping = stop()
+        stopping = processes.agree(stop())
         if improved or stopping or self.step % (options.save_every or 1) == 0 or self.step == self.total:
             self.save(improved)
         if stopping and self.step < self.total:
-            raise Interrupted(
-                f"stopped at step {self.step:,} of {self.total:,}; continue with `sogclr resume {self.run.path}`"
+            raise processes.said_once(
+                Interrupted(
+                    f"stopped at step {self.step:,} of {self.total:,}; continue with `sogclr resume {self.run.path}`"
+                )
             )
 
     def _without_bad(self, batch: Batch) -> Batch:
-        """Keeps account of the files that could not be read; stops the run when they are too many."""
-        for id, reason in batch.bad:
+        """Keeps account of the files that could not be read; stops the run when they are too many.
+
+        Every rank goes on with as many samples as the one that could read the fewest.
+        """
+        count = processes.least(len(batch.index))
+        if count == self.share:
+            return batch
+        bad = [entry for entries in processes.everyones(batch.bad) for entry in entries]
+        for id, reason in bad:
             if id not in self.bad:
                 self.screen.say(f"skipping {self.manifest.relative(id)}: {reason}")
             self.bad[id] = reason
-        if batch.bad:
-            self.write_bad()
-            if sentence := too_many_bad(self.manifest, self.bad, self.config.data.max_bad):
-                raise RunFailed(sentence)
-        return batch
+        processes.on_main(self.write_bad)
+        if sentence := too_many_bad(self.manifest, self.bad, self.config.data.max_bad):
+            raise processes.said_once(RunFailed(sentence))
+        return batch.first(count)
 
     def write_bad(self) -> None:
         """`bad_files.txt`: every file that could not be read so far, and every row that could not be used, with the reason."""
@@ -272,7 +321,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """One `eval` line; whether it is the best so far."""
         begun = time.monotonic()
-        scores = self.task.evaluate(self.model, self.info, self.augment, self.device)
+        scores = processes.on_main(lambda: self.task.evaluate(self.model, self.info, self.augment, self.device))
         self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self.screen.say(
@@ -286,7 +335,9 @@ class Trainer:
     def diagnose(self) -> None:
         """One `diagnosis` line: how far the loss's gradient is from the exact one; nothing of the run's state changes."""
         begun = time.monotonic()
-        found = self.task.diagnosis(self.model, self.loss, self.info, self.augment, self.device)
+        found = processes.on_main(
+            lambda: self.task.diagnosis(self.model, self.loss, self.info, self.augment, self.device)
+        )
         self.clock.pause(time.monotonic() - begun)
         self.log.write("diagnosis", self.step, self.epoch, found, {"seconds": time.monotonic() - begun})
         shown = {k: found[k] for k in ("F2", "bias", "cosine", "variance", "normalizer_rmse") if k in found}
@@ -295,16 +346,22 @@ class Trainer:
     def save(self, best: bool = False) -> None:
         """A checkpoint of everything."""
         begun = time.monotonic()
-        save_checkpoint(self.run, self.state_dict(), self.config.run.keep, best)
+        processes.on_main(lambda: self._write(best))
         self.clock.pause(time.monotonic() - begun)
+
+    def _write(self, best: bool) -> None:
+        save_checkpoint(self.run, self.state_dict(), self.config.run.keep, best)
 
     def finish(self) -> None:
         """The encoder file, which marks the run as finished."""
-        self.task.finish(self.model, self.info)
-        save_encoder(self.run.encoder_file, self.model.backbone, self.info)
+        processes.on_main(self._write_encoder)
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         self.screen.say(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
+
+    def _write_encoder(self) -> None:
+        self.task.finish(self.model, self.info)
+        save_encoder(self.run.encoder_file, self.model.backbone, self.info)
 
     # ------------------------------------------------------------------------------------------------------ the state
     def state_dict(self) -> dict[str, Any]:
@@ -382,6 +439,12 @@ def too_many_bad(manifest: Manifest | Pairs, bad: dict[int, str], most: float) -
         f"{lost:,} of {total:,} {things} cannot be read, more than --max-bad {most:.1%}, first: {first}; "
         "see `sogclr inspect DATA --decode`, remove them, or raise --max-bad"
     )
+
+
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target; there may be none, in a model without BatchNorm."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 class Clock:

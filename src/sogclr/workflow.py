@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import __version__
+from . import __version__, processes
 from .checkpoint import load_checkpoint
 from .config import TrainConfig, from_options, read_table, to_table, to_toml
 from .data.labels import read_labels
@@ -58,9 +59,19 @@ def train(
 
 
 def start(config: TrainConfig, screen: Screen) -> RunFolder:
-    """`train` with a configuration: check everything, write the run's folder, train."""
-    _refuse_many_processes()
-    run = RunFolder(config.data.out)
+    """`train` with a configuration: check everything, write the run's folder, train.
+
+    Under torchrun the main process does so, and the others then take the run up from its first checkpoint.
+    """
+    with processes.processes(), ExitStack() as held:
+        screen = screen if processes.is_main() else Screen(quiet=True)
+        processes.share(config.run.batch_size)
+        out = RunFolder(config.data.out)
+        return _fit(processes.main_first(lambda: _begin(config, out, screen, held), lambda: _take_up(out, screen)))
+
+
+def _begin(config: TrainConfig, run: RunFolder, screen: Screen, held: ExitStack) -> Trainer:
+    """A run's folder with its first checkpoint; `held` keeps the claim on it."""
     run.check_free()
     manifest = scan(config, screen)
     labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
@@ -74,14 +85,14 @@ def start(config: TrainConfig, screen: Screen) -> RunFolder:
         screen.say(line)
 
     run.path.mkdir(parents=True, exist_ok=True)
-    with claimed(run.lock_file, f"trains in {run.path}"):
-        run.check_free()  # again: another process may have been faster
-        trainer.task.write_inputs()
-        if trainer.bad or manifest.rejected:
-            trainer.write_bad()
-        trainer.save()
-        write_text(run.config_file, to_toml({**to_table(config), "versions": versions()}))  # last: this makes it a run
-        return _fit(trainer)
+    held.enter_context(claimed(run.lock_file, f"trains in {run.path}"))
+    run.check_free()  # again: another process may have been faster
+    trainer.task.write_inputs()
+    if trainer.bad or manifest.rejected:
+        trainer.write_bad()
+    trainer.save()
+    write_text(run.config_file, to_toml({**to_table(config), "versions": versions()}))  # last: this makes it a run
+    return trainer
 
 
 def resume(
@@ -97,36 +108,57 @@ def resume(
     Raises:
         BadInput: no run there, its images have changed, or its checkpoint cannot be read.
     """
-    _refuse_many_processes()
-    folder, screen = RunFolder.open(run), Screen(quiet)
-    config = folder.config()
-    if folder.encoder_file.exists():
-        screen.say(
-            f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
+    with processes.processes(), ExitStack() as held:
+        folder, screen = RunFolder(run), Screen(quiet or not processes.is_main())
+        processes.on_main(lambda: RunFolder.open(run).path)  # there is a run
+        if folder.encoder_file.exists():
+            screen.say(
+                f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
+            )
+            return folder
+        changed: dict[str, dict[str, Any]] = {"data": {}, "run": {}}
+        if workers is not None:
+            changed["data"]["workers"] = workers
+        if device is not None:
+            changed["run"]["device"] = str(choose_device(device))
+        processes.share(folder.config().run.batch_size)
+        trainer = processes.main_first(
+            lambda: _take_up(folder, screen, changed, held), lambda: _take_up(folder, screen, changed)
         )
-        return folder
-    if workers is not None:
-        config = replace(config, data=replace(config.data, workers=workers))
-    if device is not None:
-        config = replace(config, run=replace(config.run, device=str(choose_device(device))))
-    manifest, difference = _compare(folder, config)
-    if difference:
-        raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {folder.path}")
-    labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
-    trainer = Trainer(config, folder, manifest, labels, screen)
-    with claimed(folder.lock_file, f"trains in {folder.path}"):
-        newest = folder.latest_checkpoint()
-        if newest is not None:
-            state = load_checkpoint(newest)
-            try:
-                trainer.load_state_dict(state)
-            except (RuntimeError, KeyError) as error:
-                first = " ".join(str(error).split())[:200]
-                raise BadInput(
-                    f"{newest} does not fit {folder.config_file} ({first}); restore the configuration of this run"
-                ) from None
         screen.say(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
         return _fit(trainer)
+
+
+def _take_up(
+    run: RunFolder, screen: Screen, changed: dict[str, dict[str, Any]] | None = None, held: ExitStack | None = None
+) -> Trainer:
+    """The trainer of a run in the state of its newest checkpoint.
+
+    Args:
+        changed: section -> options that differ from the run's own.
+        held: on the main process of a resume: keeps the claim on the run, whose images must be as they were.
+    """
+    config = run.config()
+    for section, options in (changed or {}).items():
+        config = replace(config, **{section: replace(getattr(config, section), **options)})
+    manifest: Manifest | Pairs = run.pairs() if run.holds_pairs() else run.manifest()
+    if held is not None and (difference := _difference(manifest, config)):
+        raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {run.path}")
+    labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
+    trainer = Trainer(config, run, manifest, labels, screen)
+    if held is not None:
+        held.enter_context(claimed(run.lock_file, f"trains in {run.path}"))
+    newest = run.latest_checkpoint()
+    if newest is not None:
+        state = load_checkpoint(newest)
+        try:
+            trainer.load_state_dict(state)
+        except (RuntimeError, KeyError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise BadInput(
+                f"{newest} does not fit {run.config_file} ({first}); restore the configuration of this run"
+            ) from None
+    return trainer
 
 
 def scan(config: TrainConfig, screen: Screen) -> Manifest | Pairs:
@@ -155,17 +187,15 @@ def versions() -> dict[str, str]:
     }
 
 
-def _compare(run: RunFolder, config: TrainConfig) -> tuple[Manifest | Pairs, Difference]:
-    """The run's images or pairs, and what has become of them since."""
-    if run.holds_pairs():
-        pairs = run.pairs()
-        source = pairs.root / pairs.source.name if pairs.source.suffix else pairs.source
-        source = source if source.exists() else pairs.source
+def _difference(found: Manifest | Pairs, config: TrainConfig) -> Difference:
+    """What has become of a run's images or pairs since."""
+    if isinstance(found, Pairs):
+        source = found.root / found.source.name if found.source.suffix else found.source
+        source = source if source.exists() else found.source
         image, caption = config.pairs.image_column, config.pairs.caption_column
-        return pairs, pairs.difference(Pairs.scan(source, image_column=image, caption_column=caption, check=False))
-    manifest = run.manifest()
-    source = manifest.root / manifest.source.name if manifest.source.suffix.lower() == ".txt" else manifest.root
-    return manifest, manifest.difference(Manifest.scan(source, check=False))
+        return found.difference(Pairs.scan(source, image_column=image, caption_column=caption, check=False))
+    source = found.root / found.source.name if found.source.suffix.lower() == ".txt" else found.root
+    return found.difference(Manifest.scan(source, check=False))
 
 
 def _start_from(trainer: Trainer, path: str, manifest: Manifest | Pairs) -> str:
@@ -182,13 +212,6 @@ def _start_from(trainer: Trainer, path: str, manifest: Manifest | Pairs) -> str:
 
 
 def _fit(trainer: Trainer) -> RunFolder:
-    with stop_on_signals(trainer.screen.say) as stop:
+    with stop_on_signals(trainer.screen.say, patient=processes.world_size() > 1) as stop:
         trainer.fit(stop)
     return trainer.run
-
-
-def _refuse_many_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise BadInput(
-            f"training on {os.environ['WORLD_SIZE']} processes is not supported yet; start one, without torchrun"
-        )

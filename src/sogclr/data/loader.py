@@ -41,6 +41,10 @@ class Batch(NamedTuple):
     bad: list[tuple[int, str]]
     """Ids of this batch whose file could not be read, and why."""
 
+    def first(self, count: int) -> Batch:
+        """The first so many samples."""
+        return self._replace(index=self.index[:count], crops=self.crops[:, :count])
+
 
 class _RandomCrops:
     """The V random crops of each image: a function of (seed, epoch, id) and of the image's size."""
@@ -211,6 +215,7 @@ def training_loader(
     views: int = 2,
     background: str = "white",
     pin_memory: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on: the same for any number of workers, wherever it starts.
 
@@ -221,12 +226,13 @@ def training_loader(
         views: V, random crops of each image.
         background: what transparent pixels are laid on.
         pin_memory: page-locked batches, for copies to a GPU that do not block.
+        part: (k, parts): only the k-th of so many equal parts of each batch is read.
 
     Raises:
         BadInput: fewer ids than a batch, a batch of 1, no such colour.
     """
     background_colour(background)
-    sampler = ResumableSampler(ids, batch_size, seed, start_step)
+    sampler = ResumableSampler(ids, batch_size, seed, start_step, part)
     crop = _RandomCrops(recipe, views, seed)
     dataset = _Crops(manifest, sampler.ids, crop, image_size, background, _CACHE_BYTES // max(1, workers))
     return _batches(dataset, sampler, workers, pin_memory)

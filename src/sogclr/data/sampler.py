@@ -27,6 +27,7 @@ class ResumableSampler:
         batch_size: B, at least 2.
         seed: any integer.
         start_step: the first step to give.
+        part: (k, parts): of each batch only the k-th of so many equal parts, in the batch's order.
 
     Raises:
         BadInput: a batch of 1, fewer ids than a batch, repeated ids.
@@ -38,7 +39,9 @@ class ResumableSampler:
         (3, 1, 4)
     """
 
-    def __init__(self, ids: np.ndarray, batch_size: int, seed: int, start_step: int = 0) -> None:
+    def __init__(
+        self, ids: np.ndarray, batch_size: int, seed: int, start_step: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> None:
         ids = np.asarray(ids, dtype=np.int64)
         if batch_size < 2:
             raise BadInput(
@@ -55,7 +58,11 @@ class ResumableSampler:
             raise BadInput(f"the sampler's ids must differ from one another and {repeated} repeat; give each once")
         if start_step < 0:
             raise BadInput(f"the first step was {start_step}; give 0 or more")
-        self.ids = ids
+        if batch_size % part[1]:
+            raise BadInput(
+                f"a batch of {batch_size} cannot be split into {part[1]} equal parts; give a multiple of that"
+            )
+        self.ids, self.part = ids, part
         self.batch_size = batch_size
         self.seed = seed
         self.start_step = start_step
@@ -71,11 +78,11 @@ class ResumableSampler:
         return self.ids[np.argsort(bits.random_raw(len(self.ids)), kind="stable")]
 
     def __iter__(self) -> Iterator[Request]:
-        step = self.start_step
+        step, each = self.start_step, self.batch_size // self.part[1]
         while True:
             epoch = step // self.steps_per_epoch
             order = self.permutation(epoch)
             for position in range(step % self.steps_per_epoch, self.steps_per_epoch):
-                chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-                yield Request(step, epoch, chosen)
+                first = position * self.batch_size + self.part[0] * each
+                yield Request(step, epoch, order[first : first + each])
                 step += 1

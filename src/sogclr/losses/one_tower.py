@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_equal_batches, gather, log_sum_negatives, scale_gradient, world_size
+from ..distributed import gather, log_sum_negatives, scale_gradient
 from ..errors import BadInput
+from ..processes import check_together, world_size
 from . import functional as F
 from . import temperatures
 from .estimators import Convention, Gamma, MovingAverage
@@ -120,9 +121,8 @@ class OneTowerLoss(ContrastiveLoss):
         Raises:
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
-        index = check_pairs(z0, z1, index, self.num_samples)
+        index = check_together(check_pairs, z0, z1, index, self.num_samples)
         with torch.autocast(device_type=z0.device.type, enabled=False):
-            check_equal_batches(len(z0), z0.device)
             values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), gather(index))
         return self.reduced(values)
 

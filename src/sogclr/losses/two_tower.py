@@ -8,8 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_equal_batches, gather, log_sum_between
+from ..distributed import gather, log_sum_between
 from ..errors import BadInput
+from ..processes import check_together
 from . import functional as F
 from . import temperatures
 from .estimators import Gamma, MovingAverage, Neural
@@ -53,10 +54,9 @@ class TwoTowerLoss(ContrastiveLoss):
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
         x, y = image_embeddings, text_embeddings
-        x_ids = check_pairs(x, y, index, self.num_samples, _WHAT)
-        y_ids = x_ids if text_index is None else check_pairs(x, y, text_index, self.num_texts, _WHAT)
+        x_ids = check_together(check_pairs, x, y, index, self.num_samples, _WHAT)
+        y_ids = x_ids if text_index is None else check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT)
         with torch.autocast(device_type=x.device.type, enabled=False):
-            check_equal_batches(len(x), x.device)
             x, y, x_ids = gather(self.unit(x)), gather(self.unit(y)), gather(x_ids)
             y_ids = x_ids if text_index is None else gather(y_ids)
             values = self.values(x, y, x_ids, y_ids)

@@ -13,9 +13,9 @@ from ..errors import BadInput
 class NonFinite(BadInput):
     """Embeddings that hold NaN or infinity; `rows` are their positions in the batch. The loss's state is untouched."""
 
-    def __init__(self, message: str, rows: list[int]) -> None:
+    def __init__(self, message: str, rows: list[int] | None = None) -> None:
         super().__init__(message)
-        self.rows = rows
+        self.rows = rows or []
 
 
 VIEWS = "the two views' embeddings"

@@ -1,0 +1,202 @@
+"""The processes of a run: their group, what one does for all, and what all agree on.
+
+With `distributed`, which has the mathematics, the only place that knows of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .errors import BadInput, Interrupted, RunFailed
+
+T = TypeVar("T")
+TIMEOUT = timedelta(hours=2)  # of a rank that waits: for the main one it may be long, and torchrun sees the dead ones
+
+_alone = False  # whether the main rank is computing something without the others
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Ranks that compute together: those of the default process group; 1 without one, and within `on_main`."""
+    return dist.get_world_size() if _grouped() and not _alone else 1
+
+
+def rank() -> int:
+    """This process's number in the group, or the one torchrun gave it; 0 without either."""
+    return dist.get_rank() if _grouped() else int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the one process that speaks and writes."""
+    return rank() == 0
+
+
+def local_ranks() -> int:
+    """Processes that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """The process group that torchrun's variables describe, for as long as the block runs; one of the caller's is kept.
+
+    gloo on the CPU, where the ranks agree on things without a wait for the device, and NCCL on CUDA.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _grouped():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process: with several on CUDA, the GPU of its number on the machine, LOCAL_RANK.
+
+    Raises:
+        BadInput: a machine has fewer GPUs than processes, or the device is not one for several processes.
+    """
+    if not _grouped() or dist.get_world_size() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise BadInput(f"several processes train on --device cpu or cuda, and it was {device}; give one of these")
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= gpus:
+        raise BadInput(f"there are {local_ranks()} processes and {gpus} GPUs on this machine; start one for each GPU")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def share(batch_size: int) -> int:
+    """This rank's part of the batch of all ranks.
+
+    Raises:
+        BadInput: it cannot be split evenly, or into parts of two samples and more.
+    """
+    ranks = dist.get_world_size() if _grouped() else 1
+    if batch_size % ranks or batch_size < 2 * ranks:
+        nearest = max(2, round(batch_size / ranks)) * ranks
+        raise said_once(
+            BadInput(
+                f"--batch-size {batch_size} is the batch of all processes together and cannot be split evenly over "
+                f"{ranks}, two samples or more for each; give {nearest}"
+            )
+        )
+    return batch_size // ranks
+
+
+def part() -> tuple[int, int]:
+    """(which part of each batch is this rank's, how many parts there are)."""
+    return (rank(), world_size()) if world_size() > 1 else (0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ agreement
+E = TypeVar("E", bound=BaseException)
+
+
+def said_once(error: E) -> E:
+    """An error that all ranks raise alike: only the main one shows it."""
+    error.quiet = not is_main()  # type: ignore[attr-defined]
+    return error
+
+
+def on_main(compute: Callable[[], T]) -> T:
+    """What the main rank computes, alone, while the others wait for the result; its errors are everyone's."""
+    global _alone
+    if world_size() == 1:
+        return compute()
+    said: list[Any] = [None, None]
+    if is_main():
+        _alone = True
+        try:
+            said[0] = compute()
+        except Exception as error:
+            known = type(error) in (BadInput, RunFailed, Interrupted)
+            said[1] = error if known else RunFailed(f"the main process failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            _alone = False
+            dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    else:
+        dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    if said[1] is not None:
+        raise said_once(said[1])
+    return said[0]
+
+
+def main_first(begin: Callable[[], T], follow: Callable[[], T] | None = None) -> T:
+    """`begin` on the main rank; when that has ended well, `follow` (or the same) on the others."""
+    results: list[T] = []
+    on_main(lambda: results.append(begin()))
+    return results[0] if results else (follow or begin)()
+
+
+def least(value: int) -> int:
+    """The smallest of the ranks' numbers."""
+    if world_size() == 1:
+        return int(value)
+    smallest = torch.tensor(int(value))
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)
+
+
+def agree(here: bool) -> bool:
+    """Whether it is so on any rank."""
+    return least(not here) == 0
+
+
+def everyones(value: T) -> list[T]:
+    """The ranks' values, in rank order. They are pickled: for what is rare."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> Tensor:
+    """`check(rows, *others)`, whose error on any rank is everyone's: who went on would wait for ever.
+
+    CPU only, where such checks are: elsewhere it would wait for the device.
+
+    Raises:
+        BadInput: the check's own; or the ranks hold batches of different sizes, which would hang or mix up rows.
+    """
+    if world_size() == 1 or rows.device.type != "cpu":
+        return check(rows, *others)
+    result, error = rows, None
+    try:
+        result = check(rows, *others)
+    except BadInput as raised:
+        error = raised
+    sizes = torch.zeros(world_size(), dtype=torch.int64)
+    sizes[rank()] = -1 if error else len(rows)
+    dist.all_reduce(sizes)
+    if bool((sizes < 0).any()):
+        raise next(e for e in everyones(error) if e is not None)
+    if bool((sizes != len(rows)).any()):
+        raise BadInput(
+            f"the ranks hold batches of {sizes.tolist()} samples; give each the same (drop the last, smaller batch)"
+        )
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+def parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model with gradients averaged over the ranks; buffers are the main rank's at the start of each forward pass."""
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
