@@ -278,10 +278,9 @@ def _show(what: Any) -> None:
     if isinstance(what, str):
         print(what)
     else:
-        wide = (
-            None if sys.stdout is not None and sys.stdout.isatty() else 200
-        )  # in a file or a pipe a line of the table is one line
-        console = Console(highlight=False, width=wide)
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        # in a file or a pipe a line of the table is one line, unless the user says how wide it may be
+        console = Console(highlight=False, width=None if terminal or "COLUMNS" in os.environ else 200)
         with console.capture() as shown:
             console.print(what)
         print("\n".join(line.rstrip() for line in shown.get().splitlines()))
