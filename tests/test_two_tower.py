@@ -1,5 +1,6 @@
 import gc
 import math
+import gc
 import os
 import socket
 
@@ -476,6 +477,8 @@ def worker(rank, ranks, port, folder):
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     for name in DISTRIBUTED:
         torch.save(run(name, rank, ranks), f"{folder}/{name}-{rank}.pt")
+    gc.collect()  # models that still hold on to the group would end its threads at exit, by an abort
+    dist.barrier()
     dist.destroy_process_group()
 
 

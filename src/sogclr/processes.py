@@ -5,6 +5,7 @@ With `distributed`, which has the mathematics, the only place that knows of rank
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ def processes() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # a model that still holds on to the group would end its threads at exit, by an abort
         dist.destroy_process_group()
 
 
