@@ -1,6 +1,5 @@
 import gc
 import math
-import gc
 import os
 import socket
 
