@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import figure, host, save, style
+from figures import figure, host, save, style, write_page
 from gradient_error import exact_gradient
 from many_runs import Job, ManyRuns
 from measure import Cache, exact
@@ -124,9 +124,7 @@ def report(cache: Cache, seeds: tuple[int, ...]) -> None:
         "Norm of the exact gradient of F1 at the end:", "", *rows, "",
         "F1 and F2 of SogCLR (B 32, 30 epochs) against the strength of the augmentation:", "", *gap, "",
     ]  # fmt: skip
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_page(RESULT, "\n".join(text))
 
 
 def main() -> None:

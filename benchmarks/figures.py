@@ -34,6 +34,13 @@ def save(fig: Any, path: Path) -> None:
     plt.close(fig)
 
 
+def write_page(path: Path, text: str) -> None:
+    """Write a page of results, and show it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(text)
+
+
 def host() -> str:
     """`2026-11-24, AMD EPYC, 2 cores, torch 2.13.0`."""
     import torch

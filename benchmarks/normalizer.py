@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import figure, host, save, style
+from figures import figure, host, save, style, write_page
 from gradient_error import gradient_error
 from many_runs import Job, ManyRuns
 from measure import Cache
@@ -125,9 +125,7 @@ def report(results: dict[tuple[int, int], dict[str, Any]], epochs: int, batches:
             cells = [f"{statistics.mean(result[str(m)][name][q]):.3f}" for m in MARKS for q in quantities]
             text.append(f"| {name} | {' | '.join(cells)} |")
         text.append("")
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_page(RESULT, "\n".join(text))
 
 
 def main() -> None:

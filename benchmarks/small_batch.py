@@ -19,7 +19,7 @@ from typing import Any
 
 import measure
 import torch
-from figures import figure, host, save, style
+from figures import figure, host, save, style, write_page
 from many_runs import Job
 from measure import Cache, config_of, ensure
 from problems import Problem, digits, emoji, fashion
@@ -170,9 +170,7 @@ def report() -> None:
         ]
         for epochs in all_epochs:
             text += [f"### {epochs} epochs", "", *table(cache, problem, epochs), ""]
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_page(RESULT, "\n".join(text))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import host
+from figures import host, write_page
 from many_runs import Job
 from measure import Cache, ensure
 from problems import digits
@@ -124,8 +124,7 @@ def main() -> None:
     ]
     text = ["# All that was tried", "", "`python benchmarks/tried.py`", "", f"Machine: {host()}.", "", "Digits, n = 1,797, B = 16, 8 fixed views; lower F2 is better; linear accuracy in %; two or three seeds; rates from 0.001 to 0.016, most rules at 0.008 alone. Why: what it was expected to do. "
             "Blank: not run, as the other lengths had told enough.", "", *rows, ""]  # fmt: skip
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_page(RESULT, "\n".join(text))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from figures import figure, host, save, style
+from figures import figure, host, save, style, write_page
 from many_pairs import ManyPairs, PairProblem
 from many_runs import Job
 from measure import Cache
@@ -265,9 +265,7 @@ def report(cache: Cache) -> None:
         f"Machine: {host()}, shared with other work. {len(cache.found)} runs, {minutes:.0f} minutes.", ABOUT,
         f"![recall and objective against B]({RESULT.with_suffix('.png').name})", "", *table(cache, EPOCHS), TRUST,
     ]  # fmt: skip
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_page(RESULT, "\n".join(text))
 
 
 def main() -> None:

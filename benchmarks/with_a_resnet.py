@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import host
+from figures import host, write_page
 from measure import Cache
 from PIL import Image
 from problems import read_idx
@@ -121,8 +121,7 @@ def report(cache: Cache, epochs: int, train: int, test: int, seeds: int) -> None
     hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
     text = ["# The estimators in the trainer, with a ResNet", "", f"`python benchmarks/with_a_resnet.py --epochs {epochs} --seeds {seeds}`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
             f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, AdamW; the rate with the higher mean kNN accuracy of two; {test:,} test images.", "", *rows, ""]  # fmt: skip
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_page(RESULT, "\n".join(text))
 
 
 if __name__ == "__main__":
