@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
+from sogclr.demo_pairs import write_emoji
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -78,12 +80,10 @@ def fashion(folder: Path, n: int = 3_000, side: int = 14, views: int = 4, streng
     return build("fashion", interpolate(images, size=side, mode="area"), labels, views, strength, flip=True)
 
 
-def emoji(folder: Path, side: int = 12, views: int = 4, strength: float = 1.0) -> Problem:
-    """3,000 of OpenMoji's colour pictures, at 12x12 on white; `folder` holds a folder of PNG files for each group."""
-    files = sorted(folder.glob("*/*.png"))
+def emoji(side: int = 12, views: int = 4, strength: float = 1.0) -> Problem:
+    """3,000 of OpenMoji's colour pictures that have a name, at 12x12 on white; the labels are their categories."""
+    files = sorted(write_emoji()[0].glob("*/*/*.png"), key=lambda f: (f.parent.name, f.name))
     files = [files[k] for k in sorted(np.random.Generator(np.random.Philox(key=0)).permutation(len(files))[:3_000])]
-    if not files:
-        raise SystemExit(f"{folder} has no PNG files in folders; give OpenMoji, a folder a group, with --emoji")
     groups = sorted({f.parent.name for f in files})
     images = []
     for file in files:

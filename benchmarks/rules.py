@@ -229,7 +229,7 @@ class Queue(MovingAverage):
 
     def __init__(
         self, runs: int, n: int, batch: int, tau: float, size: int = 512, end: float = 0.5, start: float | None = None, over: float = 1.0,
-        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, logs: bool = False, alone: bool = False, boost: float = 1.0, rate: float = 0.02,
+        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, logs: bool = False, alone: bool = False, boost: float = 1.0, rate: float = 0.02, ramp: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(runs, n, batch, tau, end, start, over)
         self.size, self.tau, self.lam, self.lam_start, self.lam_over = size, tau, lam, lam_start, lam_over
@@ -240,6 +240,7 @@ class Queue(MovingAverage):
         self.memory = self.push if max(lam, lam_start, auto) > 0 else None
         self.rel, self.balance, self.center, self.match = rel, balance, center, match
         self.auto, self.rate, self.logs, self.alone, self.boost = auto, rate, logs, alone, boost
+        self.ramp = ramp
         self.log_ratio = torch.zeros(runs, 1)
         self.mean_b, self.mean_q = torch.zeros(runs, 1), torch.zeros(runs, 1)
         self.e: Tensor | None = None
@@ -290,7 +291,8 @@ class Queue(MovingAverage):
         ):  # the queue's share of the negatives, times how far it is behind: the ratio of its mean ĝ to the batch's
             ratio = self.log_ratio.exp() if self.logs else self.mean_q / self.mean_b
             ratio = ratio.clamp(max=1.0)
-            return ratio**self.auto * (k / (k + seen.z.shape[1] - 2))
+            lam = ratio**self.auto * (k / (k + seen.z.shape[1] - 2))
+            return lam * cosine(0.0, 1.0, 1.0, seen.share) if self.ramp else lam
         lam = cosine(self.lam_start, self.lam, self.lam_over, seen.share)
         return lam * k / (k + seen.z.shape[1] - 2) if self.rel else lam
 

@@ -87,8 +87,19 @@ class SlowMemory:
     What is added for a as a negative of the queue's anchors has a gradient and no value.
     """
 
-    def __init__(self, tau: float, queue: int) -> None:
+    def __init__(self, tau: float, queue: int, steps: int | None = None, boost: float = 1.0) -> None:
         self.tau, self.queue, self.u, self.running = tau, SlowQueue(queue), {}, [0.0, 0.0]
+        self.steps, self.boost, self.step = steps, boost, 0
+
+    def normalizer(self, i: int, g: float, total: float, here: int, there: int) -> float:
+        """exp(nu): over batch and queue together, or a moving average of the batch's, gamma from 1 to 0.1."""
+        if self.steps is None:
+            return (here * g + total) / (here + there)
+        gamma = 0.1 + 0.9 * self.falling()
+        return g if i not in self.u else (1 - gamma) * self.u[i] + gamma * g
+
+    def falling(self) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
 
     def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         z, ids = [unit(z0), unit(z1)], index.tolist()
@@ -99,7 +110,8 @@ class SlowMemory:
         here = {(v, r): 2 * sum(i != ids[r] for i in ids) for v, r in anchors}
         held = {a: float(g[a].detach()) for a in anchors}  # as numbers
         sums = {a: sum(float(e.detach()) for e in exps[a]) for a in anchors}
-        nu = {a: math.log((here[a] * held[a] + sums[a]) / (here[a] + len(exps[a]))) for a in anchors}
+        u = {a: self.normalizer(ids[a[1]], held[a], sums[a], here[a], len(exps[a])) for a in anchors}
+        nu = {a: math.log(u[a]) for a in anchors}
         stored = defaultdict(list)
         for row, i in enumerate(ids):
             stored[i].append((math.exp(nu[0, row]) + math.exp(nu[1, row])) / 2)
@@ -108,14 +120,18 @@ class SlowMemory:
             means = [sum(held.values()), sum(sums[a] / len(exps[a]) for a in anchors)]
             for k in range(2):
                 self.running[k] += 0.02 * (means[k] / len(anchors) - self.running[k])
-        total = torch.zeros((), dtype=torch.float64)
+        rise = 1.0
+        if self.steps is not None:
+            rise = 1 - self.falling()
+            nu = {a: value - math.log(1 + (self.boost - 1) * self.falling()) for a, value in nu.items()}
+        total, self.step = torch.zeros((), dtype=torch.float64), self.step + 1
         for v, r in anchors:
             a, count = (v, r), len(exps[v, r])
             total = total - torch.dot(z[0][r], z[1][r]) + self.tau * (nu[a] - 1)
             if not count:
                 total = total + self.tau * g[a] / math.exp(nu[a])
                 continue
-            lam = min(1.0, self.running[1] / self.running[0]) ** 3 * count / (count + here[a])
+            lam = min(1.0, self.running[1] / self.running[0]) ** 3 * rise * count / (count + here[a])
             q = sum(exps[a]) / count
             back = sum(e / self.u[i] for e, (i, _) in zip(exps[a], keys[a], strict=True)) / count
             weight = ((1 - lam) * g[a] + lam * q) / math.exp(nu[a])

@@ -32,6 +32,10 @@ PAIRS = {
         lambda: SlowGlobalLoss(TAU, 0.4, queue=23),
     ),
     "memory": (lambda: MemoryContrastiveLoss(N, D, 23, TAU), lambda: SlowMemory(TAU, 23)),
+    "boosted memory": (
+        lambda: MemoryContrastiveLoss(N, D, 23, TAU, steps=4, boost=1.6),
+        lambda: SlowMemory(TAU, 23, 4, 1.6),
+    ),
     "neural": (
         lambda: GlobalContrastiveLoss(N, TAU, estimator=Neural(D, 17, restart=6)),
         lambda: SlowNeural(TAU, 17, D, restart=6),

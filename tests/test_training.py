@@ -93,6 +93,7 @@ METHOD_OPTIONS = [
     ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
     ({"estimator": "boosted"}, "SogCLR, boosted average"),
     ({"estimator": "memory", "accumulate": 2}, "SogCLR, negatives from batch and memory"),
+    ({"estimator": "boosted-memory"}, "SogCLR, boosted average, negatives from batch and memory"),
     ({"estimator": "queue-average", "queue": 24, "accumulate": 2}, "SogCLR, average over batch and queue, γ 0.9"),
 ]
 
@@ -202,6 +203,7 @@ def test_an_estimator_for_a_method_that_has_none_is_refused():
         {"method": "neuclip", "prototypes": 40},
         {"method": "isogclr", "estimator": "queue-average", "queue": 40, "accumulate": 2},
         {"estimator": "memory", "queue": 40},
+        {"estimator": "boosted-memory", "queue": 40},
     ],
 )
 def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):

@@ -118,14 +118,24 @@ class LossConfig:
     balanced: bool = False
     """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
     estimator: (
-        Literal["moving-average", "boosted", "mini-batch", "dictionary", "queue-average", "neural", "memory"] | None
+        Literal[
+            "moving-average",
+            "boosted",
+            "mini-batch",
+            "dictionary",
+            "queue-average",
+            "neural",
+            "memory",
+            "boosted-memory",
+        ]
+        | None
     ) = None
     """Where the normalizer comes from. moving-average, or neural (neuclip), when left out. boosted is
     a moving average with schedules of its own, for gamma and for the repulsion; memory takes the negatives too
-    from a queue, with both halves of the gradient. These two take no gamma."""
+    from a queue, with both halves of the gradient; boosted-memory is both. These three take no gamma."""
     queue: int | None = None
-    """Embeddings that are kept, for moco and the estimators dictionary, queue-average and memory. 4096, or 32 times the
-    batch size (memory), when left out."""
+    """Embeddings that are kept, for moco and the estimators dictionary, queue-average, memory and
+    boosted-memory. 4096, or 32 times the batch size (memory), or 512 (boosted-memory), when left out."""
     prototypes: int = 1024
     """Of the neural normalizer."""
     prototype_lr: float = 1e-3
@@ -162,8 +172,8 @@ class LossConfig:
         )
         learned = self.method == "isogclr" or self.temperature_mode not in (None, "constant")
         _require(
-            not (self.estimator == "memory" and learned),
-            "--estimator memory needs a constant temperature; leave --temperature-mode out and use --method sogclr",
+            not (self.estimator in ("memory", "boosted-memory") and learned),
+            f"--estimator {self.estimator} needs a constant temperature; leave --temperature-mode out and use --method sogclr",
         )
 
 

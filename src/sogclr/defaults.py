@@ -14,7 +14,7 @@ from .data.manifest import Manifest
 from .data.pairs import Pairs
 from .data.recipe import named_recipe, recipe_from_table
 from .errors import BadInput
-from .losses.memory import BATCHES
+from .losses.memory import BATCHES, WITH_SCHEDULES
 from .models import resolve_name
 from .optim import learning_rate, weight_decay
 from .processes import local_ranks
@@ -105,7 +105,7 @@ def _check_kind(config: TrainConfig, pairs: bool) -> None:
     what = "image-caption pairs" if pairs else "images alone"
     if loss.method not in methods:
         raise BadInput(f"--method {loss.method} does not work on {what}, which DATA holds; give {', '.join(methods)}")
-    if pairs and loss.estimator in ("dictionary", "queue-average", "memory"):
+    if pairs and loss.estimator in ("dictionary", "queue-average", "memory", "boosted-memory"):
         raise BadInput(f"--estimator {loss.estimator} keeps embeddings of one tower, and pairs have two; give another")
     if pairs and loss.balanced:
         raise BadInput("--balanced weighs the attraction of two views of an image, and DATA holds pairs; leave it out")
@@ -159,7 +159,9 @@ def resolve(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[TrainConfi
     )
     meant: dict[str, Any] = {k: v for k, v in METHODS[config.loss.method].items() if getattr(config.loss, k) is None}
     if config.loss.queue is None:
-        meant["queue"] = BATCHES * batch if config.loss.estimator == "memory" else 4096
+        meant["queue"] = {"memory": BATCHES * batch, "boosted-memory": WITH_SCHEDULES}.get(
+            str(config.loss.estimator), 4096
+        )
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers),
@@ -189,6 +191,11 @@ def loss_words(loss: LossConfig) -> list[str]:
         return [*words, "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run", loss.convention]
     if loss.estimator == "memory":
         return [*words, f"negatives of the batch and a memory of {loss.queue:,}"]
+    if loss.estimator == "boosted-memory":
+        return [
+            *words,
+            f"gamma 1 to 0.1 and repulsion 1.6 to 1 over the run, a memory of {loss.queue:,} that counts more and more",
+        ]
     if loss.estimator in ("dictionary", "queue-average"):
         words.append(f"normalizer over the batch and a queue of {loss.queue:,}")
     if loss.estimator == "dictionary":

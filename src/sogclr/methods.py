@@ -43,6 +43,8 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
         return MoCoLoss(dim, queue, tau)
     if loss.estimator == "memory":
         return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature)
+    if loss.estimator == "boosted-memory":
+        return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature, steps=config.run.max_steps or 1)
     estimator = estimators.create(
         str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, queue,
         loss.prototypes, config.run.max_steps or 1,

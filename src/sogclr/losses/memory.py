@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..errors import BadInput
 from . import functional as F
-from .estimators import Dictionary, Gamma, MovingAverage
+from .estimators import BoostedAverage, Dictionary, Gamma, MovingAverage
 from .one_tower import Anchors, GlobalContrastiveLoss, Reduction
 from .queue import EmbeddingQueue
 
 BATCHES = 32  # the queue's default length, in batches of B embeddings: 16 steps
+WITH_SCHEDULES = 512  # the queue's default length with `steps`: it makes up for a small batch
 _RATE = 0.02  # of the running means that tell how late the queue is
 
 
@@ -35,8 +36,9 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
 
     Args:
         num_samples: n; `index` runs from 0 to n - 1.  dim: D, width of the embeddings.
-        queue: K, embeddings that are kept; 32 times the batch (of all ranks) works well.
-        temperature: tau > 0, a constant.  gamma: weight of the new estimate in nu, 1 or less.
+        queue: K, embeddings that are kept; 32 times the batch (of all ranks) works well, and 512 with `steps`.
+        temperature: tau > 0, a constant.  gamma: weight of the new estimate in nu, 1 or less; not used with `steps`.
+        steps: updates in the whole run, for the schedules.  boost: of the repulsion at the start, with `steps`.
         reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
 
     The value is an estimate of the global objective. State, all in `state_dict()`: `estimator.log_u` (n floats), the
@@ -62,13 +64,20 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
         queue: int,
         temperature: float = 0.1,
         gamma: Gamma = 1.0,
+        steps: int | None = None,
+        boost: float = 1.6,
         reduction: Reduction = "mean",
         normalize: bool = True,
     ) -> None:
         if not isinstance(temperature, int | float):
             raise BadInput("the loss with a memory needs a constant temperature; give a number")
-        average = MovingAverage(num_samples, gamma, dictionary=Dictionary(queue, dim))
+        average = (
+            MovingAverage(num_samples, gamma, dictionary=Dictionary(queue, dim))
+            if steps is None
+            else BoostedAverage(num_samples, steps, boost)
+        )
         super().__init__(num_samples, temperature, estimator=average, reduction=reduction, normalize=normalize)
+        self.queue = None if steps is None else EmbeddingQueue(queue, dim)
         self.register_buffer("running", torch.full((2,), -math.inf))  # log of the running means of ĝ and of q
 
     @property
@@ -77,7 +86,14 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
 
     @property
     def memory(self) -> EmbeddingQueue:
-        return cast(Dictionary, self.average.dictionary).queue
+        return self.queue or cast(Dictionary, self.average.dictionary).queue
+
+    def rise(self) -> float | Tensor:
+        """What lam is multiplied by at the next update: 1, or from 0 to 1 along the run."""
+        if not isinstance(self.estimator, BoostedAverage):
+            return 1.0
+        done = (self.estimator.step / self.estimator.steps).clamp(max=1.0)
+        return 0.5 * (1 - torch.cos(math.pi * done))
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         z, index, tau, log_g = anchors.z, anchors.index, anchors.temperature, anchors.log_g
@@ -86,10 +102,13 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
         log_sum, count = F.log_sum_keys(z, index, keys, ids, tau)
         log_q = log_sum - count.clamp(min=1).log()
         with torch.no_grad():
+            rise = self.rise()
             nu = self.average(log_g.detach(), index, self.training, z=z.detach(), temperature=tau)
             log_u = self.average.log_u[ids.clamp(min=0)]
             of_keys = torch.where(torch.isfinite(log_u), -log_u, -torch.inf).to(z.dtype)
-            lam = self.share(log_g, log_q, count, F.negatives_of(index))
+            lam = rise * self.share(log_g, log_q, count, F.negatives_of(index))
+            if self.queue is not None and self.training:
+                self.queue.push(z.flatten(0, 1), index.repeat(len(z)))
         weight = (1 - lam) * torch.exp(log_g - nu) + lam * torch.exp(log_q - nu)
         as_negative = F.log_sum_keys(z, index, keys, ids, tau, of_keys)[0] - count.clamp(min=1).log()
         second = lam * torch.exp(as_negative)  # a gradient only: its value is in that of the anchors b

@@ -28,6 +28,7 @@ ESTIMATORS = {
     "neural": "neural normalizer",
     "boosted": "boosted average",
     "memory": "negatives from batch and memory",
+    "boosted-memory": "boosted average, negatives from batch and memory",
 }
 """How methods and normalizers are called in a report; a moving average goes by its rate."""
 
