@@ -30,6 +30,7 @@ OWN = {
 }  # gamma and mixture fall together: SogCLR, cosine over the whole run
 Q = {"rule": "queue", "size": 512}
 HALVES = {**Q, "end": 1.0}
+MEM = {**Q, **COSINE, "auto": 3.0, "feed": False}  # a memory beside a nu of the batch alone
 TRIED: list[tuple[str, str, dict[str, Any]]] = [
     ("SimCLR", "reference", {"rule": "simclr"}),
     ("DCL", "reference", {"rule": "dcl"}),
@@ -84,6 +85,28 @@ TRIED: list[tuple[str, str, dict[str, Any]]] = [
     ("boosted: 2.5 to 1", "the same", {**OWN, "boost": 2.5}),
     ("boosted: 1.3 to 1, balanced by half", "both", {**OWN, "boost": 1.3, "balance": 0.5}),
     ("memory, rho³, repulsion 1.3 to 1", "both", {**HALVES, "auto": 3.0, "boost": 1.3}),
+    ("queue feeds nu, cosine", "less variance of ĝ, and an average", {**Q, **COSINE}),
+    ("queue feeds nu, cosine, repulsion 1.6 to 1", "with the boost", {**Q, **COSINE, "boost": 1.6}),
+    ("queue feeds nu, repulsion 1.6 to 1", "the same without an average", {**HALVES, "boost": 1.6}),
+    ("memory, rising share", "the queue is the less late the smaller the rate", {**HALVES, "auto": 3.0, "ramp": True}),
+    ("memory, rising share, repulsion 1.6 to 1", "and a boost", {**HALVES, "auto": 3.0, "ramp": True, "boost": 1.6}),
+    ("memory, rising share, repulsion 1.6 to 1, cosine", "and an average", {**Q, **COSINE, "auto": 3.0, "ramp": True, "boost": 1.6}),
+    ("memory, rising share, repulsion 1.3 to 1, cosine", "less boost", {**Q, **COSINE, "auto": 3.0, "ramp": True, "boost": 1.3}),
+    ("memory, rho, rising share, repulsion 1.3 to 1", "more queue", {**HALVES, "auto": 1.0, "ramp": True, "boost": 1.3}),
+    ("memory, nu of the batch", "a late queue's nu is too small", {**HALVES, "auto": 3.0, "feed": False}),
+    ("memory, nu of the batch, cosine", "and an average", MEM),
+    ("memory, nu of the batch, repulsion 1.3 to 1", "and a boost", {**HALVES, "auto": 3.0, "feed": False, "boost": 1.3}),
+    ("memory, nu of the batch, cosine, repulsion 1.3 to 1", "both", {**MEM, "boost": 1.3}),
+    ("memory, nu of the batch, cosine, repulsion 1.6 to 1", "both", {**MEM, "boost": 1.6}),
+    ("memory, nu of the batch, rising share, repulsion 1.6 to 1", "without an average", {**HALVES, "auto": 3.0, "feed": False, "ramp": True, "boost": 1.6}),
+    ("memory, nu of the batch, cosine, rising share, repulsion 1.3 to 1", "all three", {**MEM, "ramp": True, "boost": 1.3}),
+    ("the same, 1.6 to 1 (`--estimator boosted-memory`)", "more boost", {**MEM, "ramp": True, "boost": 1.6}),
+    ("the same, 2 to 1", "more boost", {**MEM, "ramp": True, "boost": 2.0}),
+    ("boosted-memory, rho²", "less careful with the queue", {**MEM, "auto": 2.0, "ramp": True, "boost": 1.6}),
+    ("boosted-memory, rho", "the same", {**MEM, "auto": 1.0, "ramp": True, "boost": 1.6}),
+    ("boosted-memory, gamma to 0.3", "more of the batch", {**MEM, "end": 0.3, "ramp": True, "boost": 1.6}),
+    ("boosted-memory, K 256", "less late", {**MEM, "size": 256, "ramp": True, "boost": 1.6}),
+    ("boosted-memory, K 1024", "more negatives", {**MEM, "size": 1024, "ramp": True, "boost": 1.6}),
 ]  # fmt: skip
 
 
