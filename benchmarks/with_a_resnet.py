@@ -2,14 +2,16 @@
 
     python benchmarks/with_a_resnet.py --data DIR [--epochs 6] [--seeds 3] [--quick]
 
-4,000 training images (no labels) and 2,000 for the probes' test, batch 16, AdamW, three learning rates, each run through
-`sogclr.train` and `sogclr.evaluate`. No exact objective here: fresh augmentations and BatchNorm have none. Every run is a
+4,000 training images (no labels) and 2,000 for the probes' test, batch 16, AdamW, two learning rates, each run through
+`sogclr.train` and `sogclr.evaluate`. Fresh augmentations and
+BatchNorm have no exact objective; F2 is that of the diagnosis at the end: a fixed part of the images, fixed views, frozen statistics. Every run is a
 line of benchmarks/cache/with_a_resnet.jsonl. Writes docs/results/with_a_resnet.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -34,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "memory": {"estimator": "memory"},
     "boosted memory": {"estimator": "boosted-memory"},
 }
-RATES = (3e-3, 1e-2, 1e-3)
+RATES = (3e-3, 1e-2)
 SCORES = ("knn_top1", "linear_top1", "linear_top1_10_per_class")
 
 
@@ -72,6 +74,7 @@ def main() -> None:
                         "epochs": epochs,
                         "train": train,
                         "test": test,
+                        "diagnosed": True,
                     }
                     if cache.get(config) is None:
                         result = run(folder, choice, lr, seed, epochs)
@@ -87,17 +90,19 @@ def run(folder: Path, choice: dict[str, Any], lr: float, seed: int, epochs: int)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         trained = sogclr.train(
             folder / "images", Path(out) / "run", model="resnet10_mini", image_size=28, batch_size=16, epochs=epochs, optimizer="adamw",
-            lr=lr, seed=seed, workers=0, threads=1, device="cpu", labels="none", eval_every=epochs, quiet=True, **choice,
+            lr=lr, seed=seed, workers=0, threads=1, device="cpu", labels="none", eval_every=epochs, diagnose_every=epochs, quiet=True, **choice,
         )  # fmt: skip
         seconds = time.monotonic() - begun
         scores = sogclr.evaluate(trained.path, folder / "images")
-    return {**{k: scores[k] for k in SCORES}, "seconds": seconds}
+        lines = [json.loads(line) for line in (trained.path / "metrics.jsonl").read_text().splitlines()]
+        scores["F2"] = next(line["F2"] for line in lines if line["kind"] == "diagnosis")
+    return {**{k: scores[k] for k in (*SCORES, "F2")}, "seconds": seconds}
 
 
 def report(cache: Cache, epochs: int, train: int, test: int, seeds: int) -> None:
     rows = [
-        "| method | rate | kNN, % | linear, % | linear, 10 labels a class, % | seeds |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| method | rate | kNN, % | linear, % | linear, 10 labels a class, % | F2, diagnosed | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for method, choice in METHODS.items():
         found = {}
@@ -111,17 +116,20 @@ def report(cache: Cache, epochs: int, train: int, test: int, seeds: int) -> None
                     "epochs": epochs,
                     "train": train,
                     "test": test,
+                    "diagnosed": True,
                 }
                 for s in range(seeds)
             ]
             found[lr] = [r for c in configs if (r := cache.get(c)) is not None]
         best = max(found, key=lambda lr: statistics.mean(r["knn_top1"] for r in found[lr]))
         values = [[100 * r[k] for r in found[best]] for k in SCORES]
-        cells = [f"{statistics.mean(v):.2f}" + (f" ± {statistics.pstdev(v):.2f}" if len(v) > 1 else "") for v in values]
+        cells = [f"{statistics.mean(v):.2f}" + (f" ± {statistics.stdev(v):.2f}" if len(v) > 1 else "") for v in values]
+        f2 = [r["F2"] for r in found[best]]
+        cells.append(f"{statistics.mean(f2):.4f}" + (f" ± {statistics.stdev(f2):.4f}" if len(f2) > 1 else ""))
         rows.append(f"| {method} | {best:g} | {' | '.join(cells)} | {len(found[best])} |")
     hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
     text = ["# The estimators in the trainer, with a ResNet", "", f"`python benchmarks/with_a_resnet.py --epochs {epochs} --seeds {seeds}`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
-            f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, AdamW; the rate with the higher mean kNN accuracy of three; {test:,} test images.", "", *rows, ""]  # fmt: skip
+            f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, AdamW; the rate with the higher mean kNN accuracy of two; {test:,} test images.", "", *rows, ""]  # fmt: skip
     write_page(RESULT, "\n".join(text))
 
 
