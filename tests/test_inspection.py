@@ -1,6 +1,7 @@
 """`inspect` says what is there: images with their bad files, a run, an encoder."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from digits import SMALL, sogclr, write_digits
 import sogclr as package
 from sogclr.errors import BadInput
 from sogclr.inspection import inspect_path
+from sogclr.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,17 @@ def test_what_cannot_be_inspected(run, tmp_path):
         inspect_path(tmp_path / "x.safetensors")
     with pytest.raises(BadInput, match="holds no images"):
         inspect_path(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    newest = RunFolder(copy).latest_checkpoint()
+    newest.write_bytes(newest.read_bytes()[:100])
+    found = inspect_path(copy)
+    assert found["images"] == 12
+    assert "log_u" not in found
+    assert newest.name in found["damaged_checkpoint"]
+    result = sogclr("inspect", copy)
+    assert result.returncode == 0
+    assert "damaged" in result.stdout

@@ -223,5 +223,5 @@ def _lines(config: TrainConfig, why: str, n: int, things: str, steps_per_epoch: 
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {n:,} {things}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
         f"optimizer {optim.optimizer}, lr {optim.lr:.4g}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
-        f"hardware  {run.device}, {run.precision}, {run.threads} torch threads and {config.data.workers} reader processes on {cores()} cores",
+        f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]

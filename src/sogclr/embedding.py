@@ -264,8 +264,7 @@ class _Parts:
         text = json.dumps(job, sort_keys=True)
         if not (head.is_file() and head.read_text(encoding="utf-8") == text):
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            write_text(head, text)
+        self._job = (head, text)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
@@ -274,6 +273,9 @@ class _Parts:
         return [k for k in range(self.count) if not self._file(k).is_file()]
 
     def write(self, number: int, features: np.ndarray, ids: np.ndarray, bad: list[tuple[int, str]]) -> None:
+        if not self.folder.is_dir():  # with the first piece: a refusal before it leaves nothing behind
+            self.folder.mkdir(parents=True)
+            write_text(*self._job)
         with replacing(self._file(number)) as temporary:
             save_file({"embedding": features, "id": ids}, temporary, metadata={"bad": json.dumps(bad)})
 

@@ -123,7 +123,11 @@ def _run(run: RunFolder) -> dict[str, Any]:
     manifest = run.manifest()
     last = {kind: next((row for row in reversed(rows) if row["kind"] == kind), None) for kind in ("train", "eval")}
     newest = run.latest_checkpoint()
-    log_u = run.log_u()
+    log_u, damaged = None, None
+    try:
+        log_u = run.log_u()
+    except BadInput as error:  # the rest can still be told
+        damaged = str(error)
     found: dict[str, Any] = {
         "kind": "run",
         "path": str(run.path),
@@ -136,6 +140,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "bad": dict(line.split("\t", 1) for line in _lines(run.bad_file)),
         "checkpoints": [p.name for p in run.checkpoint_files()],
         "latest_checkpoint": None if newest is None else str(newest),
+        **({"damaged_checkpoint": damaged} if damaged else {}),
         "last_train": _without_timing(last["train"]),
         "last_eval": _without_timing(last["eval"]),
         "skipped_steps": sum(row["kind"] == "skipped" for row in rows),
@@ -221,6 +226,8 @@ def _render_run(found: dict[str, Any]) -> RenderableType:
         "last": _pairs(found["last_train"]),
         "evaluation": _pairs(found["last_eval"]),
     }
+    if "damaged_checkpoint" in found:
+        rows["damaged"] = found["damaged_checkpoint"]
     if "log_u" in found:
         rows["normalizers"] = _pairs(found["log_u"])
     for section, values in found["config"].items():
