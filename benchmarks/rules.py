@@ -229,7 +229,7 @@ class Queue(MovingAverage):
 
     def __init__(
         self, runs: int, n: int, batch: int, tau: float, size: int = 512, end: float = 0.5, start: float | None = None, over: float = 1.0,
-        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, logs: bool = False, alone: bool = False, boost: float = 1.0, rate: float = 0.02, ramp: bool = False,
+        lam: float = 0.0, lam_start: float = 0.0, lam_over: float = 1.0, half: bool = False, feed: bool = True, wait: float = 0.0, rel: bool = False, balance: float = 0.0, center: bool = False, match: bool = False, auto: float = 0.0, logs: bool = False, alone: bool = False, boost: float = 1.0, rate: float = 0.02, ramp: bool = False, fade: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(runs, n, batch, tau, end, start, over)
         self.size, self.tau, self.lam, self.lam_start, self.lam_over = size, tau, lam, lam_start, lam_over
@@ -240,7 +240,7 @@ class Queue(MovingAverage):
         self.memory = self.push if max(lam, lam_start, auto) > 0 else None
         self.rel, self.balance, self.center, self.match = rel, balance, center, match
         self.auto, self.rate, self.logs, self.alone, self.boost = auto, rate, logs, alone, boost
-        self.ramp = ramp
+        self.ramp, self.fade = ramp, fade
         self.log_ratio = torch.zeros(runs, 1)
         self.mean_b, self.mean_q = torch.zeros(runs, 1), torch.zeros(runs, 1)
         self.e: Tensor | None = None
@@ -277,6 +277,10 @@ class Queue(MovingAverage):
             nu = nu - math.log(cosine(self.boost, 1.0, 1.0, seen.share))
         if self.memory is None:
             self.enqueue(seen)
+        kappa = cosine(self.fade, 0.0, 1.0, seen.share)
+        if kappa > 0:  # SimCLR's denominator at first: an anchor counts 1 - (share of its positive)
+            whole = torch.logaddexp(nu, seen.s_pos / self.tau + math.log(kappa / (2 * batch - 2)))
+            return whole, torch.exp(nu - whole)
         if not self.balance:
             return nu, 1.0
         weight = torch.exp(seen.log_g - nu)

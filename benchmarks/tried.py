@@ -31,6 +31,7 @@ OWN = {
 Q = {"rule": "queue", "size": 512}
 HALVES = {**Q, "end": 1.0}
 MEM = {**Q, **COSINE, "auto": 3.0, "feed": False}  # a memory beside a nu of the batch alone
+FADE = {**Q, **COSINE, "feed": False, "fade": 1.0}
 TRIED: list[tuple[str, str, dict[str, Any]]] = [
     ("SimCLR", "reference", {"rule": "simclr"}),
     ("DCL", "reference", {"rule": "dcl"}),
@@ -107,6 +108,15 @@ TRIED: list[tuple[str, str, dict[str, Any]]] = [
     ("boosted-memory, gamma to 0.3", "more of the batch", {**MEM, "end": 0.3, "ramp": True, "boost": 1.6}),
     ("boosted-memory, K 256", "less late", {**MEM, "size": 256, "ramp": True, "boost": 1.6}),
     ("boosted-memory, K 1024", "more negatives", {**MEM, "size": 1024, "ramp": True, "boost": 1.6}),
+    ("boosted-memory, repulsion 1", "is it the memory or the boost?", {**MEM, "ramp": True}),
+    ("the same, rho²", "less careful with the queue", {**MEM, "auto": 2.0, "ramp": True}),
+    ("the same, balanced", "less noise", {**MEM, "ramp": True, "balance": 1.0}),
+    ("the same, balanced by half", "less noise", {**MEM, "ramp": True, "balance": 0.5}),
+    ("SimCLR to SogCLR", "the positive in the denominator fades out: SimCLR's weights of the anchors in short runs", FADE),
+    ("SimCLR to SogCLR, memory with a rising share", "and the memory", {**FADE, "auto": 3.0, "ramp": True}),
+    ("SimCLR to SogCLR, repulsion 1.3 to 1", "and a boost", {**FADE, "boost": 1.3}),
+    ("SimCLR to SogCLR, memory with a rising share, repulsion 1.3 to 1", "all", {**FADE, "auto": 3.0, "ramp": True, "boost": 1.3}),
+    ("the positive twice in the denominator, fading, memory with a rising share", "more of it", {**FADE, "fade": 2.0, "auto": 3.0, "ramp": True}),
 ]  # fmt: skip
 
 
