@@ -68,12 +68,9 @@ class TwoTowerLoss(ContrastiveLoss):
         if self.text_temperature is not None:
             tau = torch.stack([torch.as_tensor(tau), torch.as_tensor(temperatures.at(self.text_temperature, y_ids, x))])
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
-        if y_ids is x_ids:
-            each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
-            log_sum = torch.stack(log_sum_between(x, y, x_ids, each))
-            log_g = log_sum - F.negatives_of_pairs(x_ids, y_ids).to(x.dtype).log()
-        else:  # two kinds of ids, which the kernels do not know
-            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, tau)
+        each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
+        log_sum = torch.stack(log_sum_between(x, y, F.ids_of_pairs(x_ids, y_ids), each))
+        log_g = F.log_mean_of_pairs(log_sum, x_ids, y_ids)
         anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g)
         return self.per_pair(anchors, y_ids)
 
