@@ -124,8 +124,8 @@ class LossConfig:
     a moving average with schedules of its own, for gamma and for the repulsion; memory takes the negatives too
     from a queue, with both halves of the gradient. These two take no gamma."""
     queue: int | None = None
-    """Embeddings that are kept, for moco and the estimators dictionary, queue-average and memory. 4096, or 32 times the
-    batch size (memory), when left out."""
+    """Embeddings that are kept, for moco and the estimators dictionary, queue-average and memory; of pairs, so many of each
+    tower. 4096, or 32 times the batch size (memory; 16 times on pairs), when left out."""
     prototypes: int = 1024
     """Of the neural normalizer."""
     prototype_lr: float = 1e-3

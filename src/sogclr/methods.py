@@ -43,11 +43,17 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
         return MoCoLoss(dim, queue, tau)
     if loss.estimator == "memory":
         return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature)
-    estimator = estimators.create(
-        str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, queue,
-        loss.prototypes, config.run.max_steps or 1,
-    )  # fmt: skip
+    estimator = build_estimator(config, num_samples)
     return GlobalContrastiveLoss(num_samples, tau, estimator=estimator, balanced=loss.balanced)
+
+
+def build_estimator(config: TrainConfig, num_samples: int) -> nn.Module:
+    """The source of nu of `--estimator`, for so many samples."""
+    loss, steps = config.loss, config.run.max_steps or 1
+    return estimators.create(
+        str(loss.estimator), num_samples, config.model.head_dim, build_gamma(loss, steps), loss.convention,
+        loss.queue or 4096, loss.prototypes, steps,
+    )  # fmt: skip
 
 
 def build_temperature(loss: LossConfig, num_samples: int) -> float | nn.Module:

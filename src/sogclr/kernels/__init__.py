@@ -24,9 +24,19 @@ from torch import Tensor
 from ..errors import BadInput
 from . import dense
 from .choice import Kernel, choose, use
+from .dense import same_ids
 from .operators import log_sums, log_sums_gradient
 
-__all__ = ["Kernel", "choose", "gradient_of_rows", "log_sum_between", "log_sum_negatives", "log_sum_rows", "use"]
+__all__ = [
+    "Kernel",
+    "choose",
+    "gradient_of_rows",
+    "log_sum_between",
+    "log_sum_negatives",
+    "log_sum_rows",
+    "same_ids",
+    "use",
+]
 
 Temperature = float | Tensor
 LOG2_E = math.log2(math.e)

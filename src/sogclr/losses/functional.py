@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize
 
-from ..kernels import log_sum_between, log_sum_negatives
+from ..kernels import log_sum_between, log_sum_negatives, same_ids
 from .validation import known_to_be_distinct
 
 
@@ -54,9 +54,18 @@ def count_same(ids: Tensor, others: Tensor) -> Tensor:
     return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
 
 
+def count_different(ids: Tensor) -> Tensor:
+    """How many rows share no id with each: (B,) ids, or (B, 2), a pair's image and text -> (B,) int64, in linear memory."""
+    if ids.ndim == 1:
+        return len(ids) - count_same(ids, ids)
+    x_ids, y_ids = ids.T.contiguous()
+    both = x_ids * (y_ids.max() + 1) + y_ids
+    return len(ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+
+
 def negatives_of(index: Tensor) -> Tensor:
     """(B,) ids -> (B,) int64: how many negatives an anchor of each sample has, both views of every other sample."""
-    return 2 * (len(index) - count_same(index, index))
+    return 2 * count_different(index)
 
 
 def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
@@ -92,8 +101,8 @@ def log_sum_keys(
     """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
     Args:
-        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids.
-        keys: (K, D) unit rows.  ids: (K,), negative where there is no key.
+        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids, or (B, kinds).
+        keys: (K, D) unit rows.  ids: (K,) or (K, kinds), negative where there is no key.
         log_weight: (K,), log of what each key's term is multiplied by; 0 when left out.
 
     Returns:
@@ -102,7 +111,7 @@ def log_sum_keys(
     views = len(z)
     sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
     sim = sim if log_weight is None else sim + log_weight
-    out = (index[:, None] == ids[None, :]) | (ids < 0)[None, :]
+    out = same_ids(index, ids) | (ids.view(len(ids), -1)[:, 0] < 0)[None, :]
     log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
     return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)
 
@@ -197,10 +206,7 @@ def ids_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
 
 def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
     """How many negatives the anchors x_a and y_a have: rows with another image AND another text. (B,) ids -> (B,) int64."""
-    if y_ids is x_ids:
-        return len(x_ids) - count_same(x_ids, x_ids)
-    both = x_ids * (y_ids.max() + 1) + y_ids
-    return len(x_ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+    return count_different(ids_of_pairs(x_ids, y_ids))
 
 
 def log_mean_negatives_two_towers(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
+from .contrast import Contrast
 from .gamma import CosineGamma
 from .moving_average import Convention, MovingAverage
 
@@ -41,16 +42,9 @@ class BoostedAverage(MovingAverage):
         share = (self.step / self.steps).clamp(max=1.0)
         return torch.log(1 + (self.boost - 1) * 0.5 * (1 + torch.cos(math.pi * share)))
 
-    def forward(
-        self,
-        log_g: Tensor,
-        index: Tensor,
-        update: bool,
-        z: Tensor | None = None,
-        temperature: float | Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
         shift = self.log_boost().to(log_g.dtype)
-        return super().forward(log_g, index, update, z, temperature) - shift
+        return super().forward(log_g, index, update, contrast) - shift
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, boost={self.boost}"
