@@ -12,14 +12,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sogclr import distributed, kernels
 from sogclr.errors import BadInput
-from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MemoryContrastiveLoss, MoCoLoss, NTXentLoss
+from sogclr.losses import (
+    DecoupledContrastiveLoss,
+    GlobalContrastiveLoss,
+    MemoryContrastiveLoss,
+    MoCoLoss,
+    NTXentLoss,
+    TwoTowerMemoryContrastiveLoss,
+)
 from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural
 from sogclr.losses.temperatures import Global, PerSample
 
 BATCH, STEPS, N = 16, 4, 30
 NAMES = (
     "per_view", "per_sample", "ntxent", "dcl", "moco", "adaptive", "dictionary", "queue_average", "neural", "isogclr",
-    "global_tau", "memory",
+    "global_tau", "memory", "two_towers_memory",
 )  # fmt: skip
 
 
@@ -30,6 +37,7 @@ def build(name):
         "ntxent": lambda: NTXentLoss(0.2),
         "dcl": lambda: DecoupledContrastiveLoss(0.2),
         "memory": lambda: MemoryContrastiveLoss(N, 4, 48, 0.2),
+        "two_towers_memory": lambda: TwoTowerMemoryContrastiveLoss(N, 4, 48, 0.2, 0.3),
         "moco": lambda: MoCoLoss(4, 24, 0.2),
         "adaptive": lambda: GlobalContrastiveLoss(N, 0.2, AdaptiveGamma(-1.0)),
         "dictionary": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Dictionary(48, 4)),
@@ -158,7 +166,7 @@ def worker(rank, ranks, port, names, folder):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_n_ranks_equal_one(ranks, tmp_path):
-    names = NAMES if ranks == 2 else NAMES[:3]
+    names = NAMES if ranks == 2 else (*NAMES[:3], "two_towers_memory")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

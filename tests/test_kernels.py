@@ -14,6 +14,7 @@ from sogclr.kernels import dense, operators, products, tiled
 from sogclr.losses.functional import unit_rows
 
 KERNELS = ("dense", "tiled")
+KINDS = ((), (2,))  # one id a row, or two: a pair's image and text
 TAUS = (0.005, 0.01, 0.05, 0.3, 1.0)
 
 
@@ -28,7 +29,8 @@ def reference(x, y, x_ids, y_ids, taus):
     """Row log-sums straight from the formula; x and y as given, everything else in float64."""
     rows = []
     for a in range(len(x)):
-        others = y[y_ids != x_ids[a]]
+        different = y_ids != x_ids[a]
+        others = y[different.view(len(y), -1).all(dim=1)]  # in every kind of ids
         rows.append((others @ x[a] / taus[a]).logsumexp(0))
     return torch.stack(rows)
 
@@ -38,10 +40,11 @@ def rows(count, width=8, seed=0, dtype=torch.float32):
     return normalize(torch.randn(count, width, generator=generator), dim=1).to(dtype).requires_grad_()
 
 
-def ids_and_weights(count, seed=0):
-    """Ids with repeats, and weights of both signs: what a loss may send back."""
+def ids_and_weights(count, seed=0, kinds=()):
+    """Ids with repeats, and weights of both signs: what a loss may send back. kinds: (), or (2,) for two ids a row."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, count // 2, (count,), generator=generator), torch.rand(count, generator=generator) - 0.2
+    ids = torch.randint(0, count // 2, (count, *kinds), generator=generator)
+    return ids, torch.rand(count, generator=generator) - 0.2
 
 
 def error(got, expected):
@@ -65,10 +68,11 @@ def temperature_of(kind, tau, count):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", ["number", "tensor", "each"])
 @pytest.mark.parametrize("tau", TAUS)
-def test_one_tower(kernel, kind, tau):
+@pytest.mark.parametrize("kinds", KINDS)
+def test_one_tower(kernel, kind, tau, kinds):
     count = 75
     z = rows(count)
-    ids, weight = ids_and_weights(count)
+    ids, weight = ids_and_weights(count, kinds=kinds)
     temperature, taus = temperature_of(kind, tau, count)
     got = kernels.log_sum_negatives(z, ids, temperature, kernel)
     (got * weight).sum().backward()
@@ -86,10 +90,11 @@ def test_one_tower(kernel, kind, tau):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", ["number", "tensor", "each"])
 @pytest.mark.parametrize("tau", TAUS)
-def test_two_towers(kernel, kind, tau):
+@pytest.mark.parametrize("kinds", KINDS)
+def test_two_towers(kernel, kind, tau, kinds):
     n, m = 41, 70
     x, y = rows(n), rows(m, seed=1)
-    (x_ids, x_weight), (y_ids, y_weight) = ids_and_weights(n), ids_and_weights(m, seed=1)
+    (x_ids, x_weight), (y_ids, y_weight) = ids_and_weights(n, 0, kinds), ids_and_weights(m, 1, kinds)
     temperature, x_taus = temperature_of(kind, tau, n)
     y_temperature, y_taus = temperature_of(kind, tau, m)
     pair = (temperature, y_temperature) if kind == "each" else temperature
@@ -167,10 +172,15 @@ def test_float64_is_exact_to_its_own_rounding(kernel, tau):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("tau", [0.005, 0.1])
-def test_an_anchor_without_negatives_is_minus_infinity_and_sends_no_gradient(kernel, tau):
+@pytest.mark.parametrize("kind", ["number", "each"])
+@pytest.mark.parametrize("kinds", KINDS)
+def test_an_anchor_without_negatives_is_minus_infinity_and_sends_no_gradient(kernel, tau, kind, kinds):
     x, y = rows(3), rows(40, seed=1)
-    y_ids = torch.zeros(40, dtype=torch.int64)
-    got = kernels.log_sum_rows(x, y, torch.tensor([0, 1, 2]), y_ids, tau, kernel)
+    temperature, _ = temperature_of(kind, tau, 3)
+    x_ids, y_ids = torch.tensor([0, 1, 2]), torch.zeros(40, dtype=torch.int64)
+    if kinds:  # row 0 shares the one with half of the candidates, and the other with the other half
+        x_ids, y_ids = torch.stack([x_ids, x_ids + 7], dim=1), torch.tensor([[0, 5], [6, 7]]).repeat(20, 1)
+    got = kernels.log_sum_rows(x, y, x_ids, y_ids, temperature, kernel)
     torch.logaddexp(got, torch.zeros(3)).sum().backward()
     assert got[0] == -math.inf
     assert torch.isfinite(got[1:]).all()
@@ -178,6 +188,8 @@ def test_an_anchor_without_negatives_is_minus_infinity_and_sends_no_gradient(ker
     assert torch.isfinite(y.grad).all()
     assert not x.grad[0].any()
     assert x.grad[1].any()
+    if kind == "each":
+        assert torch.isfinite(temperature.grad).all()
 
 
 def test_an_empty_queue_adds_nothing():
@@ -339,22 +351,30 @@ def test_unit_rows_have_the_gradient_of_normalize(dtype):
 
 PEAK = """
 import sys, torch
+import sogclr
 from sogclr import kernels
 torch.set_num_threads(1)
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
-def call(batch):
+def one_tower(batch):
     z = torch.nn.functional.normalize(torch.randn(2 * batch, 4), dim=1).requires_grad_()
     kernels.log_sum_negatives(z, torch.arange(batch).repeat(2), 0.1).mean().backward()
+def two_towers(batch):
+    x, y = torch.randn(2, 2 * batch, 4, requires_grad=True)
+    ids = torch.arange(batch).repeat(2), torch.arange(2 * batch) // 2
+    loss = sogclr.TwoTowerGlobalContrastiveLoss(batch, num_texts=batch)
+    loss(x, y, *ids).backward()
+call = {"one tower": one_tower, "two towers": two_towers}[sys.argv[1]]
 call(600)
 before = peak()
-call(int(sys.argv[1]))
+call(int(sys.argv[2]))
 print(peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_linear_in_the_batch():
-    """B = 8,192: all similarities would take 1,024 MiB."""
-    result = subprocess.run([sys.executable, "-c", PEAK, "8192"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("what", ["one tower", "two towers"])
+def test_memory_is_linear_in_the_batch(what):
+    """8,192 rows: all similarities would take 256 MiB."""
+    result = subprocess.run([sys.executable, "-c", PEAK, what, "4096"], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 32

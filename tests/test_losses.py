@@ -19,10 +19,12 @@ from sogclr.losses import (
     NonFinite,
     NTXentLoss,
     functional,
+    memory,
     moco,
     one_tower,
     queue,
     temperatures,
+    two_tower,
 )
 from sogclr.losses.estimators import AdaptiveGamma, CosineGamma, Dictionary, MiniBatch, MovingAverage, Neural
 from sogclr.losses.temperatures import Global, PerSample
@@ -283,13 +285,13 @@ def test_memory_is_quadratic_in_the_batch_at_most():
 
 
 def estimator_modules():
-    names = ("dictionary", "gamma", "mini_batch", "moving_average", "neural")
+    names = ("contrast", "dictionary", "gamma", "mini_batch", "moving_average", "neural")
     return [importlib.import_module(f"sogclr.losses.estimators.{name}") for name in names]
 
 
 def test_nothing_waits_for_the_device():
     """What a step runs on CUDA holds no read-back: those calls stand only behind a check for the CPU."""
-    for module in (functional, one_tower, moco, queue, temperatures, *estimator_modules()):
+    for module in (functional, one_tower, two_tower, memory, moco, queue, temperatures, *estimator_modules()):
         source = inspect.getsource(module)
         for call in (".item(", ".cpu(", ".tolist(", ".nonzero(", "float(z", "bool("):
             assert call not in source, (module.__name__, call)

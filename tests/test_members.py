@@ -188,7 +188,7 @@ def test_the_memorys_gradient_is_exact_when_the_memory_is_the_whole_data_set():
             loss(*z, torch.arange(n))
     got = torch.zeros_like(z)
     loss.eval()
-    loss.running.fill_(0.0)
+    loss.recall.running.fill_(0.0)
     loss.estimator.log_u.copy_(sogclr.exact.normalizers(z, TAU).logsumexp(dim=0) - math.log(2))
     for start in range(0, n, 2):
         rows = torch.arange(start, start + 2)

@@ -113,7 +113,8 @@ def test_a_changed_table_is_named_on_resume(data, run, tmp_path):
 
 @pytest.mark.parametrize("options", [
     {"method": "clip"}, {"method": "siglip"}, {"method": "isogclr"}, {"temperature_mode": "global"}, {"method": "neuclip"},
-    {"gamma_schedule": "cosine", "gamma": 0.2}, {"estimator": "boosted"}, {"accumulate": 2}, {"precision": "fp16"},
+    {"gamma_schedule": "cosine", "gamma": 0.2}, {"estimator": "boosted"}, {"estimator": "dictionary", "queue": 40},
+    {"estimator": "queue-average", "queue": 40, "balanced": True}, {"estimator": "memory", "precision": "fp16"}, {"estimator": "boosted-memory", "queue": 40}, {"accumulate": 2}, {"precision": "fp16"},
     {"method": "isogclr", "accumulate": 2, "precision": "fp16"}, {"method": "siglip", "precision": "fp16"},
 ], ids=str)  # fmt: skip
 def test_every_method_trains_and_resumes(options, data, tmp_path):
@@ -292,9 +293,7 @@ def test_a_run_can_start_from_another(run, data, tmp_path):
     ("options", "message"),
     [
         ({"method": "moco"}, "--method moco does not work on image-caption pairs"),
-        ({"estimator": "dictionary"}, "keeps embeddings of one tower"),
-        ({"estimator": "memory"}, "keeps embeddings of one tower"),
-        ({"balanced": True}, "--balanced weighs the attraction of two views"),
+        ({"estimator": "memory", "temperature_mode": "global"}, "--estimator memory needs a constant temperature"),
         ({"image_rate": 0.0}, "freezes an encoder that knows nothing"),
         ({"text_rate": 0.0}, "freezes a text tower that knows nothing"),
         ({"text_model": "nowhere/at/all"}, "is neither a folder with a config.json nor an installed package"),

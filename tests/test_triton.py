@@ -55,10 +55,13 @@ def test_one_tower(dtype, count, width, tau):
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("tau", [0.01, 0.1])
-def test_two_towers_with_a_temperature_for_each(dtype, tau):
+@pytest.mark.parametrize("kinds", [(), (2,)])
+def test_two_towers_with_a_temperature_for_each(dtype, tau, kinds):
     n, m = 70, 45
     x, y = rows(n, 32, 0, dtype), rows(m, 32, 1, dtype)
     x_ids, y_ids = torch.arange(n).to(DEVICE), torch.arange(m).to(DEVICE)
+    if kinds:  # ids of two kinds, with repeats
+        x_ids, y_ids = (torch.randint(0, 20, (k, 2)).to(DEVICE) for k in (n, m))
     taus = [(tau * torch.linspace(0.8, 1.5, k)).to(DEVICE).requires_grad_() for k in (n, m)]
     taus64 = [exact(t) for t in taus]
     x64, y64 = exact(x), exact(y)

@@ -20,6 +20,7 @@ _HOMES = {
     "GlobalContrastiveLoss": "losses",
     "TwoTowerGlobalContrastiveLoss": "losses",
     "MemoryContrastiveLoss": "losses",
+    "TwoTowerMemoryContrastiveLoss": "losses",
     "NTXentLoss": "losses",
     "ClipLoss": "losses",
     "SigLipLoss": "losses",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .losses import NTXentLoss as NTXentLoss
     from .losses import SigLipLoss as SigLipLoss
     from .losses import TwoTowerGlobalContrastiveLoss as TwoTowerGlobalContrastiveLoss
+    from .losses import TwoTowerMemoryContrastiveLoss as TwoTowerMemoryContrastiveLoss
     from .losses import estimators as estimators
     from .losses import temperatures as temperatures
     from .models import load_encoder as load_encoder

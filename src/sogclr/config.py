@@ -134,8 +134,8 @@ class LossConfig:
     a moving average with schedules of its own, for gamma and for the repulsion; memory takes the negatives too
     from a queue, with both halves of the gradient; boosted-memory is both. These three take no gamma."""
     queue: int | None = None
-    """Embeddings that are kept, for moco and the estimators dictionary, queue-average, memory and
-    boosted-memory. 4096, or 32 times the batch size (memory), or 512 (boosted-memory), when left out."""
+    """Embeddings that are kept, for moco and the estimators dictionary, queue-average, memory and boosted-memory; of pairs, so
+    many of each tower. 4096, or 32 times the batch size (memory), or 512 (boosted-memory), half of that on pairs, when left out."""
     prototypes: int = 1024
     """Of the neural normalizer."""
     prototype_lr: float = 1e-3

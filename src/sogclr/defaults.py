@@ -105,10 +105,6 @@ def _check_kind(config: TrainConfig, pairs: bool) -> None:
     what = "image-caption pairs" if pairs else "images alone"
     if loss.method not in methods:
         raise BadInput(f"--method {loss.method} does not work on {what}, which DATA holds; give {', '.join(methods)}")
-    if pairs and loss.estimator in ("dictionary", "queue-average", "memory", "boosted-memory"):
-        raise BadInput(f"--estimator {loss.estimator} keeps embeddings of one tower, and pairs have two; give another")
-    if pairs and loss.balanced:
-        raise BadInput("--balanced weighs the attraction of two views of an image, and DATA holds pairs; leave it out")
     if pairs and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
     given = [f"--{f.name.replace('_', '-')}" for f in fields(PairsConfig) if getattr(config.pairs, f.name) != f.default]
@@ -159,9 +155,9 @@ def resolve(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[TrainConfi
     )
     meant: dict[str, Any] = {k: v for k, v in METHODS[config.loss.method].items() if getattr(config.loss, k) is None}
     if config.loss.queue is None:
-        meant["queue"] = {"memory": BATCHES * batch, "boosted-memory": WITH_SCHEDULES}.get(
-            str(config.loss.estimator), 4096
-        )
+        late = {"memory": BATCHES * batch, "boosted-memory": WITH_SCHEDULES}.get(str(config.loss.estimator), 4096)
+        two = pairs and "memory" in str(config.loss.estimator)  # the same steps: two views of an image are in one queue
+        meant["queue"] = late // (2 if two else 1)
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers),

@@ -68,7 +68,8 @@ def log_sum_between(
     """Two towers: log-sums of the rows of x over y of other ids, and of y over x, each rank computing its own.
 
     Args:
-        x, y: (B, D) unit rows of all ranks, gathered.  index: (B,).  temperature: a number, (), or two of (B,).
+        x, y: (B, D) unit rows of all ranks, gathered.  index: (B,) ids, or (B, 2), a pair's image and text: b counts for a
+            where both are others.  temperature: a number, (), or two of (B,).
 
     Returns:
         Twice (B,); gradients as in `log_sum_negatives`.

@@ -41,15 +41,24 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
         return DecoupledContrastiveLoss(tau)
     if loss.method == "moco":
         return MoCoLoss(dim, queue, tau)
-    if loss.estimator == "memory":
-        return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature)
-    if loss.estimator == "boosted-memory":
-        return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature, steps=config.run.max_steps or 1)
-    estimator = estimators.create(
-        str(loss.estimator), num_samples, dim, build_gamma(loss, config.run.max_steps or 1), loss.convention, queue,
-        loss.prototypes, config.run.max_steps or 1,
-    )  # fmt: skip
+    if loss.estimator in ("memory", "boosted-memory"):
+        return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature, steps=memory_steps(config))
+    estimator = build_estimator(config, num_samples)
     return GlobalContrastiveLoss(num_samples, tau, estimator=estimator, balanced=loss.balanced)
+
+
+def memory_steps(config: TrainConfig) -> int | None:
+    """Of the schedules of a loss with a memory; None where it has none."""
+    return (config.run.max_steps or 1) if config.loss.estimator == "boosted-memory" else None
+
+
+def build_estimator(config: TrainConfig, num_samples: int) -> nn.Module:
+    """The source of nu of `--estimator`, for so many samples."""
+    loss, steps = config.loss, config.run.max_steps or 1
+    return estimators.create(
+        str(loss.estimator), num_samples, config.model.head_dim, build_gamma(loss, steps), loss.convention,
+        loss.queue or 4096, loss.prototypes, steps,
+    )  # fmt: skip
 
 
 def build_temperature(loss: LossConfig, num_samples: int) -> float | nn.Module:

@@ -19,9 +19,9 @@ from .data.views import Augmentation
 from .errors import BadInput
 from .evaluation.pairs import score_pairs
 from .frozen import image_features, lookup_loader, text_features
-from .losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, estimators
+from .losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, TwoTowerMemoryContrastiveLoss
 from .losses.two_tower import TwoTowerLoss
-from .methods import build_gamma, build_temperature, take_common
+from .methods import build_estimator, build_temperature, memory_steps, take_common
 from .models import Encoder, EncoderInfo, create_backbone
 from .run_folder import RunFolder
 from .text import TextSetup, built_in, pretrained
@@ -96,14 +96,15 @@ class PairTask:
             return ClipLoss(tau)
         if loss.method == "siglip":
             return SigLipLoss(loss.temperature)
-        of_images, of_texts = (
-            estimators.create(
-                str(loss.estimator), n, self.config.model.head_dim, build_gamma(loss, self.config.run.max_steps or 1),
-                prototypes=loss.prototypes, steps=self.config.run.max_steps or 1,
-            )
-            for n in (images, texts)
-        )  # fmt: skip
-        return TwoTowerGlobalContrastiveLoss(images, tau, num_texts=texts, estimator=(of_images, of_texts))
+        if loss.estimator in ("memory", "boosted-memory"):
+            return TwoTowerMemoryContrastiveLoss(
+                images, self.config.model.head_dim, loss.queue or 4096, loss.temperature, num_texts=texts,
+                steps=memory_steps(self.config),
+            )  # fmt: skip
+        of_images, of_texts = (build_estimator(self.config, n) for n in (images, texts))
+        return TwoTowerGlobalContrastiveLoss(
+            images, tau, num_texts=texts, estimator=(of_images, of_texts), balanced=loss.balanced
+        )
 
     def rates(self) -> dict[str, float]:
         """Name of a part of the model -> its share of the learning rate."""
@@ -166,11 +167,9 @@ class PairTask:
     def stateful(self, loss: nn.Module, batch: Batch) -> list[tuple[Any, Tensor]]:
         """The parts of the loss whose state a forward pass changes, each with the ids of the batch it is for."""
         image_ids, text_ids = self.ids(batch)
-        towers = (("image_estimator", image_ids), ("text_estimator", text_ids))
         return [
-            (part, ids)
-            for name, ids in towers
-            for part in getattr(loss, name, nn.Module()).modules()
+            (part, text_ids if name.startswith("text_") else image_ids)
+            for name, part in loss.named_modules()
             if hasattr(part, "snapshot")
         ]
 

@@ -7,7 +7,8 @@ For anchors a (rows of x) and candidates b (rows of y), each with an id,
 differentiable in x, y and tau. Backward takes any weights w_a = dL/d lse_a, so every estimator and loss of the family
 composes on top. With E_ab = exp(s_ab / tau), G_ab = E_ab (w_a exp(-lse_a) + w_b exp(-lse_b)) / tau is formed from
 similarities that are made again, tile by tile: what is kept between forward and backward is linear in the batch.
-An anchor without a candidate of another id has lse_a = -inf.
+An anchor without a candidate of another id has lse_a = -inf. Rows may have several kinds of ids, (N, kinds), as a pair has
+its image's and its text's: then b counts for a where every kind is another.
 
 Three kernels give the same numbers: `dense` keeps all similarities (small batches), `tiled` makes them twice and never
 holds more than a tile, `triton` does so on a GPU's chip. `choice` picks; `use` and the argument `kernel` overrule it.
@@ -23,9 +24,19 @@ from torch import Tensor
 from ..errors import BadInput
 from . import dense
 from .choice import Kernel, choose, use
+from .dense import same_ids
 from .operators import log_sums, log_sums_gradient
 
-__all__ = ["Kernel", "choose", "gradient_of_rows", "log_sum_between", "log_sum_negatives", "log_sum_rows", "use"]
+__all__ = [
+    "Kernel",
+    "choose",
+    "gradient_of_rows",
+    "log_sum_between",
+    "log_sum_negatives",
+    "log_sum_rows",
+    "same_ids",
+    "use",
+]
 
 Temperature = float | Tensor
 LOG2_E = math.log2(math.e)
@@ -35,7 +46,8 @@ def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: 
     """One tower: lse_a over the rows of other ids.
 
     Args:
-        z: (N, D) floating.  ids: (N,) integers.  temperature: a number, a () tensor, or (N,), one an anchor.
+        z: (N, D) floating.  ids: (N,) or (N, kinds) integers.
+        temperature: a number, a () tensor, or (N,), one an anchor.
 
     Returns:
         (N,) float32, or float64 for float64 rows.
@@ -70,7 +82,7 @@ def log_sum_between(
     """Two towers: lse of each row of x over y, and of each row of y over x, from one set of similarities.
 
     Args:
-        x: (R, D), y: (C, D) floating.  x_ids: (R,), y_ids: (C,) integers.
+        x: (R, D), y: (C, D) floating.  x_ids: (R,), y_ids: (C,) integers, or (R, kinds) and (C, kinds).
         temperature: a number, a () tensor, or a pair of (R,) and (C,).
 
     Returns:
@@ -85,7 +97,7 @@ def log_sum_rows(
     """lse of each row of x over candidates y that are no anchors (a queue, another process's rows).
 
     Args:
-        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,).  temperature: a number, a () tensor, or (R,).
+        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,), or (R, kinds), (C, kinds).  temperature: a number, () or (R,).
 
     Returns:
         (R,) float32, or float64 for float64 rows.
@@ -133,7 +145,8 @@ def gradient_of_rows(
     """The whole gradient of the rows x, as anchors and as candidates of the anchors y, from numbers of both.
 
     Args:
-        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,).  temperature: a number, or (R,) and (C,).
+        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,), or (R, kinds), (C, kinds).
+        temperature: a number, or (R,) and (C,).
         lse, weight: (R,) and (C,): the log-sums and dL/d lse; None for y where y are no anchors.
 
     Returns:
@@ -182,7 +195,8 @@ def _at_least_float32(z: Tensor) -> Tensor:
 def _check(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise BadInput(f"rows and candidates must be (R, D) and (C, D), and are {tuple(x.shape)} and {tuple(y.shape)}")
-    if x_ids.shape != x.shape[:1] or y_ids.shape != y.shape[:1]:
+    of_rows = x_ids.shape[:1] == x.shape[:1] and y_ids.shape[:1] == y.shape[:1]
+    if not of_rows or x_ids.shape[1:] != y_ids.shape[1:] or x_ids.ndim > 2:
         raise BadInput(
             f"{len(x)} rows and {len(y)} candidates need as many ids, and have {tuple(x_ids.shape)} and {tuple(y_ids.shape)}"
         )

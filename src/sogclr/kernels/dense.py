@@ -20,8 +20,8 @@ LARGEST_EXPONENT = 86.0
 
 
 def log_sum_negatives(z: Tensor, ids: Tensor, inverse: Tensor | float) -> Tensor:
-    """(N, D), (N,), factors of s_ab: a number, () or (N,) -> (N,)."""
-    same = ids[:, None] == ids[None, :]
+    """(N, D), (N,) or (N, kinds), factors of s_ab: a number, () or (N,) -> (N,)."""
+    same = same_ids(ids, ids)
     if isinstance(inverse, float) and _asking_is_free(z):
         with torch.no_grad():
             sim = product(z.contiguous(), z.contiguous()).mul_(inverse)
@@ -33,8 +33,8 @@ def log_sum_negatives(z: Tensor, ids: Tensor, inverse: Tensor | float) -> Tensor
 def log_sum_between(
     x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, x_inverse: Tensor | float, y_inverse: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """(R, D), (C, D), (R,), (C,), factors of s_ab: twice a number or (), or (R,) and (C,) -> (R,), (C,)."""
-    same = x_ids[:, None] == y_ids[None, :]
+    """(R, D), (C, D), ids of both, factors of s_ab: twice a number or (), or (R,) and (C,) -> (R,), (C,)."""
+    same = same_ids(x_ids, y_ids)
     if isinstance(x_inverse, float) and _asking_is_free(x):
         with torch.no_grad():
             sim = product(x.contiguous(), y.contiguous()).mul_(x_inverse)
@@ -42,6 +42,16 @@ def log_sum_between(
             return _TwoTowers.apply(x, y, sim, same, x_inverse)
     sim = x @ y.T
     return _log_sum(sim, same, x_inverse), _log_sum(sim.T, same.T, y_inverse)
+
+
+def same_ids(x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    """(R, C): where a row of x and one of y share an id, of any kind. (R,), (C,); or (R, kinds), (C, kinds)."""
+    if x_ids.ndim == 1:
+        return x_ids[:, None] == y_ids[None, :]
+    same = x_ids[:, None, 0] == y_ids[None, :, 0]
+    for kind in range(1, x_ids.shape[1]):
+        same |= x_ids[:, None, kind] == y_ids[None, :, kind]
+    return same
 
 
 def _asking_is_free(z: Tensor) -> bool:

@@ -42,8 +42,8 @@ def log_sums(
     Without y it is one tower: y is x, and the second result is empty.
 
     Args:
-        x: (R, D); y: (C, D); x_ids: (R,); y_ids: (C,); x_inverse: (R,), y_inverse: (C,), log2(e) / tau (1 where missing,
-            the rows then being scaled already).
+        x: (R, D); y: (C, D); x_ids: (R,), y_ids: (C,), or (R, kinds), (C, kinds); x_inverse: (R,),
+            y_inverse: (C,), log2(e) / tau (1 where missing, the rows then being scaled already).
     """
     return _module(kernel).log_sums(x, y, x_ids, y_ids, x_inverse, y_inverse, columns)
 

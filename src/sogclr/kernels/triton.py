@@ -46,6 +46,7 @@ def _row_log_sums(
     width,
     x_stride,
     y_stride,
+    KINDS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -62,15 +63,20 @@ def _row_log_sums(
     )
     if UPCAST:
         x = x.to(tl.float32)
-    x_ids = tl.load(x_ids_ptr + rows, mask=valid, other=-1)
+    x_ids = tl.load(x_ids_ptr + rows * KINDS, mask=valid, other=-1)
     inverse = tl.load(inverse_ptr + rows, mask=valid, other=0.0)
     top = tl.full((ROWS,), -1e30, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, columns_count, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         s, _ = _similarities(x, y_ptr, columns, d, y_stride, columns_count, width, UPCAST, PRECISION)
-        y_ids = tl.load(y_ids_ptr + columns, mask=columns < columns_count, other=-1)
-        negative = (x_ids[:, None] != y_ids[None, :]) & (columns[None, :] < columns_count)
+        there = columns < columns_count
+        y_ids = tl.load(y_ids_ptr + columns * KINDS, mask=there, other=-1)
+        negative = (x_ids[:, None] != y_ids[None, :]) & there[None, :]
+        for kind in tl.static_range(1, KINDS):
+            x_other = tl.load(x_ids_ptr + rows * KINDS + kind, mask=valid, other=-1)
+            y_other = tl.load(y_ids_ptr + columns * KINDS + kind, mask=there, other=-1)
+            negative = negative & (x_other[:, None] != y_other[None, :])
         logits = tl.where(negative, s * inverse[:, None], float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, axis=1))
         total = total * tl.exp2(top - new_top) + tl.sum(tl.exp2(logits - new_top[:, None]), axis=1)
@@ -98,6 +104,7 @@ def _row_gradient(
     width,
     x_stride,
     y_stride,
+    KINDS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -113,7 +120,7 @@ def _row_gradient(
     x = tl.load(x_ptr + place, mask=valid[:, None] & (d[None, :] < width), other=0.0)
     if UPCAST:
         x = x.to(tl.float32)
-    x_ids = tl.load(x_ids_ptr + rows, mask=valid, other=-1)
+    x_ids = tl.load(x_ids_ptr + rows * KINDS, mask=valid, other=-1)
     inverse = tl.load(x_inverse_ptr + rows, mask=valid, other=0.0)
     bits = tl.load(x_bits_ptr + rows, mask=valid, other=0.0)
     weight = tl.load(x_weight_ptr + rows, mask=valid, other=0.0)
@@ -124,8 +131,12 @@ def _row_gradient(
         columns = start + tl.arange(0, COLUMNS)
         there = columns < columns_count
         s, y = _similarities(x, y_ptr, columns, d, y_stride, columns_count, width, UPCAST, PRECISION)
-        y_ids = tl.load(y_ids_ptr + columns, mask=there, other=-1)
+        y_ids = tl.load(y_ids_ptr + columns * KINDS, mask=there, other=-1)
         negative = (x_ids[:, None] != y_ids[None, :]) & there[None, :]
+        for kind in tl.static_range(1, KINDS):
+            x_other = tl.load(x_ids_ptr + rows * KINDS + kind, mask=valid, other=-1)
+            y_other = tl.load(y_ids_ptr + columns * KINDS + kind, mask=there, other=-1)
+            negative = negative & (x_other[:, None] != y_other[None, :])
         p = tl.exp2(tl.where(negative, s * inverse[:, None] - bits[:, None], float("-inf")))
         moment += tl.sum(p * s, axis=1)
         m = p * (weight * inverse * scale)[:, None]
@@ -161,6 +172,10 @@ def _launch(kernel: Any, x: Tensor, *arguments: object, **constants: object) -> 
     kernel[(triton.cdiv(len(x), blocks["ROWS"]),)](*arguments, **blocks, **constants)
 
 
+def _kinds(ids: Tensor) -> int:
+    return 1 if ids.ndim == 1 else ids.shape[1]
+
+
 def _contiguous(z: Tensor) -> Tensor:
     return z if z.stride(1) == 1 else z.contiguous()
 
@@ -190,7 +205,8 @@ def _floats(like: Tensor, *shape: int) -> Tensor:
 def _log_sums_of_rows(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, inverse: Tensor) -> Tensor:
     x, y, out = _contiguous(x), _contiguous(y), _floats(x, len(x))
     sizes = (len(x), len(y), x.shape[1], x.stride(0), y.stride(0))
-    _launch(_row_log_sums, x, x, y, x_ids.contiguous(), y_ids.contiguous(), inverse.contiguous(), out, *sizes)
+    vectors = x_ids.contiguous(), y_ids.contiguous(), inverse.contiguous()
+    _launch(_row_log_sums, x, x, y, *vectors, out, *sizes, KINDS=_kinds(x_ids))
     return out
 
 
@@ -247,7 +263,9 @@ def _gradient_of_rows(rows: _Rows, others: _Rows) -> tuple[Tensor, Tensor]:
     scale = min(_HEADROOM, max(len(others.z), 1)) / largest.clamp(min=1e-30)
     vectors = [v for pair in zip(_vectors(rows), _vectors(others), strict=True) for v in pair]
     sizes = (len(rows.z), len(others.z), rows.z.shape[1], rows.z.stride(0), others.z.stride(0))
-    _launch(_row_gradient, rows.z, *vectors, scale, d_x, d_inverse, *sizes, Y_ANCHORS=others.anchors)
+    _launch(
+        _row_gradient, rows.z, *vectors, scale, d_x, d_inverse, *sizes, KINDS=_kinds(rows.ids), Y_ANCHORS=others.anchors
+    )
     return d_x.to(rows.z.dtype), d_inverse
 
 

@@ -1,7 +1,7 @@
 """Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; their mathematics in `functional`."""
 
 from .baselines import DecoupledContrastiveLoss, NTXentLoss
-from .memory import MemoryContrastiveLoss
+from .memory import MemoryContrastiveLoss, TwoTowerMemoryContrastiveLoss
 from .moco import MoCoLoss
 from .one_tower import GlobalContrastiveLoss
 from .two_tower import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
@@ -17,4 +17,5 @@ __all__ = [
     "NonFinite",
     "SigLipLoss",
     "TwoTowerGlobalContrastiveLoss",
+    "TwoTowerMemoryContrastiveLoss",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize
 
-from ..kernels import log_sum_negatives
+from ..kernels import log_sum_between, log_sum_negatives, same_ids
 from .validation import known_to_be_distinct
 
 
@@ -54,9 +54,18 @@ def count_same(ids: Tensor, others: Tensor) -> Tensor:
     return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
 
 
+def count_different(ids: Tensor) -> Tensor:
+    """How many rows share no id with each: (B,) ids, or (B, 2), a pair's image and text -> (B,) int64, in linear memory."""
+    if ids.ndim == 1:
+        return len(ids) - count_same(ids, ids)
+    x_ids, y_ids = ids.T.contiguous()
+    both = x_ids * (y_ids.max() + 1) + y_ids
+    return len(ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+
+
 def negatives_of(index: Tensor) -> Tensor:
     """(B,) ids -> (B,) int64: how many negatives an anchor of each sample has, both views of every other sample."""
-    return 2 * (len(index) - count_same(index, index))
+    return 2 * count_different(index)
 
 
 def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
@@ -92,8 +101,8 @@ def log_sum_keys(
     """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
     Args:
-        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids.
-        keys: (K, D) unit rows.  ids: (K,), negative where there is no key.
+        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids, or (B, kinds).
+        keys: (K, D) unit rows.  ids: (K,) or (K, kinds), negative where there is no key.
         log_weight: (K,), log of what each key's term is multiplied by; 0 when left out.
 
     Returns:
@@ -102,7 +111,7 @@ def log_sum_keys(
     views = len(z)
     sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
     sim = sim if log_weight is None else sim + log_weight
-    out = (index[:, None] == ids[None, :]) | (ids < 0)[None, :]
+    out = same_ids(index, ids) | (ids.view(len(ids), -1)[:, 0] < 0)[None, :]
     log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
     return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)
 
@@ -190,10 +199,14 @@ def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------- two towers
+def ids_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    """Both kinds of ids side by side, (B, 2), as the kernels take them; (B,) where the two are one tensor."""
+    return x_ids if y_ids is x_ids else torch.stack([x_ids, y_ids], dim=1)
+
+
 def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
     """How many negatives the anchors x_a and y_a have: rows with another image AND another text. (B,) ids -> (B,) int64."""
-    both = x_ids * (y_ids.max() + 1) + y_ids
-    return len(x_ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+    return count_different(ids_of_pairs(x_ids, y_ids))
 
 
 def log_mean_negatives_two_towers(
@@ -203,8 +216,7 @@ def log_mean_negatives_two_towers(
 
     Row a of a batch is a pair (image, text). The negatives of its image are the texts of rows that share neither its
     image nor its text, and the negatives of its text are the images of these rows: two captions of one image are never
-    negatives of each other's image, nor two images of one caption. An anchor without any negative at hand takes the
-    mean ĝ of the others, as a constant: it then only pulls at its positive, and everything stays finite.
+    negatives of each other's image, nor two images of one caption.
 
     Args:
         x, y: (B, D) unit rows, images and texts.
@@ -214,19 +226,25 @@ def log_mean_negatives_two_towers(
     Returns:
         (2, B): the images' anchors, then the texts'.
     """
-    of_images, of_texts = (temperature, temperature)
-    if isinstance(temperature, Tensor) and temperature.ndim == 2:
-        of_images, of_texts = temperature[0, :, None], temperature[1]
-    sim = x @ y.T
+    pair = (
+        (temperature[0], temperature[1]) if isinstance(temperature, Tensor) and temperature.ndim == 2 else temperature
+    )
+    ids = ids_of_pairs(x_ids, y_ids)
+    return log_mean_of_pairs(torch.stack(log_sum_between(x, y, ids, ids, pair)), x_ids, y_ids)
+
+
+def log_mean_of_pairs(log_sum: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+    """From the logarithm of the sum over an anchor's negatives to that of their mean: (2, B), (B,) ids twice -> (2, B).
+
+    An anchor without any negative at hand takes the mean ĝ of the others, as a constant: it then only pulls at its
+    positive, and everything stays finite.
+    """
     count = negatives_of_pairs(x_ids, y_ids)
+    if y_ids is x_ids:  # two different ids at least: everyone has one
+        return log_sum - count.to(log_sum.dtype).log()
     some = count > 0
-    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
-    # rows and columns without negatives are left whole: a sum over nothing would give them NaN as their gradient
-    to_texts = (sim / of_images).masked_fill(same & some[:, None], -math.inf).logsumexp(dim=1)
-    to_images = (sim / of_texts).masked_fill(same & some[None, :], -math.inf).logsumexp(dim=0)
-    log_g = torch.stack([to_texts, to_images]) - count.clamp(min=1).to(x.dtype).log()
-    known = torch.where(some, log_g.detach(), -math.inf)
-    others = known.logsumexp(dim=1, keepdim=True) - some.sum().to(x.dtype).log()
+    log_g = log_sum - count.clamp(min=1).to(log_sum.dtype).log()  # -inf where there are none
+    others = log_g.detach().logsumexp(dim=1, keepdim=True) - some.sum().to(log_sum.dtype).log()
     return torch.where(some, log_g, others)
 
 

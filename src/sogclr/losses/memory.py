@@ -1,4 +1,4 @@
-"""Many negatives from a memory of past embeddings, with both halves of the gradient, at any batch size."""
+"""Many negatives from a memory of past embeddings, with both halves of the gradient: on one tower, and on two."""
 
 from __future__ import annotations
 
@@ -6,17 +6,88 @@ import math
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import BadInput
 from . import functional as F
 from .estimators import BoostedAverage, Dictionary, Gamma, MovingAverage
 from .one_tower import Anchors, GlobalContrastiveLoss, Reduction
 from .queue import EmbeddingQueue
+from .two_tower import TwoTowerGlobalContrastiveLoss, contrasts
 
 BATCHES = 32  # the queue's default length, in batches of B embeddings: 16 steps
 WITH_SCHEDULES = 512  # the queue's default length with `steps`: it makes up for a small batch
 _RATE = 0.02  # of the running means that tell how late the queue is
+
+
+class Past:
+    """A queue as a batch finds it, and the log-sums over it, with their gradient, of the anchors z, (V, B, D)."""
+
+    def __init__(self, queue: EmbeddingQueue, z: Tensor, ids: Tensor, temperature: float) -> None:
+        queue.check_width(z)
+        self.z, self.own, self.temperature = z, ids, temperature
+        self.keys, self.ids = queue.keys.to(z.dtype, copy=True), queue.ids.clone()  # the estimator pushes in place
+        log_sum, self.count = F.log_sum_keys(z, ids, self.keys, self.ids, temperature)
+        self.log_q = log_sum - self.count.clamp(min=1).log()
+
+    def as_negatives(self, average: MovingAverage, ids: Tensor) -> Tensor:
+        """(V, B): log of the mean over the keys b of exp(s_ab / tau) / u_b, with u of the keys' ids, (K,).
+
+        Where u_b is right no term exceeds n, the samples of which u_b is the mean; a late u_b may let it, and the mean is
+        held at n.
+        """
+        log_u = average.log_u[ids.clamp(min=0)]
+        of_keys = torch.where(torch.isfinite(log_u), -log_u, -torch.inf).to(self.z.dtype)
+        log_sum, _ = F.log_sum_keys(self.z, self.own, self.keys, self.ids, self.temperature, of_keys)
+        log_mean = log_sum - self.count.clamp(min=1).log()
+        return log_mean - (log_mean - math.log(average.num_samples)).clamp(min=0).detach()
+
+
+class Recall(nn.Module):
+    """What is added to the batch's negatives by a queue's, and how much these count: see `MemoryContrastiveLoss`.
+
+    Attributes:
+        running: (2,) float32 buffer, log of the running means of ĝ and of q.
+    """
+
+    running: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running", torch.full((2,), -math.inf))
+
+    def forward(
+        self, log_g: Tensor, nu: Tensor, past: Past, as_negatives: Tensor, here: Tensor, rise: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(V, B): what tau multiplies in the loss, of which the half as negatives has a gradient only; and lam, (B,).
+
+        Args:
+            log_g, nu, as_negatives: (V, B), the last as `Past` has it.  here: (B,), negatives in the batch.
+            rise: what lam is multiplied by, see `_rise`.
+        """
+        with torch.no_grad():
+            lam = rise * self.share(log_g, past.log_q, past.count, here)
+        weight = (1 - lam) * torch.exp(log_g - nu) + lam * torch.exp(past.log_q - nu)
+        second = lam * torch.exp(as_negatives)  # its value is in that of the anchors b
+        return weight + nu - 1 + second - second.detach(), lam
+
+    def share(self, log_g: Tensor, log_q: Tensor, count: Tensor, here: Tensor) -> Tensor:
+        """lam, (B,); the running means move on in training mode, from the first step with a queue."""
+        now = torch.stack([F.log_mean(x.flatten()) for x in (log_g, log_q)]).to(self.running)
+        if self.training:
+            blended = torch.logaddexp(math.log(1 - _RATE) + self.running, math.log(_RATE) + now)
+            self.running.copy_(torch.where(torch.isfinite(now).all(), blended, self.running))
+        log_g, log_q = self.running
+        rho = torch.where(torch.isfinite(log_q), (log_q - log_g).clamp(max=0.0).exp(), 0.0)
+        return rho.to(count) ** 3 * count / (count + here).clamp(min=1)
+
+    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
+        """What `restore` needs (the estimator and the queue keep their own)."""
+        return (self.running.clone(),)
+
+    def restore(self, saved: tuple[Tensor, ...]) -> None:
+        """Undo the update since `snapshot`."""
+        self.running.copy_(saved[0])
 
 
 class MemoryContrastiveLoss(GlobalContrastiveLoss):
@@ -33,6 +104,10 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
 
     The queue is up to K/2B steps late. What that does shows in q being too small; with rho the ratio of the running
     means of q and ĝ, at most 1,  lam = rho^3 K / (K + m):  the later the queue, the less it counts.
+
+    With `steps`, three things change along the run: lam is multiplied by a share that rises from 0 to 1 along a half
+    cosine (the queue is the less late the smaller the learning rate is), and nu is `BoostedAverage`'s, of the batch's
+    negatives alone, with gamma from 1 to 0.1 and a repulsion that starts `boost` times as strong.
 
     Args:
         num_samples: n; `index` runs from 0 to n - 1.  dim: D, width of the embeddings.
@@ -55,8 +130,6 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
     The derivation is in docs/method.md.
     """
 
-    running: Tensor
-
     def __init__(
         self,
         num_samples: int,
@@ -69,67 +142,118 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
         reduction: Reduction = "mean",
         normalize: bool = True,
     ) -> None:
-        if not isinstance(temperature, int | float):
-            raise BadInput("the loss with a memory needs a constant temperature; give a number")
-        average = (
-            MovingAverage(num_samples, gamma, dictionary=Dictionary(queue, dim))
-            if steps is None
-            else BoostedAverage(num_samples, steps, boost)
+        average = _average(num_samples, dim, queue, gamma, steps, boost)
+        super().__init__(
+            num_samples, _constant(temperature), estimator=average, reduction=reduction, normalize=normalize
         )
-        super().__init__(num_samples, temperature, estimator=average, reduction=reduction, normalize=normalize)
-        self.queue = None if steps is None else EmbeddingQueue(queue, dim)
-        self.register_buffer("running", torch.full((2,), -math.inf))  # log of the running means of ĝ and of q
-
-    @property
-    def average(self) -> MovingAverage:
-        return cast(MovingAverage, self.estimator)
+        self.recall = Recall()
 
     @property
     def memory(self) -> EmbeddingQueue:
-        return self.queue or cast(Dictionary, self.average.dictionary).queue
-
-    def rise(self) -> float | Tensor:
-        """What lam is multiplied by at the next update: 1, or from 0 to 1 along the run."""
-        if not isinstance(self.estimator, BoostedAverage):
-            return 1.0
-        done = (self.estimator.step / self.estimator.steps).clamp(max=1.0)
-        return 0.5 * (1 - torch.cos(math.pi * done))
+        return _queue(self.estimator)
 
     def per_sample(self, anchors: Anchors) -> Tensor:
-        z, index, tau, log_g = anchors.z, anchors.index, anchors.temperature, anchors.log_g
-        self.memory.check_width(z)
-        keys, ids = self.memory.keys.to(z.dtype, copy=True), self.memory.ids.clone()  # the estimator pushes in place
-        log_sum, count = F.log_sum_keys(z, index, keys, ids, tau)
-        log_q = log_sum - count.clamp(min=1).log()
-        with torch.no_grad():
-            rise = self.rise()
-            nu = self.average(log_g.detach(), index, self.training, z=z.detach(), temperature=tau)
-            log_u = self.average.log_u[ids.clamp(min=0)]
-            of_keys = torch.where(torch.isfinite(log_u), -log_u, -torch.inf).to(z.dtype)
-            lam = rise * self.share(log_g, log_q, count, F.negatives_of(index))
-            if self.queue is not None and self.training:
-                self.queue.push(z.flatten(0, 1), index.repeat(len(z)))
-        weight = (1 - lam) * torch.exp(log_g - nu) + lam * torch.exp(log_q - nu)
-        as_negative = F.log_sum_keys(z, index, keys, ids, tau, of_keys)[0] - count.clamp(min=1).log()
-        second = lam * torch.exp(as_negative)  # a gradient only: its value is in that of the anchors b
-        values = -anchors.s_pos + tau * (weight + nu - 1 + second - second.detach()).mean(dim=0)
+        tau, log_g = cast(float, anchors.temperature), anchors.log_g
+        past, rise = Past(self.memory, anchors.z, anchors.index, tau), _rise(self.estimator)
+        nu = self.estimator(log_g.detach(), anchors.index, self.training, anchors.contrast())
+        second = past.as_negatives(cast(MovingAverage, self.estimator), past.ids)
+        terms, lam = self.recall(log_g, nu, past, second, F.negatives_of(anchors.index), rise)
+        values = -anchors.s_pos + tau * terms.mean(dim=0)
         self.record(anchors, nu, objective=values.detach().mean(), queue_share=lam.mean())
         return values
 
-    def share(self, log_g: Tensor, log_q: Tensor, count: Tensor, here: Tensor) -> Tensor:
-        """lam, (B,); the running means move on in training mode, from the first step with a queue."""
-        now = torch.stack([F.log_mean(x.flatten()) for x in (log_g, log_q)]).to(self.running)
-        if self.training:
-            blended = torch.logaddexp(math.log(1 - _RATE) + self.running, math.log(_RATE) + now)
-            self.running.copy_(torch.where(torch.isfinite(now).all(), blended, self.running))
-        log_g, log_q = self.running
-        rho = torch.where(torch.isfinite(log_q), (log_q - log_g).clamp(max=0.0).exp(), 0.0)
-        return rho.to(count) ** 3 * count / (count + here)
 
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What `restore` needs, of this module's own buffer (the estimator and the queue keep theirs)."""
-        return (self.running.clone(),)
+class TwoTowerMemoryContrastiveLoss(TwoTowerGlobalContrastiveLoss):
+    r"""`MemoryContrastiveLoss` for images and texts: an image's further negatives are the last K texts, a text's the last
+    K images.
 
-    def restore(self, saved: tuple[Tensor, ...]) -> None:
-        """Undo the update since `snapshot`."""
-        self.running.copy_(saved[0])
+    With a an image and b a text of the queue, nu_a is the image's own normalizer and nu_b = log u_b the text's, so that a
+    is pushed as an anchor and as a negative of b; and the same with a a text and b an image. Each queue has its own lam.
+
+    Args:
+        num_samples: images; `index` runs from 0 to num_samples - 1.  dim: D, width of the embeddings.
+        queue: K, texts and images that are kept, each; 16 times the batch (of all ranks) is as late as 32 on one tower.
+        temperature: tau > 0, a constant.  gamma, steps, boost: as of `MemoryContrastiveLoss`.
+        num_texts: texts, where they have ids of their own; num_samples when left out.
+        reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> loss_fn = sogclr.TwoTowerMemoryContrastiveLoss(num_samples=1000, dim=16, queue=128)
+        >>> image, text = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss_fn(image, text, index=torch.arange(8)).backward()
+        >>> [int((queue.ids[:, 0] >= 0).sum()) for queue in loss_fn.memories]
+        [8, 8]
+
+    The derivation is in docs/method.md.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        dim: int,
+        queue: int,
+        temperature: float = 0.07,
+        gamma: Gamma = 1.0,
+        num_texts: int | None = None,
+        steps: int | None = None,
+        boost: float = 1.6,
+        reduction: Reduction = "mean",
+        normalize: bool = True,
+    ) -> None:
+        averages = [_average(n, dim, queue, gamma, steps, boost) for n in (num_samples, num_texts or num_samples)]
+        super().__init__(
+            num_samples, _constant(temperature), num_texts=num_texts, estimator=(averages[0], averages[1]),
+            reduction=reduction, normalize=normalize,
+        )  # fmt: skip
+        self.image_recall, self.text_recall = Recall(), Recall()
+
+    @property
+    def memories(self) -> tuple[EmbeddingQueue, EmbeddingQueue]:
+        """Of texts, which are the images' negatives, and of images."""
+        return _queue(self.image_estimator), _queue(self.text_estimator)
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        tau, log_g, z = cast(float, anchors.temperature), anchors.log_g, anchors.z.split(1)
+        both = contrasts(anchors, y_ids)
+        past = [Past(queue, z[k], both[k].ids, tau) for k, queue in enumerate(self.memories)]
+        of_images, of_texts = cast(MovingAverage, self.image_estimator), cast(MovingAverage, self.text_estimator)
+        rise = _rise(of_images)
+        nu = [
+            of_images(log_g[:1].detach(), anchors.index, self.training, both[0]),
+            of_texts(log_g[1:].detach(), y_ids, self.training, both[1]),
+        ]
+        # the keys are the other tower's, and so are their normalizers
+        second = past[0].as_negatives(of_texts, past[0].ids[:, 1]), past[1].as_negatives(of_images, past[1].ids[:, 0])
+        here, recalls = F.count_different(both[0].ids), (self.image_recall, self.text_recall)
+        terms, lam = zip(
+            *(recalls[k](log_g[k : k + 1], nu[k], past[k], second[k], here, rise) for k in (0, 1)), strict=True
+        )
+        values = -anchors.s_pos + tau * torch.cat(terms).mean(dim=0)
+        self.record(anchors, torch.cat(nu), objective=values.detach().mean(), queue_share=torch.stack(lam).mean())
+        return values
+
+
+def _constant(temperature: float) -> float:
+    if not isinstance(temperature, int | float):
+        raise BadInput("the loss with a memory needs a constant temperature; give a number")
+    return temperature
+
+
+def _queue(estimator: nn.Module) -> EmbeddingQueue:
+    return cast(Dictionary, cast(MovingAverage, estimator).dictionary).queue
+
+
+def _average(n: int, dim: int, queue: int, gamma: Gamma, steps: int | None, boost: float) -> MovingAverage:
+    """The source of nu, with the queue; of its negatives too where there are no schedules."""
+    if steps is None:
+        return MovingAverage(n, gamma, dictionary=Dictionary(queue, dim))
+    return BoostedAverage(n, steps, boost, dictionary=Dictionary(queue, dim, feeds=False))
+
+
+def _rise(estimator: nn.Module) -> float | Tensor:
+    """What lam is multiplied by at the next update: 1, or, with schedules, from 0 to 1 along the run."""
+    if not isinstance(estimator, BoostedAverage):
+        return 1.0
+    done = (estimator.step / estimator.steps).clamp(max=1.0)
+    return 0.5 * (1 - torch.cos(math.pi * done))

@@ -13,7 +13,7 @@ from ..errors import BadInput
 from ..processes import check_together, world_size
 from . import functional as F
 from . import temperatures
-from .estimators import Convention, Gamma, MovingAverage
+from .estimators import Contrast, Convention, Gamma, MovingAverage
 from .validation import check_pairs
 
 Reduction = Literal["mean", "sum", "none"]
@@ -21,7 +21,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True)
 class Anchors:
-    """What a loss and an estimator see of the batch of all ranks. B samples, two views: (2, B) are the 2B anchors."""
+    """What a loss sees of the batch of all ranks. B samples, two views: (2, B) are the 2B anchors."""
 
     z: Tensor
     """(2, B, D) unit rows."""
@@ -33,6 +33,11 @@ class Anchors:
     """(B,): similarity of the two views."""
     log_g: Tensor
     """(2, B): log ĝ over the negatives in the batch."""
+
+    def contrast(self) -> Contrast:
+        """Of two views: each is anchors, and both are candidates."""
+        z = self.z.detach()
+        return Contrast(z, z, self.index, temperatures.detached(self.temperature))
 
 
 class ContrastiveLoss(nn.Module):
@@ -76,6 +81,12 @@ class ContrastiveLoss(nn.Module):
         self.nu = nu.detach()
         self._seen = anchors.s_pos.detach(), anchors.log_g.detach(), temperatures.detached(anchors.temperature)
         self._more = more
+
+    @staticmethod
+    def balance(anchors: Anchors, nu: Tensor) -> Tensor:
+        """(B,) zeros whose gradient weighs the attraction as the repulsion is weighed, by w = exp(log ĝ - nu)."""
+        excess = torch.exp(anchors.log_g - nu).detach().mean(dim=0) - 1
+        return -excess * (anchors.s_pos - anchors.s_pos.detach())
 
     @property
     def statistics(self) -> dict[str, Tensor]:
@@ -197,15 +208,6 @@ class GlobalContrastiveLoss(OneTowerLoss):
                 )
 
     def per_sample(self, anchors: Anchors) -> Tensor:
-        nu = self.estimator(
-            anchors.log_g.detach(),
-            anchors.index,
-            self.training,
-            z=anchors.z.detach(),
-            temperature=temperatures.detached(anchors.temperature),
-        )
+        nu = self.estimator(anchors.log_g.detach(), anchors.index, self.training, anchors.contrast())
         values = self.dual(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
-        if self.balanced:
-            excess = torch.exp(anchors.log_g - nu).detach().mean(dim=0) - 1
-            values = values - excess * (anchors.s_pos - anchors.s_pos.detach())  # a gradient, no value
-        return values
+        return values + self.balance(anchors, nu) if self.balanced else values

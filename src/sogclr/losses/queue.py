@@ -1,4 +1,4 @@
-"""A ring of the last K embeddings with the ids of their samples, so that none is its own sample's negative."""
+"""A ring of the last K embeddings with the ids of their samples (or pairs), so that none is its own sample's negative."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class EmbeddingQueue(nn.Module):
     """The last K embeddings that were pushed. It is in `state_dict()`.
 
     Attributes:
-        keys: (K, D) float32 buffer, unit rows.  ids: (K,) int64 buffer, -1 where empty.  pointer: () int64 buffer, the
-            oldest place.
+        keys: (K, D) float32 buffer, unit rows.  ids: (K,) int64 buffer, -1 where empty; (K, kinds) where rows have several
+            (see `keep_ids`).  pointer: () int64 buffer, the oldest place.
     """
 
     keys: Tensor
@@ -29,6 +29,12 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
+    def keep_ids(self, kinds: int) -> None:
+        """Have every place keep so many kinds of ids, 2 or more: a pair's image and text. The queue is empty then."""
+        self.ids = torch.full((len(self.keys), kinds), -1, dtype=torch.int64, device=self.ids.device)
+        self.keys.zero_()
+        self.pointer.zero_()
+
     def check_width(self, z: Tensor) -> None:
         """Raises BadInput when the embeddings, (..., D), are of another width than the queue."""
         if z.shape[-1] != self.keys.shape[1]:
@@ -38,12 +44,12 @@ class EmbeddingQueue(nn.Module):
             )
 
     def push(self, z: Tensor, index: Tensor) -> None:
-        """(R, D) unit rows and (R,) ids take the oldest places; a row that is not finite leaves its place empty."""
+        """(R, D) unit rows and their ids, (R,) or (R, kinds), take the oldest places; a row that is not finite leaves its place empty."""
         z, index = z.detach()[-len(self.ids) :], index[-len(self.ids) :]
         slots = self._slots(len(z))
         finite = torch.isfinite(z).all(dim=1)
         self.keys[slots] = torch.where(finite[:, None], z, 0.0).to(self.keys.dtype)
-        self.ids[slots] = torch.where(finite, index, -1)
+        self.ids[slots] = torch.where(finite if index.ndim == 1 else finite[:, None], index, -1)
         self.pointer.copy_((self.pointer + len(z)) % len(self.ids))
 
     def log_sum(self, z: Tensor, index: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from ..errors import BadInput
 from ..processes import check_together
 from . import functional as F
 from . import temperatures
-from .estimators import Gamma, MovingAverage, Neural
+from .estimators import Contrast, Gamma, MovingAverage
 from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
 from .queue import EmbeddingQueue
 from .validation import check_pairs
@@ -68,12 +68,9 @@ class TwoTowerLoss(ContrastiveLoss):
         if self.text_temperature is not None:
             tau = torch.stack([torch.as_tensor(tau), torch.as_tensor(temperatures.at(self.text_temperature, y_ids, x))])
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
-        if y_ids is x_ids:
-            each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
-            log_sum = torch.stack(log_sum_between(x, y, x_ids, each))
-            log_g = log_sum - F.negatives_of_pairs(x_ids, y_ids).to(x.dtype).log()
-        else:  # two kinds of ids, which the kernels do not know
-            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, tau)
+        each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
+        log_sum = torch.stack(log_sum_between(x, y, F.ids_of_pairs(x_ids, y_ids), each))
+        log_g = F.log_mean_of_pairs(log_sum, x_ids, y_ids)
         anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g)
         return self.per_pair(anchors, y_ids)
 
@@ -97,8 +94,9 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
             modules, for images and for texts.
         gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
         num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
-        estimator: another source of nu, copied for the texts; or two, for images and for texts. Not one with a queue of
-            embeddings (`Dictionary`): it sees the anchors' tower, and an image's negatives are texts.
+        estimator: another source of nu, copied for the texts; or two, for images and for texts. A queue (`Dictionary`) is
+            one of texts for the images and one of images for the texts, and keeps both kinds of ids.
+        balanced: weigh an anchor's attraction too, as in `GlobalContrastiveLoss`.
         reduction: `mean`, `sum` or `none` (one value a pair).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
 
@@ -124,12 +122,13 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         gamma: Gamma = 0.9,
         num_texts: int | None = None,
         estimator: nn.Module | tuple[nn.Module, nn.Module] | None = None,
+        balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
     ) -> None:
         of_images, of_texts = _two_temperatures(temperature, num_samples, num_texts or num_samples)
         super().__init__(of_images, reduction, normalize, of_texts)
-        self.num_samples = num_samples
+        self.num_samples, self.balanced = num_samples, balanced
         self.num_texts = num_samples if num_texts is None else num_texts
         if estimator is None:
             estimator = MovingAverage(num_samples, gamma), MovingAverage(self.num_texts, gamma)
@@ -138,30 +137,35 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         self.image_estimator, self.text_estimator = estimator
         _check_estimator(self.image_estimator, self.num_samples, "images")
         _check_estimator(self.text_estimator, self.num_texts, "texts")
+        for part in self.modules():
+            if isinstance(part, EmbeddingQueue):
+                part.keep_ids(2)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
-        tau = temperatures.detached(anchors.temperature)
-        nu = []
-        towers = (self.image_estimator, anchors.index), (self.text_estimator, y_ids)
-        for k, (estimator, ids) in enumerate(towers):
-            own = tau[k] if isinstance(tau, Tensor) and tau.ndim else tau
-            log_g, z = anchors.log_g[k : k + 1].detach(), anchors.z[k : k + 1].detach()
-            # prototypes stand for the negatives, which are the other tower's
-            other = {"candidates": anchors.z[1 - k : 2 - k].detach()} if isinstance(estimator, Neural) else {}
-            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own, **other))
-        rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
-        return self.dual(anchors, replicated(torch.cat(nu))) + (
-            rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
+        log_g, ids = anchors.log_g.detach(), (anchors.index, y_ids)
+        estimators = self.image_estimator, self.text_estimator
+        nu = torch.cat(
+            [
+                estimators[k](log_g[k : k + 1], ids[k], self.training, contrast)
+                for k, contrast in enumerate(contrasts(anchors, y_ids))
+            ]
         )
+        rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
+        penalty = rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
+        values = self.dual(anchors, replicated(nu)) + penalty
+        return values + self.balance(anchors, nu) if self.balanced else values
+
+
+def contrasts(anchors: Anchors, y_ids: Tensor) -> tuple[Contrast, Contrast]:
+    """Images against texts, and texts against images."""
+    x, y = anchors.z.detach().split(1)
+    tau, ids = temperatures.detached(anchors.temperature), torch.stack([anchors.index, y_ids], dim=1)
+    own = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim else (tau, tau)
+    return Contrast(x, y, ids, own[0]), Contrast(y, x, ids, own[1])
 
 
 def _check_estimator(estimator: nn.Module, count: int, what: str) -> None:
-    """Raises BadInput where it keeps embeddings, which are of the anchors' own tower, or is built for another number."""
-    if any(isinstance(part, EmbeddingQueue) for part in estimator.modules()):
-        raise BadInput(
-            f"{type(estimator).__name__} keeps a queue of one tower's embeddings, and the negatives of {what} are of the other "
-            "tower; give MovingAverage, BoostedAverage, MiniBatch or Neural"
-        )
+    """Raises BadInput where it is built for another number."""
     theirs = getattr(estimator, "num_samples", count)
     if theirs != count:
         raise BadInput(
@@ -230,8 +234,8 @@ class SigLipLoss(TwoTowerLoss):
     Example:
         >>> import torch, sogclr
         >>> z = torch.eye(4)
-        >>> round(sogclr.SigLipLoss(temperature=1.0, bias=0.0)(z, z, torch.arange(4)).item(), 4)   # log(1 + 1/e) + 3 log 2
-        2.3927
+        >>> f"{sogclr.SigLipLoss(temperature=1.0, bias=0.0)(z, z, torch.arange(4)):.4f}"   # log(1 + 1/e) + 3 log 2
+        '2.3927'
 
     Source: Zhai et al., arXiv 2303.15343.
     """

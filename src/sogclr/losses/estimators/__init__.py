@@ -1,8 +1,8 @@
 """Normalizer estimators: where nu comes from. The only thing in which the members of this family of losses differ.
 
-An estimator is called with log ĝ of the batch, (V, B), the ids, (B,), whether its state may change, and the batch's unit
-rows `z`, (V, B, D), and `temperature`, all without gradient; it returns nu, (V, B). To add one, write a file with such a
-module (and, if it has state, `snapshot` and `restore`) and a line in `create`.
+An estimator is called with log ĝ of the batch, (V, B), the anchors' ids, (B,), whether its state may change, and a
+`Contrast`, the rows that ĝ was made of, all without gradient; it returns nu, (V, B). It knows of no towers. To add one,
+write a file with such a module (and, if it has state, `snapshot` and `restore`) and a line in `create`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import nn
 
 from ...errors import BadInput
 from .boosted import BoostedAverage
+from .contrast import Contrast
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .mini_batch import MiniBatch
@@ -20,6 +21,7 @@ from .neural import Neural
 __all__ = [
     "AdaptiveGamma",
     "BoostedAverage",
+    "Contrast",
     "Convention",
     "CosineGamma",
     "Dictionary",

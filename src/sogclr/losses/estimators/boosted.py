@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
+from .contrast import Contrast
+from .dictionary import Dictionary
 from .gamma import CosineGamma
 from .moving_average import Convention, MovingAverage
 
@@ -23,17 +25,18 @@ class BoostedAverage(MovingAverage):
         num_samples: n; ids run from 0 to n - 1.
         steps: updates in the whole run; afterwards gamma is `end` and b is 1.
         boost: b at the start, 1 or more.  end: gamma at the end.
-        convention: as of `MovingAverage`.
+        convention, dictionary: as of `MovingAverage`.
 
     The derivation and what was measured are in docs/method.md.
     """
 
     def __init__(
-        self, num_samples: int, steps: int, boost: float = 1.6, end: float = 0.1, convention: Convention = "per_view"
-    ) -> None:
+        self, num_samples: int, steps: int, boost: float = 1.6, end: float = 0.1, convention: Convention = "per_view",
+        dictionary: Dictionary | None = None,
+    ) -> None:  # fmt: skip
         if not 1.0 <= boost < math.inf:
             raise BadInput(f"boost must be 1 or more and was {boost}; it multiplies the repulsion at the start")
-        super().__init__(num_samples, CosineGamma(end, steps), convention)
+        super().__init__(num_samples, CosineGamma(end, steps), convention, dictionary)
         self.boost, self.steps = boost, steps
 
     def log_boost(self) -> Tensor:
@@ -41,16 +44,9 @@ class BoostedAverage(MovingAverage):
         share = (self.step / self.steps).clamp(max=1.0)
         return torch.log(1 + (self.boost - 1) * 0.5 * (1 + torch.cos(math.pi * share)))
 
-    def forward(
-        self,
-        log_g: Tensor,
-        index: Tensor,
-        update: bool,
-        z: Tensor | None = None,
-        temperature: float | Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
         shift = self.log_boost().to(log_g.dtype)
-        return super().forward(log_g, index, update, z, temperature) - shift
+        return super().forward(log_g, index, update, contrast) - shift
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, boost={self.boost}"

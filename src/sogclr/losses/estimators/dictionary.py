@@ -7,27 +7,35 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..queue import EmbeddingQueue
+from .contrast import Contrast
 
 
 class Dictionary(nn.Module):
     """nu = log of the mean of exp(s_ab / tau) over b in batch and queue, without anchor a's own sample.
 
-    The queue, K past embeddings of both views as MoCo's (1911.05722) but of the encoder itself, feeds the normalizer
-    only: the loss's gradient flows through the negatives of the batch. While it is empty nu = log ĝ.
+    The queue, K past candidates as MoCo's (1911.05722) but of the encoder itself, feeds the normalizer only: the loss's
+    gradient flows through the negatives of the batch. While it is empty nu = log ĝ.
 
     Args:
         size: K.  dim: D, width of the embeddings.
+        feeds: whether the queue counts in nu; False keeps it for others and leaves nu = log ĝ.
     """
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, feeds: bool = True) -> None:
         super().__init__()
+        self.feeds = feeds
         self.queue = EmbeddingQueue(size, dim)
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool, z: Tensor, temperature: float | Tensor) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
+        assert contrast is not None
+        z, ids, candidates = contrast.anchors, contrast.ids, contrast.candidates
         self.queue.check_width(z)
-        here = F.negatives_of(index).to(log_g.dtype)
-        log_sum, there = self.queue.log_sum(z, index, temperature)
-        nu = torch.logaddexp(log_g + here.log(), log_sum) - (here + there).log()
+        nu = log_g
+        if self.feeds:
+            here = len(candidates) * F.count_different(ids).to(log_g.dtype)
+            log_sum, there = self.queue.log_sum(z, ids, contrast.temperature)
+            both = torch.logaddexp(log_g + here.log(), log_sum) - (here + there).log()
+            nu = torch.where(here + there > 0, both, log_g)  # nothing to contrast with, here or there
         if update:
-            self.queue.push(z.flatten(0, 1), index.repeat(len(z)))
+            self.queue.push(candidates.flatten(0, 1), torch.cat([ids] * len(candidates)))
         return nu

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .contrast import Contrast
+
 
 class MiniBatch(nn.Module):
     """nu = log ĝ, as in SimCLR, DCL and CLIP. No state."""
 
-    def forward(
-        self,
-        log_g: Tensor,
-        index: Tensor,
-        update: bool,
-        z: Tensor | None = None,
-        temperature: float | Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
         return log_g

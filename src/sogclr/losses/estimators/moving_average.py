@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput
 from ..functional import log_mean, merge_duplicates, moving_average
+from .contrast import Contrast
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 
@@ -70,16 +71,9 @@ class MovingAverage(nn.Module):
         seen = ~torch.isneginf(self.log_u)
         return (self.rate(self.log_u) * seen).sum() / seen.sum().clamp(min=1)
 
-    def forward(
-        self,
-        log_g: Tensor,
-        index: Tensor,
-        update: bool,
-        z: Tensor | None = None,
-        temperature: float | Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
         if self.dictionary is not None:
-            log_g = self.dictionary(log_g, index, update, z=z, temperature=temperature)
+            log_g = self.dictionary(log_g, index, update, contrast)
         old = self.log_u[index].to(log_g.dtype)
         gamma = self.rate(old)
         if self.convention == "per_view":

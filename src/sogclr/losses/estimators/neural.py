@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput
 from .. import functional as F
+from .contrast import Contrast
 
 
 class Neural(nn.Module):
@@ -17,7 +18,7 @@ class Neural(nn.Module):
     Trained by the loss itself: the dual value  tau (exp(log ĝ - nu) + nu - 1)  is minimised over nu too, and z carries no
     gradient there. So give the optimizer, or one of its own, the prototypes as well: `loss_fn.parameters()`.
 
-    The prototypes start as the first embeddings that pass, and until they are all set nu = log ĝ; every `restart` steps
+    The prototypes stand for the negatives: they start as the first candidates that pass, and until they are all set nu = log ĝ; every `restart` steps
     they are set anew in the same way, while nu goes on with what there is.
 
     Args:
@@ -40,23 +41,16 @@ class Neural(nn.Module):
         self.prototypes = nn.Parameter(torch.zeros(prototypes, dim))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def forward(
-        self,
-        log_g: Tensor,
-        index: Tensor,
-        update: bool,
-        z: Tensor,
-        temperature: float | Tensor,
-        candidates: Tensor | None = None,
-    ) -> Tensor:
-        """As every estimator; `candidates`, (V, B, D), is what the prototypes start as where it is not z: the other tower."""
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
+        assert contrast is not None
+        z, temperature = contrast.anchors, contrast.temperature
         c = self.prototypes.clone().to(z.dtype)  # the parameter itself is written to below, before the backward pass
         sim = z.flatten(0, 1) @ c.T / F.of_anchors(temperature, len(z))
         learned = (sim.logsumexp(dim=1) - math.log(len(c))).view_as(log_g)
         nu = torch.logaddexp(learned, torch.full_like(learned, math.log(self.eps)))
         ready = self.step * z[..., 0].numel() >= len(c)
         if update:
-            self._set((z if candidates is None else candidates).flatten(0, 1))
+            self._set(contrast.candidates.flatten(0, 1))
             self.step += 1
         return torch.where(ready, nu, log_g)
 
