@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from sogclr import distributed, kernels
+from sogclr import distributed, kernels, processes, sharded
 from sogclr.errors import BadInput
 from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MemoryContrastiveLoss, MoCoLoss, NTXentLoss
 from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural
@@ -19,12 +19,21 @@ from sogclr.losses.temperatures import Global, PerSample
 BATCH, STEPS, N = 16, 4, 30
 NAMES = (
     "per_view", "per_sample", "ntxent", "dcl", "moco", "adaptive", "dictionary", "queue_average", "neural", "isogclr",
-    "global_tau", "memory",
+    "global_tau", "memory", "sharded", "sharded_adaptive", "sharded_memory",
 )  # fmt: skip
 
 
 def build(name):
+    """The loss of a name; with `sharded`, its log u divided among the ranks."""
+    if name == "sharded_memory":
+        loss = build("memory")
+        loss.average.divide()
+        return loss
     return {
+        "sharded": lambda: GlobalContrastiveLoss(N, 0.2, estimator=MovingAverage(N, 0.3, sharded=True)),
+        "sharded_adaptive": lambda: GlobalContrastiveLoss(
+            N, 0.2, estimator=MovingAverage(N, AdaptiveGamma(-1.0), "per_sample", sharded=True)
+        ),
         "per_view": lambda: GlobalContrastiveLoss(N, 0.2, 0.3),
         "per_sample": lambda: GlobalContrastiveLoss(N, 0.2, 0.3, convention="per_sample"),
         "ntxent": lambda: NTXentLoss(0.2),
@@ -67,7 +76,7 @@ def run(name, rank, ranks):
         "values": torch.tensor(values),
         "weight": net.weight.detach(),
         "grad": net.weight.grad,
-        **loss.state_dict(),
+        **sharded.whole_state(loss),
     }
 
 
@@ -141,6 +150,54 @@ def compare_log_sums(got, expected, first, rank, ranks):
         torch.testing.assert_close(result["taus"], expected[name]["taus"], msg=name)
 
 
+def divided_state(rank, ranks):
+    """Read, written, undone, put together and loaded: with every exchange what one log u of all samples gives."""
+    log_u = torch.randn(N, generator=torch.Generator().manual_seed(9))
+    log_u[::7] = -torch.inf
+    whole, divided = (MovingAverage(N, AdaptiveGamma(-1.0), sharded=divided) for divided in (False, True))
+    for estimator in (whole, divided):
+        estimator.load_state_dict({"log_u": log_u, "step": torch.tensor(3)})
+    assert len(divided.log_u) == -(-N // ranks) + 1
+    for size in (BATCH, 13, 3, 1):  # also fewer ids than ranks
+        index = torch.randint(0, N, (size,), generator=torch.Generator().manual_seed(size))
+        for exchange in ("all-to-all", "all-reduce"):
+            assert torch.equal(sharded.read(divided.log_u, index, divided.part, exchange), log_u[index])
+        before = divided.log_u.clone()
+        saved = divided.snapshot(index)
+        log_g = torch.randn(2, size, generator=torch.Generator().manual_seed(size))
+        assert torch.equal(divided(log_g, index, True), whole(log_g, index, True))
+        log_u = whole.log_u.clone()
+        after = divided.log_u.clone()
+        divided.restore(saved)
+        assert torch.equal(divided.log_u, before)
+        divided.log_u.copy_(after)
+    divided.step.copy_(whole.step)
+    torch.testing.assert_close(divided.current_gamma(), whole.current_gamma())
+    sharded.CHUNK = 3  # several, and a shorter one
+    state = sharded.whole_state(divided)
+    assert set(state) == ({"log_u", "step"} if rank == 0 else {"step"})
+    assert rank or all(torch.equal(state[key], value) for key, value in whole.state_dict().items())
+    again = MovingAverage(N, 0.3)
+    again.load_state_dict(whole.state_dict())
+    again.divide()
+    again.divide()  # once is enough
+    assert torch.equal(again.log_u, divided.log_u)
+    again.load_state_dict(divided.state_dict())
+    with pytest.raises(BadInput, match=f"is the part that rank {rank} of {ranks} kept, and this one keeps all of it"):
+        MovingAverage(N, 0.3).load_state_dict(divided.state_dict())
+    theirs = divided.state_dict() | {"kept_by": torch.tensor([(rank + 1) % ranks, ranks])}
+    with pytest.raises(BadInput, match=f"keeps that of rank {rank} of {ranks}"):
+        again.load_state_dict(theirs)
+    with pytest.raises(BadInput, match="saved for 31 samples"):
+        again.load_state_dict({"log_u": torch.zeros(N + 1), "step": torch.tensor(0)})
+
+    def alone():
+        with pytest.raises(BadInput, match=f"divided among {ranks} ranks and 1 compute"):
+            divided(log_g, index, False)
+
+    processes.on_main(alone)
+
+
 def worker(rank, ranks, port, names, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -148,6 +205,7 @@ def worker(rank, ranks, port, names, folder):
     for name in names:
         torch.save(run(name, rank, ranks), f"{folder}/{name}-{rank}.pt")
     torch.save(log_sums(rank, ranks), f"{folder}/log_sums-{rank}.pt")
+    divided_state(rank, ranks)
     z = torch.eye(8)[: 4 + rank]
     with pytest.raises(BadInput, match="the ranks hold batches of"):
         NTXentLoss()(z, z, torch.arange(4 + rank))
@@ -158,7 +216,7 @@ def worker(rank, ranks, port, names, folder):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_n_ranks_equal_one(ranks, tmp_path):
-    names = NAMES if ranks == 2 else NAMES[:3]
+    names = NAMES if ranks == 2 else (*NAMES[:3], "sharded")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -172,6 +230,6 @@ def test_n_ranks_equal_one(ranks, tmp_path):
         expected = run(name, 0, 1)
         for rank in range(ranks):
             got = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            assert got.keys() == expected.keys()
-            for key, value in expected.items():
+            assert got.keys() == expected.keys() - ({"estimator.log_u"} if "sharded" in name and rank else set())
+            for key, value in ((key, expected[key]) for key in got):
                 torch.testing.assert_close(got[key], value, msg=lambda m, name=name, key=key: f"{name} {key}: {m}")

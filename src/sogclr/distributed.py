@@ -1,4 +1,5 @@
-"""Anchors of this rank against candidates of all ranks. With `processes`, the only place that knows of ranks.
+"""Anchors of this rank against candidates of all ranks. With `processes` and `sharded`, the only place
+that knows of ranks.
 
 Embeddings are gathered once. Each rank computes the log-sums of its own anchors and gathers those of the others, so all
 go on with the same numbers and compute the same loss. The weights dL/d lse that come back are then the same everywhere
@@ -26,7 +27,7 @@ def gather(z: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return z
-    everything = _all_gather(z)
+    everything = all_gather(z)
     if not z.requires_grad:
         return everything
     parts = list(everything.chunk(world_size()))
@@ -34,7 +35,8 @@ def gather(z: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _all_gather(z: Tensor) -> Tensor:
+def all_gather(z: Tensor) -> Tensor:
+    """`gather` without gradient, of as many rows on each rank."""
     local = z.detach().contiguous()
     out = local.new_empty(world_size() * local.shape[0], *local.shape[1:])
     collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
@@ -153,7 +155,7 @@ class _Side:
         return values.view(self.views, world_size(), -1, *values.shape[1:])[:, dist.get_rank()].flatten(0, 1)
 
     def everyone(self, own: Tensor) -> Tensor:
-        return _all_gather(own).view(world_size(), self.views, -1).transpose(0, 1).reshape(-1)
+        return all_gather(own).view(world_size(), self.views, -1).transpose(0, 1).reshape(-1)
 
     def gradient(self, other: _Side, weight: Tensor, other_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Of all rows (other ranks' stay zero: they have it) and, gathered, of the temperatures where each has one."""

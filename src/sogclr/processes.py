@@ -35,6 +35,11 @@ def world_size() -> int:
     return dist.get_world_size() if _grouped() and not _alone else 1
 
 
+def all_ranks() -> int:
+    """Ranks of the default process group, whoever computes just now; 1 without one."""
+    return dist.get_world_size() if _grouped() else 1
+
+
 def rank() -> int:
     """This process's number in the group, or the one torchrun gave it; 0 without either."""
     return dist.get_rank() if _grouped() else int(os.environ.get("RANK", "0"))
@@ -90,7 +95,7 @@ def share(batch_size: int) -> int:
     Raises:
         BadInput: it cannot be split evenly, or into parts of two samples and more.
     """
-    ranks = dist.get_world_size() if _grouped() else 1
+    ranks = all_ranks()
     if batch_size % ranks or batch_size < 2 * ranks:
         nearest = max(2, round(batch_size / ranks)) * ranks
         raise said_once(

@@ -87,7 +87,7 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
         log_q = log_sum - count.clamp(min=1).log()
         with torch.no_grad():
             nu = self.average(log_g.detach(), index, self.training, z=z.detach(), temperature=tau)
-            log_u = self.average.log_u[ids.clamp(min=0)]
+            log_u = self.average.read(ids.clamp(min=0))
             of_keys = torch.where(torch.isfinite(log_u), -log_u, -torch.inf).to(z.dtype)
             lam = self.share(log_g, log_q, count, F.negatives_of(index))
         weight = (1 - lam) * torch.exp(log_g - nu) + lam * torch.exp(log_q - nu)
