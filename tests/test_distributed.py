@@ -12,7 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sogclr import distributed, kernels, processes, sharded
 from sogclr.errors import BadInput
-from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MemoryContrastiveLoss, MoCoLoss, NTXentLoss
+from sogclr.losses import (
+    DecoupledContrastiveLoss,
+    GlobalContrastiveLoss,
+    MemoryContrastiveLoss,
+    MoCoLoss,
+    NonFinite,
+    NTXentLoss,
+    SigLipLoss,
+    TwoTowerGlobalContrastiveLoss,
+)
 from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural
 from sogclr.losses.temperatures import Global, PerSample
 
@@ -21,6 +30,12 @@ NAMES = (
     "per_view", "per_sample", "ntxent", "dcl", "moco", "adaptive", "dictionary", "queue_average", "neural", "isogclr",
     "global_tau", "memory", "sharded", "sharded_adaptive", "sharded_memory",
 )  # fmt: skip
+UNEVEN = (
+    "per_view", "ntxent", "isogclr", "moco", "memory", "queue_average", "sharded", "two_towers", "two_towers_isogclr", "siglip",
+    "captions",
+)  # fmt: skip
+DIVIDED = ("sharded", "sharded_adaptive", "sharded_memory", "captions")
+SIZES = {2: [[13, 3], [8, 8], [1, 15], [16, 0]], 4: [[7, 1, 0, 8], [4, 4, 4, 4], [1, 1, 1, 13], [0, 0, 9, 7]]}
 
 
 def build(name):
@@ -48,10 +63,16 @@ def build(name):
         "neural": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Neural(4, 20)),
         "isogclr": lambda: GlobalContrastiveLoss(N, PerSample(N, 0.2), 0.3),
         "global_tau": lambda: GlobalContrastiveLoss(N, Global(0.2), 0.3),
+        "two_towers": lambda: TwoTowerGlobalContrastiveLoss(N, 0.2, 0.3),
+        "two_towers_isogclr": lambda: TwoTowerGlobalContrastiveLoss(N, PerSample(N, 0.2), 0.3),
+        "siglip": SigLipLoss,
+        "captions": lambda: TwoTowerGlobalContrastiveLoss(
+            N, 0.2, num_texts=9, estimator=(MovingAverage(N, 0.3, sharded=True), MovingAverage(9, 0.3, sharded=True))
+        ),
     }[name]()
 
 
-def run(name, rank, ranks):
+def run(name, rank, ranks, sizes=None):
     """A few steps of gradient descent; this rank's share of each batch."""
     torch.manual_seed(0)
     net = torch.nn.Linear(6, 4, dtype=torch.float64)
@@ -63,9 +84,11 @@ def run(name, rank, ranks):
         generator = torch.Generator().manual_seed(step)
         x0, x1 = (torch.randn(BATCH, 6, generator=generator, dtype=torch.float64) for _ in range(2))
         index = torch.randint(0, N, (BATCH,), generator=generator)  # repeats, also across ranks
-        mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+        split = sizes[step] if sizes else [BATCH // ranks] * ranks
+        mine = slice(sum(split[:rank]), sum(split[: rank + 1]))
         optimizer.zero_grad()
-        value = loss(*model(torch.cat([x0[mine], x1[mine]])).chunk(2), index[mine])
+        texts = (index[mine] % 9,) if name == "captions" else ()
+        value = loss(*model(torch.cat([x0[mine], x1[mine]])).chunk(2), index[mine], *texts)
         value.backward()
         optimizer.step()
         if learned is not None:
@@ -198,17 +221,45 @@ def divided_state(rank, ranks):
     processes.on_main(alone)
 
 
+def errors(rank, ranks):
+    """An error is everyone's; and so is what only all ranks together can know."""
+    z, index = torch.eye(8)[: 4 + rank], torch.arange(4 + rank)
+    with pytest.raises(BadInput, match="index 34 is out of range"):
+        GlobalContrastiveLoss(N)(z, z, index + 30 if rank == 1 else index)
+    with pytest.raises(NonFinite) as raised:
+        NTXentLoss()(z.log() if rank == 0 else z, z, index)
+    assert raised.value.rows == [0, 1, 2, 3]
+    NTXentLoss()(z, z, torch.full_like(index, rank))
+    with pytest.raises(BadInput, match=f"all {sum(range(4, 4 + ranks))} rows of the batch have id 5"):
+        NTXentLoss()(z, z, torch.full_like(index, 5))
+    with pytest.raises(BadInput, match="a batch of 1 has no negatives"):
+        NTXentLoss()(z[: rank == 0], z[: rank == 0], index[: rank == 0])
+
+
+def beside_a_gpu_group(rank):
+    """Where the group knows no tensors of the host, sizes are exchanged by one more, made once."""
+    z, index, known = torch.eye(8)[: 4 + rank], torch.arange(4 + rank), dist.get_backend_config
+    before = len(dist.distributed_c10d._world.pg_map)
+    expected = NTXentLoss()(z, z, index)
+    dist.get_backend_config = lambda group=None: "cuda:nccl"
+    assert torch.equal(NTXentLoss()(z, z, index), expected)
+    assert torch.equal(NTXentLoss()(z, z, index), expected)
+    dist.get_backend_config = known
+    assert len(dist.distributed_c10d._world.pg_map) == before + 1
+
+
 def worker(rank, ranks, port, names, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     for name in names:
         torch.save(run(name, rank, ranks), f"{folder}/{name}-{rank}.pt")
+    for name in UNEVEN:
+        torch.save(run(name, rank, ranks, SIZES[ranks]), f"{folder}/uneven-{name}-{rank}.pt")
     torch.save(log_sums(rank, ranks), f"{folder}/log_sums-{rank}.pt")
     divided_state(rank, ranks)
-    z = torch.eye(8)[: 4 + rank]
-    with pytest.raises(BadInput, match="the ranks hold batches of"):
-        NTXentLoss()(z, z, torch.arange(4 + rank))
+    errors(rank, ranks)
+    beside_a_gpu_group(rank)
     gc.collect()  # models that still hold on to the group would end its threads at exit, by an abort
     dist.barrier()
     dist.destroy_process_group()
@@ -226,10 +277,13 @@ def test_n_ranks_equal_one(ranks, tmp_path):
     everybody = [torch.load(tmp_path / f"log_sums-{rank}.pt", weights_only=True) for rank in range(ranks)]
     for rank, got in enumerate(everybody):
         compare_log_sums(got, expected, everybody[0], rank, ranks)
-    for name in names:
+    for name, uneven in [*((name, "") for name in names), *((name, "uneven-") for name in UNEVEN)]:
         expected = run(name, 0, 1)
         for rank in range(ranks):
-            got = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            assert got.keys() == expected.keys() - ({"estimator.log_u"} if "sharded" in name and rank else set())
+            got = torch.load(tmp_path / f"{uneven}{name}-{rank}.pt", weights_only=True)
+            missing = {key for key in expected if key.endswith("log_u")} if name in DIVIDED and rank else set()
+            assert got.keys() == expected.keys() - missing
             for key, value in ((key, expected[key]) for key in got):
-                torch.testing.assert_close(got[key], value, msg=lambda m, name=name, key=key: f"{name} {key}: {m}")
+                torch.testing.assert_close(
+                    got[key], value, msg=lambda m, name=uneven + name, key=key: f"{name} {key}: {m}"
+                )
