@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 from . import kernels
 from .processes import world_size
 
-
 _sizes: list[int] | None = None  # how many rows each rank holds; None: all as many
 
 

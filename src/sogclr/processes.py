@@ -203,7 +203,7 @@ def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> 
     return result, None if bool((sizes == len(rows)).all()) else sizes.tolist()
 
 
-_beside: Any = lambda: None  # a weak reference: a group that outlives its end aborts the process
+_beside: weakref.ref[Any] | None = None  # weak: a group that outlives its end aborts the process
 
 
 def _host_group() -> Any:
@@ -211,7 +211,7 @@ def _host_group() -> Any:
     global _beside
     if "cpu" in dist.get_backend_config():
         return None
-    group = _beside()
+    group = None if _beside is None else _beside()
     if group is None or group not in dist.distributed_c10d._world.pg_map:
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         _beside = weakref.ref(group)
