@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize
 
+from .. import distributed
 from ..kernels import log_sum_negatives
 from .validation import known_to_be_distinct
 
@@ -91,20 +92,36 @@ def log_sum_keys(
 ) -> tuple[Tensor, Tensor]:
     """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
+    In memory linear in anchors and keys. With several ranks all give the same, and each computes for its own anchors.
+
     Args:
         z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids.
-        keys: (K, D) unit rows.  ids: (K,), negative where there is no key.
-        log_weight: (K,), log of what each key's term is multiplied by; 0 when left out.
+        keys: (K, D) unit rows, without gradient.  ids: (K,), negative where there is no key.
+        temperature: a float, () or (B,).
+        log_weight: (K,), log of what each key's term is multiplied by, -inf to leave one out; 0 when left out. With a
+            float as the temperature.
 
     Returns:
         (V, B), -inf where there are none; and (B,), of the same dtype.
     """
-    views = len(z)
-    sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
-    sim = sim if log_weight is None else sim + log_weight
-    out = (index[:, None] == ids[None, :]) | (ids < 0)[None, :]
-    log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
-    return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)
+    views, x = len(z), z.flatten(0, 1)
+    count = ((ids >= 0).sum() - count_same(index, ids)).to(z.dtype)
+    there = ids >= 0 if log_weight is None else (ids >= 0) & torch.isfinite(log_weight)
+    if z.device.type == "cpu" and not torch.compiler.is_compiling():  # looking does not wait for the device
+        keys, ids = keys[there], ids[there]
+        log_weight = log_weight if log_weight is None else log_weight[there]
+    else:
+        inverse = 1 / temperature
+        largest = inverse.detach().amax() if isinstance(inverse, Tensor) else inverse
+        # below the least that a key's term can be by so much that it is lost in rounding
+        log_weight = torch.where(there, 0.0 if log_weight is None else log_weight, -largest - 110.0)
+    each = temperature.repeat(views) if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
+    if log_weight is not None:  # one column more: (s_ab + tau_a w_b) / tau_a
+        tau = each.detach() if isinstance(each, Tensor) else each
+        x = torch.cat([x, torch.ones_like(x[:, :1]) * of_anchors(tau, 1)], dim=1)
+        keys = torch.cat([keys, log_weight[:, None].to(keys.dtype)], dim=1)
+    log_sum = distributed.log_sum_keys(x, keys, index.repeat(views), ids, each, views).view(views, -1)
+    return torch.where(count > 0, log_sum, -math.inf), count
 
 
 def of_anchors(temperature: float | Tensor, views: int = 2) -> float | Tensor:
