@@ -177,6 +177,12 @@ def everyones(value: T) -> list[T]:
     return values
 
 
+def from_main(values: Tensor) -> None:
+    """Overwrite with the main rank's."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
 def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> tuple[Tensor, list[int] | None]:
     """`check(rows, *others)`, whose error on any rank is everyone's: who went on would wait for ever.
 

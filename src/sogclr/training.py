@@ -325,7 +325,8 @@ class Trainer:
     def evaluate(self) -> bool:
         """One `eval` line; whether it is the best so far."""
         begun = time.monotonic()
-        scores = processes.on_main(lambda: self.task.evaluate(self.model, self.info, self.augment, self.device))
+        shared = self.task.evaluate(self.model, self.info, self.augment, self.device)
+        scores = processes.on_main(lambda: shared)
         self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self.screen.say(
