@@ -8,6 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sogclr import distributed, kernels, processes, sharded
@@ -32,7 +35,7 @@ NAMES = (
 )  # fmt: skip
 UNEVEN = (
     "per_view", "ntxent", "isogclr", "moco", "memory", "queue_average", "sharded", "two_towers", "two_towers_isogclr", "siglip",
-    "captions",
+    "captions", "fsdp",
 )  # fmt: skip
 DIVIDED = ("sharded", "sharded_adaptive", "sharded_memory", "captions")
 SIZES = {2: [[13, 3], [8, 8], [1, 15], [16, 0]], 4: [[7, 1, 0, 8], [4, 4, 4, 4], [1, 1, 1, 13], [0, 0, 9, 7]]}
@@ -63,6 +66,7 @@ def build(name):
         "neural": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Neural(4, 20)),
         "isogclr": lambda: GlobalContrastiveLoss(N, PerSample(N, 0.2), 0.3),
         "global_tau": lambda: GlobalContrastiveLoss(N, Global(0.2), 0.3),
+        "fsdp": lambda: GlobalContrastiveLoss(N, 0.2, 0.3),
         "two_towers": lambda: TwoTowerGlobalContrastiveLoss(N, 0.2, 0.3),
         "two_towers_isogclr": lambda: TwoTowerGlobalContrastiveLoss(N, PerSample(N, 0.2), 0.3),
         "siglip": SigLipLoss,
@@ -76,7 +80,10 @@ def run(name, rank, ranks, sizes=None):
     """A few steps of gradient descent; this rank's share of each batch."""
     torch.manual_seed(0)
     net = torch.nn.Linear(6, 4, dtype=torch.float64)
-    model = DistributedDataParallel(net) if ranks > 1 else net
+    model = net
+    if ranks > 1:
+        mesh = init_device_mesh("cpu", (ranks,))
+        model = fully_shard(net, mesh=mesh) if name == "fsdp" else DistributedDataParallel(net)
     loss, values = build(name), []
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     learned = torch.optim.SGD(loss.parameters(), lr=0.05) if list(loss.parameters()) else None
@@ -97,10 +104,14 @@ def run(name, rank, ranks, sizes=None):
         values.append(float(value.detach()))
     return {
         "values": torch.tensor(values),
-        "weight": net.weight.detach(),
-        "grad": net.weight.grad,
+        "weight": whole(net.weight.detach()),
+        "grad": whole(net.weight.grad),
         **sharded.whole_state(loss),
     }
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class GatherThenScatter(torch.autograd.Function):
