@@ -43,6 +43,8 @@ results: .venv/installed
 	$(BIN)/python benchmarks/small_batch.py --problem digits fashion openmoji --data $(DATA)
 	$(BIN)/python benchmarks/normalizer.py
 	$(BIN)/python benchmarks/state_cost.py
+	$(BIN)/python benchmarks/sharded_state.py
+	$(BIN)/python benchmarks/traffic.py
 	$(BIN)/python benchmarks/tried.py
 	$(BIN)/python benchmarks/two_towers.py
 	$(BIN)/python benchmarks/with_a_resnet.py --data $(DATA)

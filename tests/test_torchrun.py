@@ -58,15 +58,27 @@ MANY_METHODS = """
 import json, sys
 import torch
 import sogclr
-from sogclr import processes
+from sogclr import pair_task, processes, towers
+from sogclr.evaluation import over_ranks
 from sogclr.training import Trainer
 
-finish, ended = Trainer.finish, []
+finish, evaluate, ended = Trainer.finish, Trainer.evaluate, []
 Trainer.finish = lambda self: (finish(self), ended.append(self))
+
+def evaluate_both_ways(self):
+    how = self.model, self.info, self.augment, self.device
+    together = self.task.evaluate(*how)
+    alone = processes.on_main(lambda: self.task.evaluate(*how))
+    assert not processes.is_main() or together == alone, (together, alone)
+    return evaluate(self)
+
+Trainer.evaluate = evaluate_both_ways
+over_ranks.features_over_ranks.__kwdefaults__["batch_size"] = pair_task.BATCH = 6  # several for each process
+over_ranks.TEXTS_AT_ONCE = towers.TEXTS_AT_ONCE = 4
 data, out, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 with processes.processes():
     for name, chosen in options.items():
-        sogclr.train(data, f"{out}/{name}", quiet=True, **chosen)
+        sogclr.train(chosen.pop("data", data), f"{out}/{name}", quiet=True, **chosen)
         state = [*ended[-1].model.parameters(), *ended[-1].loss.state_dict().values()]
         ranks = processes.everyones([value.detach() for value in state])
         assert len(ranks) == 2
@@ -78,7 +90,7 @@ METHODS = {
     "neuclip": {"method": "neuclip", "prototypes": 20},
     "queue": {"estimator": "queue-average", "queue": 24, "workers": 1},
     "micro": {"temperature_mode": "global", "micro_batch": 4, "precision": "bf16"},
-    "simclr": {"method": "simclr", "precision": "fp16"},
+    "simclr": {"method": "simclr", "precision": "fp16", "labels": "auto"},
 }
 
 
@@ -163,8 +175,9 @@ def test_two_processes_leave_one_run(uninterrupted):
 
 
 def test_a_process_that_dies_takes_the_run_down_and_the_run_resumes_bit_for_bit(data, uninterrupted, tmp_path):
+    """With the normalizers divided among the processes, which changes nothing but where they are."""
     run = RunFolder(tmp_path / "run")
-    process = torchrun("train", data, "--out", run.path, *words(RUN))
+    process = torchrun("train", data, "--out", run.path, *words(RUN), "--shard-state")
     wait_for_step(run, 9, process)
     os.kill(pid_of_rank(process, 1), signal.SIGKILL)
     finished(process, code=1)
@@ -233,9 +246,11 @@ def test_every_rank_ends_with_the_same_state(data, tmp_path):
     settings = SMALL | {"max_steps": 6, "log_every": 1, "labels": "none", "max_bad": 0.1, "precision": "fp32"}
     script = tmp_path / "many_methods.py"
     script.write_text(MANY_METHODS)
-    options = json.dumps({name: settings | chosen for name, chosen in METHODS.items()})
-    finished(torchrun(data, tmp_path, options, program=(script,)))
-    for name in METHODS:
+    options = {name: settings | chosen for name, chosen in METHODS.items()}
+    pairs = {k: v for k, v in settings.items() if k not in ("labels", "max_bad")} | PAIRS | {"max_steps": 6}
+    options["pairs"] = pairs | {"data": str(write_pairs(tmp_path / "captioned", per_digit=2))}
+    finished(torchrun(data, tmp_path, json.dumps(options), program=(script,)))
+    for name in options:
         rows = [row for row in RunFolder(tmp_path / name).metrics() if row["kind"] == "train"]
         assert rows[-1]["step"] == 6
         assert all(np.isfinite(row["objective"]) for row in rows if "objective" in row)

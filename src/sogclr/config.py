@@ -264,6 +264,8 @@ class RunConfig:
     """Steps between two checkpoints; an epoch, but from 200 to 1000 steps, when left out."""
     keep: int = 2
     """How many of the last checkpoints are kept, beside the best."""
+    shard_state: bool = False
+    """On several processes, divide the normalizers among them by id: for hundreds of millions of samples."""
 
     def __post_init__(self) -> None:
         _require_finite(self)
@@ -284,6 +286,10 @@ class RunConfig:
         ):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{name.replace('_', '-')} must be 1 or more and was {value}")
+        _require(
+            not (self.shard_state and self.diagnose_every),
+            "--diagnose-every needs all normalizers on the main process and --shard-state divides them; leave one out",
+        )
         _require(0 <= self.seed < 2**32, f"--seed must be from 0 to {2**32 - 1} and was {self.seed}")
 
 

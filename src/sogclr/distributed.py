@@ -1,4 +1,5 @@
-"""Anchors of this rank against candidates of all ranks. With `processes`, the only place that knows of ranks.
+"""Anchors of this rank against candidates of all ranks. With `processes` and `sharded`, the only place
+that knows of ranks.
 
 Embeddings are gathered once. Each rank computes the log-sums of its own anchors and gathers those of the others, so all
 go on with the same numbers and compute the same loss. The weights dL/d lse that come back are then the same everywhere
@@ -7,6 +8,8 @@ too, and each rank forms the whole gradient of its own rows, as anchors and as c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,29 +20,51 @@ from torch.autograd.function import once_differentiable
 from . import kernels
 from .processes import world_size
 
+_sizes: list[int] | None = None  # how many rows each rank holds; None: all as many
+
+
+@contextmanager
+def uneven(sizes: list[int] | None) -> Iterator[None]:
+    """Inside the block rank k holds `sizes[k]` rows of the batch; None: all as many. Gradients of it know afterwards too."""
+    global _sizes
+    before, _sizes = _sizes, sizes
+    try:
+        yield
+    finally:
+        _sizes = before
+
 
 def gather(z: Tensor) -> Tensor:
-    """(B, ...) on each rank -> (B x ranks, ...) in rank order on all; this rank's own rows carry gradient.
-
-    Raises:
-        BadInput: the ranks hold batches of different sizes.
-    """
+    """(b, ...) on each rank -> (B, ...) in rank order on all; this rank's own rows carry gradient."""
     if world_size() == 1:
         return z
-    everything = _all_gather(z)
+    everything = all_gather(z, _sizes)
     if not z.requires_grad:
         return everything
-    parts = list(everything.chunk(world_size()))
-    parts[dist.get_rank()] = z
-    return torch.cat(parts)
+    own = _own(len(everything), _sizes)
+    return torch.cat([everything[: own.start], z, everything[own.stop :]])
 
 
-def _all_gather(z: Tensor) -> Tensor:
-    local = z.detach().contiguous()
-    out = local.new_empty(world_size() * local.shape[0], *local.shape[1:])
+def all_gather(z: Tensor, sizes: list[int] | None = None) -> Tensor:
+    """`gather` without gradient. Where the ranks hold different numbers of rows, all send as many as the largest."""
+    local = z.detach()
+    most = len(local) if sizes is None else max(sizes)
+    if len(local) < most:
+        local = torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
+    out = local.new_empty(world_size() * most, *local.shape[1:])
     collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
-    collective(out, local)
-    return out
+    collective(out, local.contiguous())
+    if sizes is None or min(sizes) == most:
+        return out
+    return torch.cat([part[:size] for part, size in zip(out.split(most), sizes, strict=True)])
+
+
+def _own(count: int, sizes: list[int] | None) -> slice:
+    """This rank's rows among those of all."""
+    rank = dist.get_rank()
+    if sizes is None:
+        return slice(rank * count // world_size(), (rank + 1) * count // world_size())
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 
 def log_sum_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
@@ -140,21 +165,23 @@ class _Strips(torch.autograd.Function):
 
 
 class _Side:
-    """One tower's rows of all ranks, (views x ranks x b, ...); `own` takes this rank's, `everyone` puts all together."""
+    """One tower's rows of all ranks, (views x B, ...); `own` takes this rank's, `everyone` puts all together."""
 
     lse: Tensor | None = None
 
     def __init__(self, z: Tensor, ids: Tensor, temperature: float | Tensor | None, views: int) -> None:
         self.z, self.ids, self.views = z.detach(), ids, views
         self.temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
+        self.sizes = _sizes
+        self.rows = _own(len(z) // views, _sizes)
 
     def own(self, values: Any) -> Any:
         if not isinstance(values, Tensor):
             return values
-        return values.view(self.views, world_size(), -1, *values.shape[1:])[:, dist.get_rank()].flatten(0, 1)
+        return values.unflatten(0, (self.views, -1))[:, self.rows].flatten(0, 1)
 
     def everyone(self, own: Tensor) -> Tensor:
-        return _all_gather(own).view(world_size(), self.views, -1).transpose(0, 1).reshape(-1)
+        return all_gather(own.view(self.views, -1).T, self.sizes).T.reshape(-1)
 
     def gradient(self, other: _Side, weight: Tensor, other_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Of all rows (other ranks' stay zero: they have it) and, gathered, of the temperatures where each has one."""
@@ -173,7 +200,7 @@ class _Side:
             (self.own(weight), other_weight if other.lse is not None else None),
         )
         d = torch.zeros_like(self.z)
-        d.view(self.views, world_size(), -1, d.shape[1])[:, dist.get_rank()] = own_d.view(self.views, -1, d.shape[1])
+        d.unflatten(0, (self.views, -1))[:, self.rows] = own_d.unflatten(0, (self.views, -1))
         return d, self.everyone(own_d_temperature).to(temperature[0].dtype) if each else None
 
 

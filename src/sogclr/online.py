@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from . import processes
 from .config import TrainConfig
 from .data.labels import Labels
 from .data.loader import training_loader
 from .data.manifest import Manifest
 from .data.views import Augmentation
 from .diagnosis import diagnose
-from .embedding import compute_features, compute_views
+from .embedding import compute_views
 from .evaluation.health import health
 from .evaluation.knn import knn_leave_one_out
+from .evaluation.over_ranks import features_over_ranks, same_buffers
 from .exact import frozen
 from .losses.one_tower import OneTowerLoss
 from .models import ContrastiveModel, Encoder, EncoderInfo
@@ -28,7 +30,7 @@ class OnlineEvaluation:
     """Scores on a fixed sample of at most 2,000 training images; the first score is the one that is to grow.
 
     With labels: leave-one-out kNN accuracy of the backbone's features. Without: RankMe and uniformity of the features,
-    and alignment between two views.
+    and alignment between two views. All ranks compute features; the main one goes on to the scores, and the others get none.
     """
 
     def __init__(self, config: TrainConfig, manifest: Manifest, labels: Labels | None) -> None:
@@ -42,11 +44,14 @@ class OnlineEvaluation:
         self, model: ContrastiveModel, info: EncoderInfo, augment: Augmentation, device: torch.device
     ) -> dict[str, float]:
         model.eval()
+        same_buffers(model)
         encoder = Encoder(model.backbone, info)
         try:
-            features, kept, _ = compute_features(
+            features, kept, _ = features_over_ranks(
                 encoder, self.manifest, self.ids, workers=self.config.data.workers or 0, device=device
             )
+            if not processes.is_main():
+                return {}
             if self.labels is not None:
                 y = self.labels.values[kept]
                 return {"knn_top1": knn_leave_one_out(features, y, num_classes=len(self.labels.classes))}

@@ -17,6 +17,7 @@ from .data.recipe import Recipe
 from .data.sampler import ResumableSampler
 from .data.views import Augmentation
 from .errors import BadInput
+from .evaluation.over_ranks import BATCH, same_buffers
 from .evaluation.pairs import score_pairs
 from .frozen import image_features, lookup_loader, text_features
 from .losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, TwoTowerMemoryContrastiveLoss
@@ -181,10 +182,16 @@ class PairTask:
         """Recall both ways on a fixed sample of the training images and all their captions."""
         assert isinstance(model, TwoTowerModel)
         model.eval()
+        same_buffers(model)
         try:
             towers = TwoTower(model, info, self.text, device)
             scores = score_pairs(
-                towers, self.pairs, self.evaluated, workers=self.config.data.workers or 0, device=device
+                towers,
+                self.pairs,
+                self.evaluated,
+                workers=self.config.data.workers or 0,
+                device=device,
+                batch_size=BATCH,
             )
         finally:
             model.train()

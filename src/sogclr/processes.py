@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,11 @@ def _grouped() -> bool:
 def world_size() -> int:
     """Ranks that compute together: those of the default process group; 1 without one, and within `on_main`."""
     return dist.get_world_size() if _grouped() and not _alone else 1
+
+
+def all_ranks() -> int:
+    """Ranks of the default process group, whoever computes just now; 1 without one."""
+    return dist.get_world_size() if _grouped() else 1
 
 
 def rank() -> int:
@@ -90,7 +96,7 @@ def share(batch_size: int) -> int:
     Raises:
         BadInput: it cannot be split evenly, or into parts of two samples and more.
     """
-    ranks = dist.get_world_size() if _grouped() else 1
+    ranks = all_ranks()
     if batch_size % ranks or batch_size < 2 * ranks:
         nearest = max(2, round(batch_size / ranks)) * ranks
         raise said_once(
@@ -171,31 +177,51 @@ def everyones(value: T) -> list[T]:
     return values
 
 
-def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> Tensor:
+def from_main(values: Tensor) -> None:
+    """Overwrite with the main rank's."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
+def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> tuple[Tensor, list[int] | None]:
     """`check(rows, *others)`, whose error on any rank is everyone's: who went on would wait for ever.
 
-    CPU only, where such checks are: elsewhere it would wait for the device.
+    Also how many rows each rank holds; None where all hold as many. It is said by the hosts and waits for no device.
 
     Raises:
-        BadInput: the check's own; or the ranks hold batches of different sizes, which would hang or mix up rows.
+        BadInput: the check's own.
     """
-    if world_size() == 1 or rows.device.type != "cpu":
-        return check(rows, *others)
+    if world_size() == 1 or torch.compiler.is_compiling():
+        return check(rows, *others), None
     result, error = rows, None
     try:
         result = check(rows, *others)
     except BadInput as raised:
         error = raised
+    group = _host_group()
     sizes = torch.zeros(world_size(), dtype=torch.int64)
     sizes[rank()] = -1 if error else len(rows)
-    dist.all_reduce(sizes)
+    dist.all_reduce(sizes, group=group)
     if bool((sizes < 0).any()):
-        raise next(e for e in everyones(error) if e is not None)
-    if bool((sizes != len(rows)).any()):
-        raise BadInput(
-            f"the ranks hold batches of {sizes.tolist()} samples; give each the same (drop the last, smaller batch)"
-        )
-    return result
+        errors: list[Any] = [None] * world_size()
+        dist.all_gather_object(errors, error, group=group)
+        raise next(e for e in errors if e is not None)
+    return result, None if bool((sizes == len(rows)).all()) else sizes.tolist()
+
+
+_beside: weakref.ref[Any] | None = None  # weak: a group that outlives its end aborts the process
+
+
+def _host_group() -> Any:
+    """A group for tensors of the host: the default one or, where that knows only GPUs, one beside it, made at first use."""
+    global _beside
+    if "cpu" in dist.get_backend_config():
+        return None
+    group = None if _beside is None else _beside()
+    if group is None or group not in dist.distributed_c10d._world.pg_map:
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _beside = weakref.ref(group)
+    return group
 
 
 # ---------------------------------------------------------------------------------------------------------------- model

@@ -35,6 +35,7 @@ from .pair_task import PairTask
 from .replay import MicroBatches
 from .run_folder import RunFolder
 from .screen import Screen, clock
+from .sharded import whole_state
 
 SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run stops
 METERS = ("objective", "normalizer_mean", "normalizer_std", "temperature", "grad_norm")
@@ -234,6 +235,9 @@ class Trainer:
         from the first step on sums are made in one order, in a run that goes on as in one that never stopped.
         """
         self.screen.say(f"processes {processes.world_size()}, {self.share} samples of each batch on each")
+        if self.config.run.shard_state:
+            for estimator in self._averages():
+                estimator.divide()
         if not synchronize_statistics([m for m in (self.model, self.keys) if m is not None], self.device):
             self.screen.say("          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
         together = processes.parallel(self.model, self.device)
@@ -321,7 +325,8 @@ class Trainer:
     def evaluate(self) -> bool:
         """One `eval` line; whether it is the best so far."""
         begun = time.monotonic()
-        scores = processes.on_main(lambda: self.task.evaluate(self.model, self.info, self.augment, self.device))
+        shared = self.task.evaluate(self.model, self.info, self.augment, self.device)
+        scores = processes.on_main(lambda: shared)
         self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self.screen.say(
@@ -346,11 +351,12 @@ class Trainer:
     def save(self, best: bool = False) -> None:
         """A checkpoint of everything."""
         begun = time.monotonic()
-        processes.on_main(lambda: self._write(best))
+        state = self.state_dict()
+        processes.on_main(lambda: self._write(state, best))
         self.clock.pause(time.monotonic() - begun)
 
-    def _write(self, best: bool) -> None:
-        save_checkpoint(self.run, self.state_dict(), self.config.run.keep, best)
+    def _write(self, state: dict[str, Any], best: bool) -> None:
+        save_checkpoint(self.run, state, self.config.run.keep, best)
 
     def finish(self) -> None:
         """The encoder file, which marks the run as finished."""
@@ -365,12 +371,15 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------ the state
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes in training, of types that `torch.load(weights_only=True)` reads."""
+        """Everything that changes in training, of types that `torch.load(weights_only=True)` reads.
+
+        All ranks call together where the loss's state is divided among them; the main one then has it whole.
+        """
         return {
             "version": __version__,
             "step": self.step,
             "model": self.model.state_dict(),
-            "loss": self.loss.state_dict(),
+            "loss": whole_state(self.loss),
             "optimizer": self.optimizer.state_dict(),
             "loss_optimizers": [o.state_dict() for o in self.loss_optimizers],
             "keys": None if self.keys is None else self.keys.state_dict(),

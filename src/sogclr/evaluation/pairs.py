@@ -18,6 +18,7 @@ from ..errors import BadInput
 from ..models import create_backbone
 from ..run_folder import RunFolder
 from ..towers import TwoTower, TwoTowerModel, load_two_tower
+from .over_ranks import features_over_ranks, texts_over_ranks
 from .retrieval import chance_scores, retrieval
 from .zero_shot import class_embeddings, zero_shot
 
@@ -38,7 +39,7 @@ def score_pairs(
         BadInput: none of the images can be read.
     """
     image_ids, text_ids = pairs.image_ids[rows], pairs.text_ids[rows]
-    features, kept, bad = compute_features(
+    features, kept, bad = features_over_ranks(
         towers, pairs.images, np.unique(image_ids), batch_size=batch_size, workers=workers, device=device, progress=progress
     )  # fmt: skip
     if not len(kept):
@@ -49,7 +50,7 @@ def score_pairs(
     image_ids, text_ids = image_ids[there], text_ids[there]
     different = np.unique(text_ids)
     images = torch.from_numpy(features).to(device)
-    texts = towers.encode_texts(pairs.captions_of(different))
+    texts = texts_over_ranks(towers, pairs.captions_of(different))
     image_rows, text_rows = np.searchsorted(kept, image_ids), np.searchsorted(different, text_ids)
     scores: dict[str, float] = retrieval(images, texts, image_rows, text_rows)
     if labels is not None:

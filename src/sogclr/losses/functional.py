@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize
 
-from ..kernels import log_sum_between, log_sum_negatives, same_ids
+from .. import distributed
+from ..kernels import log_sum_between, log_sum_negatives
 from .validation import known_to_be_distinct
 
 
@@ -49,18 +50,22 @@ def at_least_float32(z: Tensor) -> Tensor:
 
 
 def count_same(ids: Tensor, others: Tensor) -> Tensor:
-    """How many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K."""
-    ordered = others.sort().values
-    return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+    """How many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K.
+
+    Of pairs' images and texts, (K, 2) and (R, 2): how many have the image or the text.
+    """
+    if ids.ndim == 1:
+        ordered = others.sort().values
+        return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+    (x_ids, y_ids), (x_others, y_others) = ids.T.contiguous(), others.T.contiguous()
+    base = torch.maximum(y_ids.max(), y_others.max()) + 1
+    both = count_same(x_ids * base + y_ids, x_others * base + y_others)
+    return count_same(x_ids, x_others) + count_same(y_ids, y_others) - both
 
 
 def count_different(ids: Tensor) -> Tensor:
     """How many rows share no id with each: (B,) ids, or (B, 2), a pair's image and text -> (B,) int64, in linear memory."""
-    if ids.ndim == 1:
-        return len(ids) - count_same(ids, ids)
-    x_ids, y_ids = ids.T.contiguous()
-    both = x_ids * (y_ids.max() + 1) + y_ids
-    return len(ids) - count_same(x_ids, x_ids) - count_same(y_ids, y_ids) + count_same(both, both)
+    return len(ids) - count_same(ids, ids)
 
 
 def negatives_of(index: Tensor) -> Tensor:
@@ -100,20 +105,37 @@ def log_sum_keys(
 ) -> tuple[Tensor, Tensor]:
     """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
+    In memory linear in anchors and keys. With several ranks all give the same, and each computes for its own anchors.
+
     Args:
-        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids, or (B, kinds).
-        keys: (K, D) unit rows.  ids: (K,) or (K, kinds), negative where there is no key.
-        log_weight: (K,), log of what each key's term is multiplied by; 0 when left out.
+        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids, or (B, 2), a pair's image and text.
+        keys: (K, D) unit rows, without gradient.  ids: (K,) or (K, 2), negative where there is no key.
+        temperature: a float, () or (B,).
+        log_weight: (K,), log of what each key's term is multiplied by, -inf to leave one out; 0 when left out. With a
+            float as the temperature.
 
     Returns:
         (V, B), -inf where there are none; and (B,), of the same dtype.
     """
-    views = len(z)
-    sim = z.flatten(0, 1) @ keys.T / of_anchors(temperature, views)
-    sim = sim if log_weight is None else sim + log_weight
-    out = same_ids(index, ids) | (ids.view(len(ids), -1)[:, 0] < 0)[None, :]
-    log_sum = sim.masked_fill(out.repeat(views, 1), -math.inf).logsumexp(dim=1)
-    return log_sum.view(views, -1), (~out).sum(dim=1).to(z.dtype)
+    views, x = len(z), z.flatten(0, 1)
+    there = ids.view(len(ids), -1)[:, 0] >= 0
+    count = (there.sum() - count_same(index, ids)).to(z.dtype)
+    there = there if log_weight is None else there & torch.isfinite(log_weight)
+    if z.device.type == "cpu" and not torch.compiler.is_compiling():  # looking does not wait for the device
+        keys, ids = keys[there], ids[there]
+        log_weight = log_weight if log_weight is None else log_weight[there]
+    else:
+        inverse = 1 / temperature
+        largest = inverse.detach().amax() if isinstance(inverse, Tensor) else inverse
+        # below the least that a key's term can be by so much that it is lost in rounding
+        log_weight = torch.where(there, 0.0 if log_weight is None else log_weight, -largest - 110.0)
+    each = temperature.repeat(views) if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
+    if log_weight is not None:  # one column more: (s_ab + tau_a w_b) / tau_a
+        tau = each.detach() if isinstance(each, Tensor) else each
+        x = torch.cat([x, torch.ones_like(x[:, :1]) * of_anchors(tau, 1)], dim=1)
+        keys = torch.cat([keys, log_weight[:, None].to(keys.dtype)], dim=1)
+    log_sum = distributed.log_sum_keys(x, keys, torch.cat([index] * views), ids, each, views).view(views, -1)
+    return torch.where(count > 0, log_sum, -math.inf), count
 
 
 def of_anchors(temperature: float | Tensor, views: int = 2) -> float | Tensor:

@@ -36,7 +36,7 @@ class Past:
         Where u_b is right no term exceeds n, the samples of which u_b is the mean; a late u_b may let it, and the mean is
         held at n.
         """
-        log_u = average.log_u[ids.clamp(min=0)]
+        log_u = average.read(ids.clamp(min=0))
         of_keys = torch.where(torch.isfinite(log_u), -log_u, -torch.inf).to(self.z.dtype)
         log_sum, _ = F.log_sum_keys(self.z, self.own, self.keys, self.ids, self.temperature, of_keys)
         log_mean = log_sum - self.count.clamp(min=1).log()

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..distributed import gather, log_sum_negatives, scale_gradient
+from ..distributed import gather, log_sum_negatives, scale_gradient, uneven
 from ..errors import BadInput
 from ..processes import check_together, world_size
 from . import functional as F
 from . import temperatures
 from .estimators import Contrast, Convention, Gamma, MovingAverage
-from .validation import check_pairs
+from .validation import check_negatives, check_pairs
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -64,7 +64,7 @@ class ContrastiveLoss(nn.Module):
         return F.unit_rows(z) if self.normalize else F.at_least_float32(z)
 
     def reduced(self, values: Tensor) -> Tensor:
-        """(B x ranks,) -> () or all of them; each rank's gradient is that of its own rows in the whole batch's loss."""
+        """(B of all ranks,) -> () or all of them; each rank's gradient is that of its own rows in the whole batch's loss."""
         if self.reduction == "mean":
             values = values.mean()
         elif self.reduction == "sum":
@@ -125,16 +125,19 @@ class OneTowerLoss(ContrastiveLoss):
     num_samples: int | None = None
 
     def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B of all ranks,) with `reduction='none'`.
 
-        With several ranks every rank gives its own rows, sees everybody's, and returns the loss of the whole batch.
+        With several ranks every rank gives its own rows, as many as it has, sees everybody's, and returns the loss of the
+        whole batch.
 
         Raises:
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
-        index = check_together(check_pairs, z0, z1, index, self.num_samples)
-        with torch.autocast(device_type=z0.device.type, enabled=False):
-            values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), gather(index))
+        index, sizes = check_together(check_pairs, z0, z1, index, self.num_samples)
+        with uneven(sizes), torch.autocast(device_type=z0.device.type, enabled=False):
+            index = gather(index)
+            check_negatives(index)
+            values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), index)
         return self.reduced(values)
 
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..distributed import gather, log_sum_between
+from ..distributed import gather, log_sum_between, uneven
 from ..errors import BadInput
 from ..processes import check_together
 from . import functional as F
@@ -16,7 +16,7 @@ from . import temperatures
 from .estimators import Contrast, Gamma, MovingAverage
 from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
 from .queue import EmbeddingQueue
-from .validation import check_pairs
+from .validation import check_negatives, check_pairs
 
 _WHAT = "image and text embeddings"
 
@@ -43,7 +43,7 @@ class TwoTowerLoss(ContrastiveLoss):
     def forward(
         self, image_embeddings: Tensor, text_embeddings: Tensor, index: Tensor, text_index: Tensor | None = None
     ) -> Tensor:
-        """(B, D) floating, (B, D), (B,) ids -> (), or (B x ranks,) with `reduction='none'`.
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B of all ranks,) with `reduction='none'`.
 
         Args:
             index: the images' ids.
@@ -54,11 +54,15 @@ class TwoTowerLoss(ContrastiveLoss):
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
         x, y = image_embeddings, text_embeddings
-        x_ids = check_together(check_pairs, x, y, index, self.num_samples, _WHAT)
-        y_ids = x_ids if text_index is None else check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT)
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            x, y, x_ids = gather(self.unit(x)), gather(self.unit(y)), gather(x_ids)
+        x_ids, sizes = check_together(check_pairs, x, y, index, self.num_samples, _WHAT)
+        if text_index is not None:
+            y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT)
+        with uneven(sizes), torch.autocast(device_type=x.device.type, enabled=False):
+            x_ids = gather(x_ids)
             y_ids = x_ids if text_index is None else gather(y_ids)
+            check_negatives(x_ids)
+            check_negatives(y_ids)
+            x, y = gather(self.unit(x)), gather(self.unit(y))
             values = self.values(x, y, x_ids, y_ids)
         return self.reduced(values)
 

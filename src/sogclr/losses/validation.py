@@ -32,8 +32,7 @@ def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None, 
     if torch.compiler.is_compiling():
         return index.to(device=z0.device, dtype=torch.int64)
     if index.device.type == "cpu":
-        lowest, highest = index.aminmax()
-        _check_ids(int(lowest), int(highest), len(index), num_samples)
+        _check_ids(index, num_samples)
     elif num_samples is not None:
         outside = (index < 0) | (index >= num_samples)
         torch._assert_async(~outside.any(), f"index out of range for a loss built for {num_samples} samples")
@@ -51,23 +50,30 @@ def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor, what: str) -> None:
         )
     if z0.device != z1.device:
         raise BadInput(f"{what} are on {z0.device} and {z1.device}; move them to one device")
-    if len(z0) < 2:
-        raise BadInput(f"a batch of {len(z0)} has no negatives; use 2 samples or more (32 or more works well)")
     if index.ndim != 1 or len(index) != len(z0):
         raise BadInput(f"index must be ({len(z0)},), an id for each row of the embeddings, and is {tuple(index.shape)}")
     if index.dtype not in (torch.int64, torch.int32):
         raise BadInput(f"index must be int64 or int32 and is {index.dtype}; convert it with index.long()")
 
 
-def _check_ids(lowest: int, highest: int, rows: int, num_samples: int | None) -> None:
-    if num_samples is not None and (lowest < 0 or highest >= num_samples):
+def _check_ids(index: Tensor, num_samples: int | None) -> None:
+    if num_samples is None or not len(index):
+        return
+    lowest, highest = (int(value) for value in index.aminmax())
+    if lowest < 0 or highest >= num_samples:
         raise BadInput(
             f"index {lowest if lowest < 0 else highest} is out of range for a loss built for {num_samples} samples "
             f"(valid: 0..{num_samples - 1}); build it with num_samples=len(dataset)"
         )
-    if lowest == highest:
+
+
+def check_negatives(index: Tensor) -> None:
+    """(B,) ids of all ranks. Raises BadInput if there is nothing to contrast with (ids on CUDA are not looked at)."""
+    if len(index) < 2:
+        raise BadInput(f"a batch of {len(index)} has no negatives; use 2 samples or more (32 or more works well)")
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and bool((index == index[0]).all()):
         raise BadInput(
-            f"all {rows} rows of the batch have id {lowest}, so there are no negatives; mix samples in a batch"
+            f"all {len(index)} rows of the batch have id {int(index[0])}, so there are no negatives; mix samples in a batch"
         )
 
 

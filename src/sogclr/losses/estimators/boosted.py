@@ -25,18 +25,24 @@ class BoostedAverage(MovingAverage):
         num_samples: n; ids run from 0 to n - 1.
         steps: updates in the whole run; afterwards gamma is `end` and b is 1.
         boost: b at the start, 1 or more.  end: gamma at the end.
-        convention, dictionary: as of `MovingAverage`.
+        convention, dictionary, sharded: as of `MovingAverage`.
 
     The derivation and what was measured are in docs/method.md.
     """
 
     def __init__(
-        self, num_samples: int, steps: int, boost: float = 1.6, end: float = 0.1, convention: Convention = "per_view",
+        self,
+        num_samples: int,
+        steps: int,
+        boost: float = 1.6,
+        end: float = 0.1,
+        convention: Convention = "per_view",
         dictionary: Dictionary | None = None,
-    ) -> None:  # fmt: skip
+        sharded: bool = False,
+    ) -> None:
         if not 1.0 <= boost < math.inf:
             raise BadInput(f"boost must be 1 or more and was {boost}; it multiplies the repulsion at the start")
-        super().__init__(num_samples, CosineGamma(end, steps), convention, dictionary)
+        super().__init__(num_samples, CosineGamma(end, steps), convention, dictionary, sharded)
         self.boost, self.steps = boost, steps
 
     def log_boost(self) -> Tensor:

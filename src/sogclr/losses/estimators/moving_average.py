@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ... import sharded as shards
 from ...errors import BadInput
 from ..functional import log_mean, merge_duplicates, moving_average
 from .contrast import Contrast
@@ -29,6 +30,7 @@ class MovingAverage(nn.Module):
         convention: `per_sample` averages ĝ over the views and gives both the same nu (the paper); `per_view` blends
             each view with the old u_i on its own and stores the average (the authors' code).
         dictionary: where ĝ comes from, instead of the batch alone: `Dictionary(size, dim)`, batch and queue.
+        sharded: divide log_u among the ranks of the process group by id, see `divide`.
 
     Attributes:
         log_u: (n,) float32 buffer, -inf where unseen.  step: () int64 buffer, updates so far.
@@ -36,6 +38,8 @@ class MovingAverage(nn.Module):
 
     log_u: Tensor
     step: Tensor
+    part: shards.Part | None
+    """Which part of log_u this rank keeps; None for all of it."""
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class MovingAverage(nn.Module):
         gamma: Gamma = 0.9,
         convention: Convention = "per_view",
         dictionary: Dictionary | None = None,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         if num_samples < 2:
@@ -55,8 +60,26 @@ class MovingAverage(nn.Module):
             raise BadInput(f"convention must be 'per_view' or 'per_sample' and was {convention!r}")
         self.num_samples, self.gamma, self.convention = num_samples, gamma, convention
         self.dictionary = dictionary
-        self.register_buffer("log_u", torch.full((num_samples,), -math.inf, dtype=torch.float32))
+        self.part = shards.Part.own(num_samples) if sharded else None
+        empty = torch.full((num_samples,), -math.inf) if self.part is None else self.part.empty()
+        self.register_buffer("log_u", empty)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        if self.part is not None:
+            self.register_buffer("kept_by", torch.tensor([self.part.rank, self.part.ranks]))
+
+    def divide(self) -> None:
+        """From now on keep the part of log_u that is this rank's, 4 n / R bytes instead of 4 n; all ranks call together.
+
+        Gradients and values stay those of a whole log_u, and `state_dict()` becomes the part's own. `sogclr.sharded.whole_state`
+        puts the parts together, and estimators load that on any number of ranks, divided or not. Does nothing on one rank.
+        """
+        if self.part is None and (part := shards.Part.own(self.num_samples)) is not None:
+            self.part, self.log_u = part, part.of(self.log_u)
+            self.register_buffer("kept_by", torch.tensor([part.rank, part.ranks], device=self.log_u.device))
+
+    def read(self, index: Tensor) -> Tensor:
+        """log u of the samples `index`, (B,); of a divided log_u, on all ranks, which give the same ids."""
+        return self.log_u[index] if self.part is None else shards.read(self.log_u, index, self.part)
 
     def rate(self, log_u: Tensor) -> float | Tensor:
         """The gamma of the next update of samples with these log u, (B,): a float, () or (B,), dtype and device theirs."""
@@ -69,12 +92,14 @@ class MovingAverage(nn.Module):
         if not isinstance(self.gamma, AdaptiveGamma):
             return torch.as_tensor(self.rate(self.log_u), dtype=torch.float32, device=self.log_u.device)
         seen = ~torch.isneginf(self.log_u)
-        return (self.rate(self.log_u) * seen).sum() / seen.sum().clamp(min=1)
+        sums = torch.stack([(self.rate(self.log_u) * seen).sum(), seen.sum()])
+        total, count = sums if self.part is None else shards.total(sums)
+        return total / count.clamp(min=1)
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
         if self.dictionary is not None:
             log_g = self.dictionary(log_g, index, update, contrast)
-        old = self.log_u[index].to(log_g.dtype)
+        old = self.read(index).to(log_g.dtype)
         gamma = self.rate(old)
         if self.convention == "per_view":
             nu = moving_average(old, log_g, gamma)
@@ -85,28 +110,46 @@ class MovingAverage(nn.Module):
         if update:
             stored = merge_duplicates(new, index)
             # what is not finite never enters the state, and no wait for the device is needed to keep it out
-            self.log_u[index] = torch.where(torch.isfinite(stored), stored, old).to(self.log_u.dtype)
+            self._write(index, torch.where(torch.isfinite(stored), stored, old).to(self.log_u.dtype))
             self.step += 1
         return nu
+
+    def _write(self, index: Tensor, new: Tensor) -> None:
+        if self.part is None:
+            self.log_u[index] = new
+        else:
+            shards.write(self.log_u, index, new, self.part)
 
     def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
         """What `restore` needs to undo the update of a batch: copies of the rows `index`, (B,), and of the step."""
         index = index.to(self.log_u.device)
-        return index, self.log_u[index].clone(), self.step.clone()
+        rows = index if self.part is None else self.part.place(index)
+        return rows, self.log_u[rows].clone(), self.step.clone()
 
     def restore(self, saved: tuple[Tensor, ...]) -> None:
         """Undo the update since `snapshot`."""
-        index, rows, step = saved
-        self.log_u[index] = rows
+        rows, values, step = saved
+        self.log_u[rows] = values
         self.step.copy_(step)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        saved = state_dict.get(prefix + "log_u")
-        if isinstance(saved, Tensor) and saved.shape != self.log_u.shape:
+        saved, kept_by = state_dict.get(prefix + "log_u"), state_dict.get(prefix + "kept_by")
+        here = self.state_dict().get("kept_by")
+        if isinstance(kept_by, Tensor):
+            if here is None or not torch.equal(kept_by.to(here), here):
+                raise BadInput(
+                    f"the loss state is the part that rank {int(kept_by[0])} of {int(kept_by[1])} kept, and this one keeps "
+                    f"{'all of it' if here is None else f'that of rank {int(here[0])} of {int(here[1])}'}; "
+                    "save sogclr.sharded.whole_state(loss), which every rank loads"
+                )
+        elif isinstance(saved, Tensor) and len(saved) != self.num_samples:
             raise BadInput(
                 f"the loss state was saved for {len(saved)} samples and this loss is built for {self.num_samples}; "
                 "ids would point at other samples: build it with the same num_samples"
             )
+        elif isinstance(saved, Tensor) and self.part is not None:
+            state_dict[prefix + "log_u"] = self.part.of(saved)
+            state_dict[prefix + "kept_by"] = here
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
