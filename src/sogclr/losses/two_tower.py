@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ..distributed import gather, log_sum_between
 from ..errors import BadInput
+from ..kernels import direct
 from ..processes import check_together
 from . import functional as F
 from . import temperatures
 from .estimators import Gamma, MovingAverage, Neural
-from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
+from .one_tower import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .queue import EmbeddingQueue
-from .validation import check_pairs
+from .validation import all_distinct, check_pairs, check_through
 
 _WHAT = "image and text embeddings"
 
@@ -54,13 +55,26 @@ class TwoTowerLoss(ContrastiveLoss):
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
         x, y = image_embeddings, text_embeddings
-        x_ids = check_together(check_pairs, x, y, index, self.num_samples, _WHAT)
+        is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
+        x_ids = check_together(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
         y_ids = x_ids if text_index is None else check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT)
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with no_autocast(x):
+            if is_direct:
+                return self.reduced(self.per_pair(self.direct(x, y, x_ids), x_ids))
             x, y, x_ids = gather(self.unit(x)), gather(self.unit(y)), gather(x_ids)
             y_ids = x_ids if text_index is None else gather(y_ids)
             values = self.values(x, y, x_ids, y_ids)
         return self.reduced(values)
+
+    def direct(self, x: Tensor, y: Tensor, index: Tensor) -> Anchors:
+        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch with one kind of ids, in fewer operations."""
+        apart = all_distinct(index)
+        negatives = x.shape[0] - 1.0 if apart else F.negatives_of_pairs(index, index).to(F.inside(x))
+        tau = self.temperature
+        assert isinstance(tau, float)
+        s_pos, log_g, z = direct.two_towers(x, y, None if apart else index, F.log_of(negatives), tau)
+        check_through(log_g, x, y, index)
+        return Anchors(z, index, tau, s_pos, log_g, negatives)
 
     def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
         """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
@@ -68,13 +82,14 @@ class TwoTowerLoss(ContrastiveLoss):
         if self.text_temperature is not None:
             tau = torch.stack([torch.as_tensor(tau), torch.as_tensor(temperatures.at(self.text_temperature, y_ids, x))])
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
+        negatives = F.negatives_of_pairs(x_ids, y_ids).to(x.dtype)
         if y_ids is x_ids:
             each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
             log_sum = torch.stack(log_sum_between(x, y, x_ids, each))
-            log_g = log_sum - F.negatives_of_pairs(x_ids, y_ids).to(x.dtype).log()
+            log_g = log_sum - negatives.log()
         else:  # two kinds of ids, which the kernels do not know
             log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, tau)
-        anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g)
+        anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g, negatives)
         return self.per_pair(anchors, y_ids)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
@@ -142,13 +157,13 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         tau = temperatures.detached(anchors.temperature)
         nu = []
+        log_g, z = anchors.log_g.detach().split(1), anchors.z.detach().split(1)
         towers = (self.image_estimator, anchors.index), (self.text_estimator, y_ids)
         for k, (estimator, ids) in enumerate(towers):
             own = tau[k] if isinstance(tau, Tensor) and tau.ndim else tau
-            log_g, z = anchors.log_g[k : k + 1].detach(), anchors.z[k : k + 1].detach()
             # prototypes stand for the negatives, which are the other tower's
-            other = {"candidates": anchors.z[1 - k : 2 - k].detach()} if isinstance(estimator, Neural) else {}
-            nu.append(estimator(log_g, ids, self.training, z=z, temperature=own, **other))
+            other = {"candidates": z[1 - k]} if isinstance(estimator, Neural) else {}
+            nu.append(estimator(log_g[k], ids, self.training, z=z[k], temperature=own, **other))
         rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
         return self.dual(anchors, replicated(torch.cat(nu))) + (
             rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
@@ -213,8 +228,7 @@ class ClipLoss(TwoTowerLoss):
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         self.record(anchors, anchors.log_g)
-        negatives = F.negatives_of_pairs(anchors.index, y_ids).to(anchors.log_g.dtype)
-        return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 
 
 class SigLipLoss(TwoTowerLoss):
@@ -237,6 +251,7 @@ class SigLipLoss(TwoTowerLoss):
     """
 
     per_temperature = True
+    of_the_batch = False
 
     def __init__(
         self,

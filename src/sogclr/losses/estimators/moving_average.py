@@ -91,8 +91,8 @@ class MovingAverage(nn.Module):
         if update:
             stored = merge_duplicates(new, index)
             # what is not finite never enters the state, and no wait for the device is needed to keep it out
-            self.log_u[index] = torch.where(torch.isfinite(stored), stored, old).to(self.log_u.dtype)
-            self.step += 1
+            self.log_u[index] = torch.where(stored.abs() < math.inf, stored, old).to(self.log_u.dtype)
+            self.step.add_(1)
         return nu
 
     def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
