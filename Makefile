@@ -14,14 +14,16 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The peers in an environment of their own, without the packages that their losses do not need; then the comparison.
+# The peers in an environment of their own, without the packages that their losses do not need; then the comparisons.
 bench-peers: .venv-peers/installed
-	PYTHONPATH=src .venv-peers/bin/python benchmarks/losses.py --largest 65536
+	.venv-peers/bin/python benchmarks/losses.py --largest 65536
+	.venv-peers/bin/python benchmarks/loader.py
+	.venv-peers/bin/python benchmarks/throughput.py
 
 .venv-peers/installed: constraints.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps libauc==2.0.1 open_clip_torch==3.3.0 lightly==1.6.0
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps libauc==2.0.1 open_clip_torch==3.3.0 lightly==1.6.0 kornia==0.9.0 kornia_rs==0.2.0
 	touch $@
 
 # The file is touched last: an installation that was cut off is done again.

@@ -27,15 +27,13 @@ from torch.nn.functional import normalize
 
 from sogclr import kernels
 from sogclr.kernels.products import has_onednn, product
-from sogclr.losses import GlobalContrastiveLoss, NTXentLoss
-from sogclr.losses import functional as F
-from sogclr.losses.estimators import MovingAverage
+from sogclr.losses import ClipLoss, GlobalContrastiveLoss, NTXentLoss, TwoTowerGlobalContrastiveLoss
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SIZES = [(64, 128), (64, 256), (256, 128), (256, 256), (1024, 128), (1024, 256), (4096, 128), (4096, 256)]
 ROUNDS = {64: 300, 256: 60, 1024: 15, 4096: 5}
 ONE_TOWER, TWO_TOWERS = "one tower", "two towers"
-OURS = {ONE_TOWER: ("GlobalContrastiveLoss", "NTXentLoss"), TWO_TOWERS: ("two-tower global loss", "two-tower InfoNCE")}
+OURS = {ONE_TOWER: ("GlobalContrastiveLoss", "NTXentLoss"), TWO_TOWERS: ("TwoTowerGlobalContrastiveLoss", "ClipLoss")}
 
 
 def floor(z: Tensor) -> Callable[[], None]:
@@ -60,33 +58,6 @@ def onednn(z: Tensor) -> Callable[[], None]:
     return call
 
 
-class TwoTowerGlobal(torch.nn.Module):
-    """The global loss on two towers, composed of the package's pieces: normalizers of both, one kernel call."""
-
-    def __init__(self, samples: int) -> None:
-        super().__init__()
-        self.estimators = torch.nn.ModuleList([MovingAverage(samples, 0.9), MovingAverage(samples, 0.9)])
-
-    def forward(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        x, y = F.unit_rows(x), F.unit_rows(y)
-        s = F.positive_similarity(x, y)
-        sums = kernels.log_sum_between(x, y, index, index, 0.1)
-        count = (len(index) - F.count_same(index, index)).to(x.dtype).log()
-        total = x.new_zeros(())
-        for log_sum, estimator in zip(sums, self.estimators, strict=True):
-            log_g = (log_sum - count)[None]
-            nu = estimator(log_g.detach(), index, True)
-            total = total + F.dual_loss(s, log_g, nu, 0.1).mean() / 2
-        return total
-
-
-def two_tower_infonce(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-    x, y = F.unit_rows(x), F.unit_rows(y)
-    s = F.positive_similarity(x, y) / 0.1
-    a, b = kernels.log_sum_between(x, y, index, index, 0.1)
-    return (torch.logaddexp(s, a) + torch.logaddexp(s, b) - 2 * s).mean() / 2
-
-
 def losses(towers: str, device: str, batch: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     samples = 4 * batch
     if towers == ONE_TOWER:
@@ -98,9 +69,12 @@ def losses(towers: str, device: str, batch: int) -> dict[str, Callable[[Tensor, 
             ntxent = "NTXent" in name
             result[name] = (lambda a, b, i, loss=loss: loss(a, b)) if ntxent else loss
         return result
-    result = {"two-tower global loss": TwoTowerGlobal(samples).to(device), "two-tower InfoNCE": two_tower_infonce}
+    result = {
+        "TwoTowerGlobalContrastiveLoss": TwoTowerGlobalContrastiveLoss(samples, 0.1, 0.9).to(device),
+        "ClipLoss": ClipLoss(0.1),
+    }
     for name, loss in peers.two_towers(device, samples).items():
-        if "Clip" in name:
+        if "open_clip" in name:
             scale = torch.tensor(10.0, device=device)
             result[name] = lambda a, b, i, loss=loss, scale=scale: loss(normalize(a, dim=1), normalize(b, dim=1), scale)
         else:

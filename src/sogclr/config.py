@@ -51,12 +51,18 @@ class DataConfig:
     """The largest share of unreadable images; above it the run stops."""
     workers: int | None = None
     """Processes that read images (0: none). Chosen from the cores when left out."""
+    cache: str = "auto"
+    """Decoded images that `sogclr cache` made: auto reads them where there are some; none; or full, or the side, to require them."""
 
     def __post_init__(self) -> None:
         _require_finite(self)
         _require(
             self.image_size is None or self.image_size >= 8,
             f"--image-size must be 8 or more and was {self.image_size}",
+        )
+        _require(
+            self.cache in ("auto", "none", "full") or (self.cache.isdecimal() and int(self.cache) > 0),
+            f"--cache must be auto, none, full or the side of `sogclr cache --side`, and was {self.cache}",
         )
         _require(0.0 <= self.max_bad < 1.0, f"--max-bad is a share from 0 up to 1 and was {self.max_bad}")
         _require(self.workers is None or self.workers >= 0, f"--workers must be 0 or more and was {self.workers}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .config import METHODS, LossConfig, PairsConfig, TrainConfig
+from .data.decoded import find_decoded
 from .data.manifest import Manifest
 from .data.pairs import Pairs
 from .data.recipe import named_recipe, recipe_from_table
@@ -158,16 +159,36 @@ def resolve(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[TrainConfi
         late = {"memory": BATCHES * batch, "boosted-memory": WITH_SCHEDULES}.get(str(config.loss.estimator), 4096)
         two = pairs and "memory" in str(config.loss.estimator)  # the same steps: two views of an image are in one queue
         meant["queue"] = late // (2 if two else 1)
+    cache, said = choose_cache(config, manifest)
     resolved = replace(
         config,
-        data=replace(config.data, image_size=size, workers=workers),
+        data=replace(config.data, image_size=size, workers=workers, cache=cache),
         model=replace(config.model, model=model),
         loss=replace(config.loss, **meant),
         optim=optim,
         run=run,
         recipe=asdict(recipe),
     )
-    return resolved, _lines(resolved, why, len(manifest), things, steps_per_epoch)
+    return resolved, [*said, *_lines(resolved, why, len(manifest), things, steps_per_epoch)]
+
+
+def choose_cache(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[str, list[str]]:
+    """Whether decoded images are read: `none`, `full` or their side; and a line about it.
+
+    Raises:
+        BadInput: they are asked for, and DATA holds pairs.
+    """
+    asked = config.data.cache
+    if isinstance(manifest, Pairs):
+        if asked not in ("auto", "none"):
+            raise BadInput(f"--cache {asked} is for images alone and {config.data.data} holds pairs; leave it out")
+        return "none", []
+    if asked != "auto":
+        return asked, []
+    images, reason = find_decoded(manifest, config.data.background)
+    if images is None:
+        return "none", [f"cache     {reason}"] if reason else []
+    return images.kind, [f"cache     {images.describe()}"]
 
 
 def loss_words(loss: LossConfig) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import processes
 from .config import TrainConfig
+from .data.decoded import require_decoded
 from .data.labels import Labels
 from .data.loader import Batch, training_loader
 from .data.manifest import Manifest
@@ -29,6 +30,8 @@ class ImageTask:
 
     def __init__(self, config: TrainConfig, run: RunFolder, manifest: Manifest, labels: Labels | None) -> None:
         self.config, self.run, self.manifest = config, run, manifest
+        kind, background = config.data.cache, config.data.background
+        self.decoded = None if kind in ("auto", "none") else require_decoded(manifest, background, kind)
         self.online = OnlineEvaluation(config, manifest, labels)
         self.diagnosis = OnlineDiagnosis(config, manifest)
 
@@ -60,7 +63,7 @@ class ImageTask:
         return training_loader(
             self.manifest, self.manifest.usable, recipe, data.image_size or 0, run.batch_size, run.seed,
             start_step=start_step, workers=data.workers or 0, background=data.background, pin_memory=pin_memory,
-            part=processes.part(),
+            part=processes.part(), decoded=self.decoded,
         )  # fmt: skip
 
     def contrasts(self, batch: Batch) -> bool:

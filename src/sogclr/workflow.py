@@ -15,10 +15,11 @@ import torch
 from . import __version__, processes
 from .checkpoint import load_checkpoint
 from .config import TrainConfig, from_options, read_table, to_table, to_toml
+from .data.decoded import write_decoded
 from .data.labels import read_labels
 from .data.manifest import Difference, Manifest
 from .data.pairs import Pairs, holds_pairs
-from .defaults import choose_device, resolve
+from .defaults import choose_device, cores, resolve
 from .errors import BadInput
 from .files import claimed, write_text
 from .models import timm
@@ -169,11 +170,37 @@ def scan(config: TrainConfig, screen: Screen) -> Manifest | Pairs:
         return Pairs.scan(
             data, image_column=options.image_column, caption_column=options.caption_column, progress=progress
         )
-    manifest = Manifest.scan(data, progress=screen.progress("checking images"))
+    return _training_part(Manifest.scan(data, progress=screen.progress("checking images")), data, screen)
+
+
+def _training_part(manifest: Manifest, data: str | os.PathLike[str], screen: Screen) -> Manifest:
     part = manifest.part(TRAIN_PARTS) if Path(data).is_dir() else None
     if part is not None:
         screen.say(f"training on {part.root} (the rest of {data} is left for evaluation)")
     return part or manifest
+
+
+def cache(data: str | os.PathLike[str], *, side: int = 0, background: str = "white", screen: Screen) -> str:
+    """Decode the images of DATA, or of its `train/` part, into a file that `train` finds; a line about it.
+
+    Args:
+        side: images whose shorter side is longer are made smaller, to this many pixels; 0 keeps full size.
+
+    Raises:
+        BadInput: `data` holds pairs, `side` or `background` cannot be, or the disk is too small.
+    """
+    if side < 0:
+        raise BadInput(f"--side must be 0 (full size) or more and was {side}")
+    if holds_pairs(data):
+        raise BadInput(
+            f"{data} holds image-caption pairs, whose images are read as they are; give a folder or a .txt list"
+        )
+    manifest = _training_part(Manifest.scan(data, progress=screen.progress("checking images")), data, screen)
+    images, bad = write_decoded(manifest, side, background, cores(), screen.progress("decoding"))
+    left_out = (
+        f"; {len(bad):,} could not be decoded, first: {manifest.relative(bad[0][0])} ({bad[0][1]})" if bad else ""
+    )
+    return f"{images.describe()} ({images.path.stat().st_size / 2**20:,.0f} MiB){left_out}"
 
 
 def versions() -> dict[str, str]:

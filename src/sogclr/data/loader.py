@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadImage, RunFailed
+from .decoded import DecodedImages
 from .images import background_colour, central_box, opened, resized_crop
 from .manifest import Manifest
 from .pairs import Pairs
@@ -82,12 +83,14 @@ class _Crops(Dataset[Batch]):
         size: int,
         background: str,
         cache_bytes: int,
+        decoded: DecodedImages | None = None,
     ) -> None:
+        self.decoded = decoded
         self.manifest, self.crop, self.size, self.background = manifest, crop, size, background
         widths, heights = manifest.widths[ids].astype(np.int64), manifest.heights[ids].astype(np.int64)
         # Only images that are never decoded smaller than they are, so that keeping them changes no pixel.
         small = len(ids) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
-        self._keep = bool(small and 3 * int((widths * heights).sum()) <= cache_bytes)
+        self._keep = bool(decoded is None and small and 3 * int((widths * heights).sum()) <= cache_bytes)
         self._kept: dict[int, Image.Image] = {}
 
     def __getitem__(self, request: Request) -> Batch:
@@ -116,15 +119,22 @@ class _Crops(Dataset[Batch]):
         if id in self._kept:
             image = self._kept[id]
             return image, image.width, image.height, expected
+        if self.decoded is not None and (found := self.decoded.get(id)) is not None:
+            image, width, height = found
+            return image, width, height, self._boxes(epoch, id, width, height, expected)
         with opened(self.manifest.file(id)) as file:
-            width, height, boxes = file.width, file.height, expected
-            as_listed = (width, height) == (self.manifest.widths[id], self.manifest.heights[id])
-            if not as_listed:  # unknown or changed since
-                boxes = self.crop.boxes(epoch, np.array([id]), np.array([width]), np.array([height]))[0]
+            width, height = file.width, file.height
+            boxes = self._boxes(epoch, id, width, height, expected)
             image = file.pixels(self.background, largest_shrink(boxes, self.size))
-        if self._keep and as_listed:
+        if self._keep and boxes is expected:
             self._kept[id] = image
         return image, width, height, boxes
+
+    def _boxes(self, epoch: int, id: int, width: int, height: int, expected: np.ndarray) -> np.ndarray:
+        """The boxes (V, 4) at full size: those expected, unless the size was unknown or has changed since."""
+        if (width, height) == (self.manifest.widths[id], self.manifest.heights[id]):
+            return expected
+        return self.crop.boxes(epoch, np.array([id]), np.array([width]), np.array([height]))[0]
 
 
 class _Loader(DataLoader[Batch]):
@@ -216,6 +226,7 @@ def training_loader(
     background: str = "white",
     pin_memory: bool = False,
     part: tuple[int, int] = (0, 1),
+    decoded: DecodedImages | None = None,
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on: the same for any number of workers, wherever it starts.
 
@@ -227,6 +238,7 @@ def training_loader(
         background: what transparent pixels are laid on.
         pin_memory: page-locked batches, for copies to a GPU that do not block.
         part: (k, parts): only the k-th of so many equal parts of each batch is read.
+        decoded: where images are taken from instead of their files, as far as it has them.
 
     Raises:
         BadInput: fewer ids than a batch, a batch of 1, no such colour.
@@ -234,7 +246,7 @@ def training_loader(
     background_colour(background)
     sampler = ResumableSampler(ids, batch_size, seed, start_step, part)
     crop = _RandomCrops(recipe, views, seed)
-    dataset = _Crops(manifest, sampler.ids, crop, image_size, background, _CACHE_BYTES // max(1, workers))
+    dataset = _Crops(manifest, sampler.ids, crop, image_size, background, _CACHE_BYTES // max(1, workers), decoded)
     return _batches(dataset, sampler, workers, pin_memory)
 
 

@@ -49,12 +49,16 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
         return known(kernel)
     if _named is not None:
         return _named
-    size = len(x) * len(y)
-    if size == 0:
+    if len(x) * len(y) == 0:
         return "tiled"  # an empty queue: no tiles, no special case
-    if x.device.type == "cpu":
-        return "dense" if size <= DENSE_CPU else "tiled"
-    if size <= DENSE_CUDA:
+    if is_dense(x, len(x), len(y)):
         return "dense"
     fits = x.device.type == "cuda" and _TRITON and x.shape[1] <= WIDEST_TRITON and x.dtype != torch.float64
     return "triton" if fits else "tiled"
+
+
+def is_dense(like: Tensor, rows: int, candidates: int) -> bool:
+    """Whether so many rows and candidates, one or more, on the device of `like` are the dense kernel's."""
+    if _named is not None:
+        return _named == "dense"
+    return rows * candidates <= (DENSE_CPU if like.device.type == "cpu" else DENSE_CUDA)

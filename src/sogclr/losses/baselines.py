@@ -35,8 +35,7 @@ class NTXentLoss(OneTowerLoss):
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         self.record(anchors, anchors.log_g)
-        negatives = F.negatives_of(anchors.index).to(anchors.log_g.dtype)
-        return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 
 
 class DecoupledContrastiveLoss(OneTowerLoss):
@@ -65,5 +64,4 @@ class DecoupledContrastiveLoss(OneTowerLoss):
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         self.record(anchors, anchors.log_g)
-        negatives = F.negatives_of(anchors.index).to(anchors.log_g.dtype)
-        return F.decoupled_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
+        return F.decoupled_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)

@@ -36,6 +36,7 @@ class MoCoLoss(OneTowerLoss):
     """
 
     per_temperature = True
+    of_the_batch = False
 
     def __init__(
         self,

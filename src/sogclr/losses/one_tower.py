@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from ..distributed import gather, log_sum_negatives, scale_gradient, uneven
 from ..errors import BadInput
+from ..kernels import direct
 from ..processes import check_together, world_size
 from . import functional as F
 from . import temperatures
 from .estimators import Contrast, Convention, Gamma, MovingAverage
-from .validation import check_negatives, check_pairs
+from .validation import VIEWS, all_distinct, check_negatives, check_pairs, check_through
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -33,6 +35,8 @@ class Anchors:
     """(B,): similarity of the two views."""
     log_g: Tensor
     """(2, B): log ĝ over the negatives in the batch."""
+    negatives: float | Tensor = 0.0
+    """How many negatives each anchor has: a number, or (B,)."""
 
     def contrast(self) -> Contrast:
         """Of two views: each is anchors, and both are candidates."""
@@ -48,6 +52,8 @@ class ContrastiveLoss(nn.Module):
 
     per_temperature = False
     """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
+    of_the_batch = True
+    """Whether log ĝ over the batch's rows is all that a loss sees, so that `kernels.direct` may compute it."""
 
     def __init__(self, temperature: float | nn.Module, reduction: Reduction, normalize: bool) -> None:
         super().__init__()
@@ -55,13 +61,21 @@ class ContrastiveLoss(nn.Module):
             raise BadInput(f"reduction must be 'mean', 'sum' or 'none' and was {reduction!r}")
         self.temperature = temperatures.checked(temperature)
         self.reduction, self.normalize = reduction, normalize
-        self.nu: Tensor | None = None
-        self._seen: tuple[Tensor, Tensor, float | Tensor] | None = None  # s_pos, log ĝ and tau of the last call
-        self._more: dict[str, Tensor] = {}
+        # of the last call: nu, s_pos, log ĝ, tau and more statistics
+        self._seen: tuple[Tensor, Tensor, Tensor, float | Tensor, dict[str, Tensor]] | None = None
 
     def unit(self, z: Tensor) -> Tensor:
         """(B, D) floating -> float32 or float64, of norm one unless `normalize=False`."""
         return F.unit_rows(z) if self.normalize else F.at_least_float32(z)
+
+    def is_direct(self, z: Tensor, views: int) -> bool:
+        """Whether `kernels.direct` goes from these (B, D) rows, so often, to log ĝ: small batches on one process."""
+        return (
+            self.of_the_batch
+            and self.normalize
+            and world_size() == 1
+            and direct.fits(z, views * z.shape[0], self.__dict__.get("temperature"))  # a module is not among these
+        )
 
     def reduced(self, values: Tensor) -> Tensor:
         """(B of all ranks,) -> () or all of them; each rank's gradient is that of its own rows in the whole batch's loss."""
@@ -78,9 +92,13 @@ class ContrastiveLoss(nn.Module):
 
     def record(self, anchors: Anchors, nu: Tensor, **more: Tensor) -> None:
         """Keep what `statistics` is made from; `more` are statistics that stand beside the others or for one of them."""
-        self.nu = nu.detach()
-        self._seen = anchors.s_pos.detach(), anchors.log_g.detach(), temperatures.detached(anchors.temperature)
-        self._more = more
+        tau = temperatures.detached(anchors.temperature)
+        self._seen = nu.detach(), anchors.s_pos.detach(), anchors.log_g.detach(), tau, more
+
+    @property
+    def nu(self) -> Tensor | None:
+        """(2, B): the normalizers of the last call; None before it."""
+        return None if self._seen is None else self._seen[0]
 
     @staticmethod
     def balance(anchors: Anchors, nu: Tensor) -> Tensor:
@@ -95,20 +113,28 @@ class ContrastiveLoss(nn.Module):
         `objective` (the batch's estimate of E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu),
         `weight_max` (the largest exp(log ĝ - nu)) and `temperature` (the mean).
         """
-        if self._seen is None or self.nu is None:
+        if self._seen is None:
             return {}
-        s_pos, log_g, tau = self._seen
+        nu, s_pos, log_g, tau, more = self._seen
         return {
-            "objective": F.dual_loss(s_pos, log_g, self.nu, tau).mean(),
-            "normalizer_mean": self.nu.mean(),
-            "normalizer_std": self.nu.std(),
-            "weight_max": (log_g - self.nu).max().exp(),
+            "objective": F.dual_loss(s_pos, log_g, nu, tau).mean(),
+            "normalizer_mean": nu.mean(),
+            "normalizer_std": nu.std(),
+            "weight_max": (log_g - nu).max().exp(),
             "temperature": tau.mean() if isinstance(tau, Tensor) else torch.full_like(log_g[0, 0], tau),
-        } | self._more
+        } | more
 
     def extra_repr(self) -> str:
         tau = "" if isinstance(self.temperature, nn.Module) else f"temperature={self.temperature}, "
         return f"{tau}reduction={self.reduction!r}, normalize={self.normalize}"
+
+
+def no_autocast(z: Tensor) -> AbstractContextManager[None]:
+    """Inside it, operations on the device of z keep their dtypes."""
+    kind = z.device.type
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(kind):
+        return nullcontext()  # entering takes longer than some losses' arithmetic
+    return torch.autocast(device_type=kind, enabled=False)
 
 
 def replicated(value: Tensor) -> Tensor:
@@ -133,19 +159,35 @@ class OneTowerLoss(ContrastiveLoss):
         Raises:
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
-        index, sizes = check_together(check_pairs, z0, z1, index, self.num_samples)
-        with uneven(sizes), torch.autocast(device_type=z0.device.type, enabled=False):
+        is_direct = self.is_direct(z0, 2)
+        index, sizes = check_together(check_pairs, z0, z1, index, self.num_samples, VIEWS, not is_direct)
+        with uneven(sizes), no_autocast(z0):
             index = gather(index)
             check_negatives(index)
-            values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), index)
+            if is_direct:
+                values = self.per_sample(self.direct(z0, z1, index))
+            else:
+                values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), index)
         return self.reduced(values)
+
+    def direct(self, z0: Tensor, z1: Tensor, index: Tensor) -> Anchors:
+        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch, in fewer operations."""
+        apart = all_distinct(index)
+        negatives = 2.0 * (z0.shape[0] - 1) if apart else F.negatives_of(index).to(F.inside(z0))
+        tau = self.temperature
+        assert isinstance(tau, float)
+        s_pos, log_g, z = direct.one_tower(z0, z1, None if apart else index, F.log_of(negatives), tau)
+        check_through(log_g, z0, z1, index)
+        return Anchors(z, index, tau, s_pos, log_g, negatives)
 
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
         tau = temperatures.at(self.temperature, index, z0)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
-        log_g = F.log_mean_of(log_sum_negatives(z0, z1, index, tau), index)
-        return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, F.positive_similarity(z0, z1), log_g))
+        negatives = F.negatives_of(index).to(z0.dtype)
+        log_g = log_sum_negatives(z0, z1, index, tau) - negatives.log()
+        s_pos = F.positive_similarity(z0, z1)
+        return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, s_pos, log_g, negatives))
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         raise NotImplementedError

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ..distributed import gather, log_sum_between, uneven
 from ..errors import BadInput
+from ..kernels import direct
 from ..processes import check_together
 from . import functional as F
 from . import temperatures
 from .estimators import Contrast, Gamma, MovingAverage
-from .one_tower import Anchors, ContrastiveLoss, Reduction, replicated
+from .one_tower import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .queue import EmbeddingQueue
-from .validation import check_negatives, check_pairs
+from .validation import all_distinct, check_negatives, check_pairs, check_through
 
 _WHAT = "image and text embeddings"
 
@@ -54,17 +55,30 @@ class TwoTowerLoss(ContrastiveLoss):
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
         x, y = image_embeddings, text_embeddings
-        x_ids, sizes = check_together(check_pairs, x, y, index, self.num_samples, _WHAT)
+        is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
+        x_ids, sizes = check_together(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
         if text_index is not None:
             y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT)
-        with uneven(sizes), torch.autocast(device_type=x.device.type, enabled=False):
+        with uneven(sizes), no_autocast(x):
             x_ids = gather(x_ids)
-            y_ids = x_ids if text_index is None else gather(y_ids)
             check_negatives(x_ids)
+            if is_direct:
+                return self.reduced(self.per_pair(self.direct(x, y, x_ids), x_ids))
+            y_ids = x_ids if text_index is None else gather(y_ids)
             check_negatives(y_ids)
             x, y = gather(self.unit(x)), gather(self.unit(y))
             values = self.values(x, y, x_ids, y_ids)
         return self.reduced(values)
+
+    def direct(self, x: Tensor, y: Tensor, index: Tensor) -> Anchors:
+        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch with one kind of ids, in fewer operations."""
+        apart = all_distinct(index)
+        negatives = x.shape[0] - 1.0 if apart else F.count_different(index).to(F.inside(x))
+        tau = self.temperature
+        assert isinstance(tau, float)
+        s_pos, log_g, z = direct.two_towers(x, y, None if apart else index, F.log_of(negatives), tau)
+        check_through(log_g, x, y, index)
+        return Anchors(z, index, tau, s_pos, log_g, negatives)
 
     def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
         """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
@@ -73,9 +87,12 @@ class TwoTowerLoss(ContrastiveLoss):
             tau = torch.stack([torch.as_tensor(tau), torch.as_tensor(temperatures.at(self.text_temperature, y_ids, x))])
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
         each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
-        log_sum = torch.stack(log_sum_between(x, y, F.ids_of_pairs(x_ids, y_ids), each))
-        log_g = F.log_mean_of_pairs(log_sum, x_ids, y_ids)
-        anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g)
+        ids = F.ids_of_pairs(x_ids, y_ids)
+        log_sum = torch.stack(log_sum_between(x, y, ids, each))
+        negatives = F.count_different(ids).to(x.dtype)
+        # with one kind of ids everyone has a negative
+        log_g = log_sum - negatives.log() if y_ids is x_ids else F.log_mean_of_pairs(log_sum, negatives)
+        anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g, negatives)
         return self.per_pair(anchors, y_ids)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
@@ -221,8 +238,7 @@ class ClipLoss(TwoTowerLoss):
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         self.record(anchors, anchors.log_g)
-        negatives = F.negatives_of_pairs(anchors.index, y_ids).to(anchors.log_g.dtype)
-        return F.ntxent_loss(anchors.s_pos, anchors.log_g, negatives, anchors.temperature)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 
 
 class SigLipLoss(TwoTowerLoss):
@@ -245,6 +261,7 @@ class SigLipLoss(TwoTowerLoss):
     """
 
     per_temperature = True
+    of_the_batch = False
 
     def __init__(
         self,

@@ -18,11 +18,17 @@ class NonFinite(BadInput):
         self.rows = rows or []
 
 
+_FEW = 256  # ids that a list compares sooner than a tensor
 VIEWS = "the two views' embeddings"
 
 
-def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None, what: str = VIEWS) -> Tensor:
+def check_pairs(
+    z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None, what: str = VIEWS, finite: bool = True
+) -> Tensor:
     """`index` as int64 on the embeddings' device, after every check that needs no wait for that device.
+
+    Args:
+        finite: False leaves it to the caller to look for what is not finite.
 
     Raises:
         BadInput: shapes, dtypes or the range of the ids are wrong (ids on CUDA: a device-side assertion instead).
@@ -36,8 +42,8 @@ def check_pairs(z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None, 
     elif num_samples is not None:
         outside = (index < 0) | (index >= num_samples)
         torch._assert_async(~outside.any(), f"index out of range for a loss built for {num_samples} samples")
-    if z0.device.type == "cpu":
-        _check_finite(z0, z1, index)
+    if finite and z0.device.type == "cpu":
+        check_finite(z0, z1, index)
     return index.to(device=z0.device, dtype=torch.int64, non_blocking=True)
 
 
@@ -50,16 +56,24 @@ def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor, what: str) -> None:
         )
     if z0.device != z1.device:
         raise BadInput(f"{what} are on {z0.device} and {z1.device}; move them to one device")
-    if index.ndim != 1 or len(index) != len(z0):
+    if index.ndim != 1 or index.shape[0] != z0.shape[0]:
         raise BadInput(f"index must be ({len(z0)},), an id for each row of the embeddings, and is {tuple(index.shape)}")
     if index.dtype not in (torch.int64, torch.int32):
         raise BadInput(f"index must be int64 or int32 and is {index.dtype}; convert it with index.long()")
 
 
+def _range(index: Tensor) -> tuple[int, int]:
+    if index.shape[0] <= _FEW:
+        ids = index.tolist()
+        return min(ids), max(ids)
+    lowest, highest = index.aminmax()
+    return int(lowest), int(highest)
+
+
 def _check_ids(index: Tensor, num_samples: int | None) -> None:
-    if num_samples is None or not len(index):
+    if num_samples is None or not index.shape[0]:
         return
-    lowest, highest = (int(value) for value in index.aminmax())
+    lowest, highest = _range(index)
     if lowest < 0 or highest >= num_samples:
         raise BadInput(
             f"index {lowest if lowest < 0 else highest} is out of range for a loss built for {num_samples} samples "
@@ -69,16 +83,20 @@ def _check_ids(index: Tensor, num_samples: int | None) -> None:
 
 def check_negatives(index: Tensor) -> None:
     """(B,) ids of all ranks. Raises BadInput if there is nothing to contrast with (ids on CUDA are not looked at)."""
-    if len(index) < 2:
+    if index.shape[0] < 2:
         raise BadInput(f"a batch of {len(index)} has no negatives; use 2 samples or more (32 or more works well)")
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and bool((index == index[0]).all()):
+    if index.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    lowest, highest = _range(index)
+    if lowest == highest:
         raise BadInput(
-            f"all {len(index)} rows of the batch have id {int(index[0])}, so there are no negatives; mix samples in a batch"
+            f"all {len(index)} rows of the batch have id {lowest}, so there are no negatives; mix samples in a batch"
         )
 
 
-def _check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
-    if math.isfinite(z0.detach().sum() + z1.detach().sum()):
+def check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
+    """Raises NonFinite, with the rows, if an embedding on the CPU is not finite."""
+    if math.isfinite((z0.detach().sum() + z1.detach().sum()).item()):
         return  # one pass is enough nearly always; a sum of finite numbers that overflows is sorted out below
     finite = torch.isfinite(z0).all(dim=1) & torch.isfinite(z1).all(dim=1)
     rows = (~finite).nonzero().flatten().tolist()
@@ -91,12 +109,19 @@ def _check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
         )
 
 
+def check_through(log_g: Tensor, z0: Tensor, z1: Tensor, index: Tensor) -> None:
+    """`check_finite` where log ĝ, which every row enters, is not finite: a sum over fewer numbers."""
+    if log_g.device.type == "cpu" and not math.isfinite(log_g.detach().sum().item()):
+        check_finite(z0, z1, index)
+
+
 def _few(values: list[int], most: int = 8) -> str:
     return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
 
-def known_to_be_distinct(ordered: Tensor) -> bool:
-    """Whether sorted ids are all different, where asking does not wait; False elsewhere."""
-    if ordered.device.type != "cpu" or torch.compiler.is_compiling():
+def all_distinct(index: Tensor) -> bool:
+    """Whether ids are all different, where asking does not wait for a device; False elsewhere."""
+    if index.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return bool((ordered[1:] != ordered[:-1]).all())
+    ids = index.tolist()
+    return len(set(ids)) == len(ids)

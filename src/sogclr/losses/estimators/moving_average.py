@@ -110,8 +110,8 @@ class MovingAverage(nn.Module):
         if update:
             stored = merge_duplicates(new, index)
             # what is not finite never enters the state, and no wait for the device is needed to keep it out
-            self._write(index, torch.where(torch.isfinite(stored), stored, old).to(self.log_u.dtype))
-            self.step += 1
+            self._write(index, torch.where(stored.abs() < math.inf, stored, old).to(self.log_u.dtype))
+            self.step.add_(1)
         return nu
 
     def _write(self, index: Tensor, new: Tensor) -> None:
