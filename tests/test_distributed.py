@@ -46,7 +46,7 @@ def build(name):
     """The loss of a name; with `sharded`, its log u divided among the ranks."""
     if name == "sharded_memory":
         loss = build("memory")
-        loss.average.divide()
+        loss.estimator.divide()
         return loss
     return {
         "sharded": lambda: GlobalContrastiveLoss(N, 0.2, estimator=MovingAverage(N, 0.3, sharded=True)),

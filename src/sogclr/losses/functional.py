@@ -54,6 +54,11 @@ def inside(z: Tensor) -> torch.dtype:
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
+def looking_is_free(z: Tensor) -> bool:
+    """Whether sizes may depend on values: on the CPU, where nothing has to wait for them, and outside of `torch.compile`."""
+    return z.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def count_same(ids: Tensor, others: Tensor) -> Tensor:
     """How many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K.
 
@@ -131,7 +136,7 @@ def log_sum_keys(
     there = ids.view(len(ids), -1)[:, 0] >= 0
     count = (there.sum() - count_same(index, ids)).to(z.dtype)
     there = there if log_weight is None else there & torch.isfinite(log_weight)
-    if z.device.type == "cpu" and not torch.compiler.is_compiling():  # looking does not wait for the device
+    if looking_is_free(z):
         keys, ids = keys[there], ids[there]
         log_weight = log_weight if log_weight is None else log_weight[there]
     else:
@@ -280,11 +285,6 @@ def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
 def ids_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
     """Both kinds of ids side by side, (B, 2), as the kernels take them; (B,) where the two are one tensor."""
     return x_ids if y_ids is x_ids else torch.stack([x_ids, y_ids], dim=1)
-
-
-def negatives_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
-    """How many negatives the anchors x_a and y_a have: rows with another image AND another text. (B,) ids -> (B,) int64."""
-    return count_different(ids_of_pairs(x_ids, y_ids))
 
 
 def log_mean_negatives_two_towers(
