@@ -44,9 +44,24 @@ def test_texts_find_their_images_in_a_file_of_embeddings(run, embeddings):
     assert page == run / "search.html"
     html = page.read_text()
     assert "the digit seven" in html
-    if embeddings.suffix == ".parquet":  # the others do not say where the images are
-        assert html.count("data:image/webp") == 10
+    assert html.count("data:image/webp") == 10
     assert "://" not in html
+
+
+def test_pictures_are_found_beside_embeddings_of_another_program(run, embeddings, data, tmp_path):
+    """Without a word on what they are of; and where there are none the page says so."""
+    collection = open_collection(embeddings, load_two_tower(run))
+    for folder, pictures in ((data.parent, 3), (tmp_path, 0)):
+        np.savez(folder / "theirs.npz", path=np.array(collection.paths), embedding=collection.rows.numpy())
+        _, page = search(run, "the digit two", folder / "theirs.npz", top=3, device="cpu", workers=0)
+        assert page.read_text().count("data:image/webp") == pictures
+    assert page.read_text().count("no longer exists") == 3
+
+
+def test_embeddings_of_other_weights_are_refused(run, data, embeddings, tmp_path):
+    other = package.train(data, tmp_path / "other", quiet=True, **(PAIRS | {"max_steps": 2, "seed": 3})).path
+    with pytest.raises(BadInput, match="not by this run"):
+        search(other, "the digit two", embeddings, device="cpu", workers=0)
 
 
 def test_the_command_prints_paths_and_scores(run, data, tmp_path):

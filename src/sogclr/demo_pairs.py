@@ -29,7 +29,7 @@ RECIPE = shlex.split(
     "--model resnet10_mini --image-size 64 --batch-size 32 --lr 2e-3 --temperature 0.1 --text-width 128 --text-layers 2 "
     "--vocab-size 2000"
 )
-QUERIES = ("a red fruit", "woman with dark skin tone", "flag with a star")
+QUERIES = ("a smiling face", "woman with dark skin tone", "flag with a star")
 _TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 _MARKS = {"FE0F", "2640", "2642"}  # emoji presentation, female, male
 _PERSONS = {"1F468", "1F469", "1F9D1"}

@@ -188,8 +188,9 @@ def embed(
     They are backbone features; of a run on pairs, unit vectors in the common space of images and texts.
 
     The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA; in a .safetensors file
-    as a JSON list in the metadata) and `embedding` (float32 or float16, computed in float32 on any device). What is done
-    is kept beside it every 8,192 images, and the same call goes on from there.
+    as a JSON list in the metadata) and `embedding` (float32 or float16, computed in float32 on any device). What it was made
+    from and by is there too, as JSON: `about` (in a .safetensors file its bytes; in Parquet the metadata `sogclr`). What is
+    done is kept beside it every 8,192 images, and the same call goes on from there.
 
     Args:
         run_or_file: a run's folder, or an exported encoder.
@@ -312,10 +313,12 @@ def _assemble(path: Path, parts: _Parts, manifest: Manifest, job: dict[str, Any]
         paths = manifest.relatives(ids)
         if path.suffix == ".npz":
             with open(temporary, "wb") as file:  # given a name, numpy would add .npz to it
-                np.savez(file, id=ids, path=np.array(paths, dtype=str), embedding=features)
+                np.savez(file, id=ids, path=np.array(paths, dtype=str), embedding=features, about=json.dumps(job))
         else:
             # One key: safetensors writes several in any order, and the same job should give the same file.
-            save_file({"id": ids, "embedding": features}, temporary, metadata={"path": json.dumps(paths)})
+            about = np.frombuffer(json.dumps(job).encode(), np.uint8)
+            tensors = {"id": ids, "embedding": features, "about": about}
+            save_file(tensors, temporary, metadata={"path": json.dumps(paths)})
     return features.shape
 
 

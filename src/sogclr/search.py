@@ -140,9 +140,12 @@ def _from_file(path: Path, towers: TwoTower) -> Collection | None:
         elif path.suffix == ".npz":
             with np.load(path) as file:
                 rows, paths = file["embedding"], file["path"].tolist()
+                about = json.loads(file["about"].item()) if "about" in file else {}
         else:
             with safe_open(path, framework="numpy") as file:
                 rows, meta = file.get_tensor("embedding"), file.metadata() or {}
+                if "about" in file.keys():  # noqa: SIM118  (it is no mapping)
+                    about = json.loads(file.get_tensor("about").tobytes())
             paths = json.loads(meta["path"])
     except Exception as error:
         raise BadInput(
@@ -154,9 +157,15 @@ def _from_file(path: Path, towers: TwoTower) -> Collection | None:
             f"{path} holds embeddings of {rows.shape[1]} numbers by {about.get('encoder', 'an unknown model')}, not by this "
             "run; write them with `sogclr embed RUN DATA --out FILE`"
         )
-    place = Path(about.get("data", "."))
-    root = place if place.is_dir() else place.parent
+    root = _root(path, about.get("data", "."), paths)
     return Collection(paths, torch.from_numpy(np.array(rows)), lambda row: root / paths[row])
+
+
+def _root(file: Path, data: str, paths: list[str]) -> Path:
+    """Where the images of a file of embeddings are: by the name it has for them, from here or from its own folder; beside it."""
+    places = [base / data for base in (Path(), file.parent)] + [file.parent]
+    roots = [place if place.is_dir() else place.parent for place in places]
+    return next((root for root in roots if any((root / p).is_file() for p in paths[:16])), roots[0])
 
 
 # ----------------------------------------------------------------------------------------------------------------- page

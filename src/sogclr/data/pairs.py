@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from .shards import find_shards, read_shards
 from .tables import SUFFIXES, Rows, read_rows
 
 Progress = Callable[[int, int], None]
+_BLOCK = 1 << 16
 
 
 def holds_pairs(data: str | os.PathLike[str]) -> bool:
@@ -103,18 +104,26 @@ class Pairs:
 
     @classmethod
     def _of_rows(cls, images: Manifest, rows: Rows) -> Pairs:
-        names, image_codes = _encoded(rows.image)
+        """Column after column, each let go of as soon as it is used: at 10 million pairs a column is 1 GB."""
+        names, codes = _encoded(rows.image)
+        rows.image = rows.image.slice(0, 0)
         if images.offsets is None:
             names = _normalised(names, str(images.root))
         where = pc.index_in(names, value_set=images.names).to_numpy()
-        captions, text_codes = _encoded(rows.caption)
+        del names
+        key = where[codes].astype(np.int64)
+        captions, codes = _encoded(rows.caption)
+        rows.caption = rows.caption.slice(0, 0)
         order = pc.sort_indices(captions)
         rank = np.empty(len(captions), dtype=np.int64)
         rank[order.to_numpy()] = np.arange(len(captions))
-        key = where[image_codes].astype(np.int64) * len(captions) + rank[text_codes]
-        different = np.unique(key)
-        ids = different // len(captions), different % len(captions)
-        return cls(images, captions.take(order), ids, rows.rejected, len(key) - len(different))
+        captions = captions.take(order)
+        key *= len(captions)
+        key += rank[codes]
+        del where, order, rank, codes
+        key.sort()
+        count, different = len(key), key[np.append(True, key[1:] != key[:-1])]
+        return cls(images, captions, np.divmod(different, len(captions)), rows.rejected, count - len(different))
 
     # -------------------------------------------------------------------------------------- a manifest of pairs: one pair
     def __len__(self) -> int:
@@ -189,7 +198,7 @@ class Pairs:
 
     # ------------------------------------------------------------------------------------------------------------ file
     def save(self, manifest_file: Path, folder: Path) -> None:
-        """Write the images' manifest, and the pairs as Arrow files that are mapped rather than read."""
+        """Write the images' manifest, and the pairs as Arrow files that are mapped rather than read: also here, from now on."""
         self.images.save(manifest_file)
         folder.mkdir(parents=True, exist_ok=True)
         head = {"fingerprint": self.fingerprint, "duplicates": self.duplicates}
@@ -197,6 +206,8 @@ class Pairs:
         where, reasons = [pa.array([r[k] for r in self.rejected], pa.large_string()) for k in (0, 1)]
         _write(folder / "rejected.arrow", {"where": where, "reason": reasons})
         _write(folder / "pairs.arrow", {"image": pa.array(self.image_ids), "text": pa.array(self.text_ids)}, head)
+        self.captions, self.image_ids, self.text_ids = _mapped(folder)
+        pa.default_memory_pool().release_unused()
 
     @classmethod
     def load(cls, manifest_file: Path, folder: Path) -> Pairs:
@@ -207,12 +218,10 @@ class Pairs:
         """
         images = Manifest.load(manifest_file)
         try:
-            tables = [_map(folder / f"{name}.arrow") for name in ("pairs", "captions", "rejected")]
-            pairs, captions, rejected = tables
-            head = json.loads((pairs.schema.metadata or {})[b"sogclr"])
-            ids = pairs["image"].chunk(0).to_numpy(), pairs["text"].chunk(0).to_numpy()
-            rows = [tuple(r.values()) for r in rejected.to_pylist()]
-            found = cls(images, captions["caption"].chunk(0), ids, rows, head["duplicates"])
+            head = json.loads((_map(folder / "pairs.arrow").schema.metadata or {})[b"sogclr"])
+            captions, *ids = _mapped(folder)
+            rows = [tuple(r.values()) for r in _map(folder / "rejected.arrow").to_pylist()]
+            found = cls(images, captions, (ids[0], ids[1]), rows, head["duplicates"])
         except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
             raise BadInput(
                 f"{folder} does not hold the pairs of a run, or is damaged; restore it from a copy"
@@ -226,18 +235,25 @@ def _listing_of(rows: Rows, root: Path) -> Listing:
     """The different images of a table; what is missing is listed as bad."""
     columns = Columns()
     names, _ = _encoded(rows.image)
-    for relative in pc.unique(_normalised(names, str(root))).to_pylist():
-        try:
-            status = os.stat(root / relative)
-        except (OSError, ValueError):
-            columns.add(relative, -1, 0, "does not exist")
-        else:
-            columns.add(relative, status.st_size, status.st_mtime_ns)
+    for block in _blocks(pc.unique(_normalised(names, str(root)))):
+        for relative in block.to_pylist():
+            try:
+                status = os.stat(os.path.join(root, relative))
+            except (OSError, ValueError):
+                columns.add(relative, -1, 0, "does not exist")
+            else:
+                columns.add(relative, status.st_size, status.st_mtime_ns)
     return columns.sorted()
 
 
-def _normalised(names: pa.Array, root: str) -> pa.Array:
-    return pa.array([relative_to(name, root) for name in names.to_pylist()], type=pa.large_string())
+def _normalised(names: pa.Array, root: str) -> pa.ChunkedArray:
+    blocks = ([relative_to(name, root) for name in block.to_pylist()] for block in _blocks(names))
+    return pa.chunked_array([pa.array(block, pa.large_string()) for block in blocks], pa.large_string())
+
+
+def _blocks(column: pa.Array) -> Iterator[pa.Array]:
+    """Parts of a column: only the current one is made of Python objects."""
+    return (column.slice(start, _BLOCK) for start in range(0, len(column), _BLOCK))
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
@@ -253,6 +269,12 @@ def _write(path: Path, columns: dict[str, Any], head: dict[str, Any] | None = No
     with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
             writer.write_batch(batch)
+
+
+def _mapped(folder: Path) -> tuple[pa.LargeStringArray, np.ndarray, np.ndarray]:
+    """Captions, and the images' and texts' ids of the pairs."""
+    pairs, captions = _map(folder / "pairs.arrow"), _map(folder / "captions.arrow")
+    return captions["caption"].chunk(0), pairs["image"].chunk(0).to_numpy(), pairs["text"].chunk(0).to_numpy()
 
 
 def _map(path: Path) -> pa.Table:

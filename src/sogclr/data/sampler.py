@@ -53,7 +53,8 @@ class ResumableSampler:
                 f"there are {len(ids):,} usable images, fewer than one batch of {batch_size:,}; give a smaller "
                 f"--batch-size or more images"
             )
-        repeated = len(ids) - len(np.unique(ids))
+        ascending = bool((ids[1:] > ids[:-1]).all())  # as a manifest gives them: nothing has to be sorted
+        repeated = 0 if ascending else len(ids) - len(np.unique(ids))
         if repeated:
             raise BadInput(f"the sampler's ids must differ from one another and {repeated} repeat; give each once")
         if start_step < 0:

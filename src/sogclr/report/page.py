@@ -219,7 +219,7 @@ def _texts(content: Content) -> Iterable[str]:
         '<span class="key other"></span>another image’s.'
     )
     rows = "".join(
-        f'<div class="card row"><div class="tile query"><span>{escape(caption)}</span></div>'
+        f'<div class="card row captioned"><p class="caption">{escape(caption)}</p>'
         + "".join(
             _tile(
                 replace(t, class_name=None), "same" if t.same else "other", f"{t.value:.2f}", f", cosine {t.value:.2f}"
