@@ -55,6 +55,7 @@ def walk(root: Path) -> int:
 def measure(how: str, root: Path) -> None:
     """In a process of its own, so that the peak of memory is its own too."""
     from sogclr.data.manifest import Manifest
+    from sogclr.data.sampler import ResumableSampler
 
     before = peak_mib()
     for _ in range(2):
@@ -62,6 +63,12 @@ def measure(how: str, root: Path) -> None:
         found = walk(root) if how == "walk" else Manifest.scan(root, check=False)
         seconds = time.perf_counter() - start
         print(found if how == "walk" else len(found), seconds, peak_mib() - before)  # type: ignore[arg-type]
+    if how == "scan":
+        for epoch in range(2):
+            start = time.perf_counter()
+            sampler = ResumableSampler(found.usable, 256, 0, epoch * (len(found) // 256))  # type: ignore[union-attr]
+            next(iter(sampler))
+            print(len(found), time.perf_counter() - start, peak_mib() - before)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -79,7 +86,8 @@ def main() -> None:
         for how, label in (("walk", "bare os.scandir walk with stat"), ("scan", "Manifest.scan(check=False)")):
             command = [sys.executable, __file__, "--measure", how, name]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            for turn, line in zip(("first", "second"), output.splitlines(), strict=True):
+            turns = ("first", "second", "start of an epoch", "start of the next")[: 4 if how == "scan" else 2]
+            for turn, line in zip(turns, output.splitlines(), strict=True):
                 count, seconds, growth = line.split()
                 if int(count) != options.files:
                     raise SystemExit(f"{label} found {count} files of {options.files}")
@@ -94,7 +102,7 @@ def main() -> None:
         + "\n\n"
         "`Manifest.scan` keeps the relative path, size and modification time of each file in columns, sorts them and "
         "takes the fingerprint. The bare walk keeps nothing. The second scan is as the first in the same process: "
-        "memory that the first needed is used again.\n"
+        "memory that the first needed is used again. The start of an epoch draws its order and gives the first batch of 256.\n"
     )
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(text, encoding="utf-8")

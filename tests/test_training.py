@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from digits import SMALL, sogclr, words, write_digits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
@@ -365,3 +366,33 @@ def test_metrics_are_json_and_tensorboard_reads_the_events(data, tmp_path):
     train = [row for row in rows if row["kind"] == "train"]
     assert [s for s, _ in written] == [row["step"] for row in train] == list(range(1, 11))
     assert [v for _, v in written] == pytest.approx([row["objective"] for row in train])
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts what would wait for a device: numbers that Python reads, and shapes that depend on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten.equal,
+        ):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "sgd"])  # AdamW reads its counts of steps, which are on the host always
+def test_a_step_reads_back_two_numbers_on_the_cpu(data, tmp_path, optimizer):
+    """Whether log ĝ is finite, which is asked on the CPU alone, and whether the gradient is: a step's one wait on CUDA."""
+    trainer = trainer_for(data, tmp_path / "run", optimizer=optimizer, workers=0)
+    batches = trainer.task.loader(trainer.recipe, 0, False)
+    trainer.train_step([next(batches)])  # states are made in the first step
+    batch = next(batches)
+    with ReadBacks() as seen:
+        trainer.train_step([batch])
+    assert seen.found == ["aten._local_scalar_dense.default"] * 2

@@ -1,0 +1,223 @@
+"""Images a CPU second of the whole training step, beside the encoder alone and the peers: python benchmarks/throughput.py
+
+A step is the trainer's own: reading, decoding, cropping, augmentation, encoder, loss with its state, backward, optimizer.
+The ceiling is forward, backward and optimizer of the same model on a batch that is ready. The peers train the same model on
+the same files with their own loss and the same recipe as torchvision's transforms, which is what both use. One
+process, one thread and no readers beside it, so that nothing hides behind the encoder; CPU time; contestants take turns in
+rounds, and ratios are taken within a round. With --profile, where the time of our step goes, by operator and by function,
+in docs/results/step_profile.md instead. `make bench-peers` installs the peers. Writes docs/results/throughput.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import cProfile
+import os
+import pstats
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import peers
+import torch
+from loader import write_tiles
+from PIL import Image
+
+from sogclr.config import from_options
+from sogclr.data.manifest import Manifest
+from sogclr.data.recipe import Recipe, recipe_from_table
+from sogclr.defaults import resolve
+from sogclr.models import IMAGENET_MEAN, IMAGENET_STD, import_timm
+from sogclr.optim import build_optimizer
+from sogclr.run_folder import RunFolder
+from sogclr.screen import Screen
+from sogclr.training import Trainer
+
+import_timm()  # declares torchvision's operators where they are missing
+from torchvision import transforms  # noqa: E402
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+CASES = ((60, 32, "resnet18_small", 32), (128, 64, "resnet18_small", 16), (256, 224, "resnet18", 4))
+OURS, CEILING = "ours, the whole step", "encoder alone, the ceiling"
+
+
+def trainer_of(folder: Path, size: int, model: str, batch: int) -> Trainer:
+    """The trainer of `sogclr train` with its defaults, in float32."""
+    options = {
+        "data": str(folder), "out": str(folder.parent / "run"), "model": model, "image_size": size,
+        "batch_size": batch, "precision": "fp32", "device": "cpu", "workers": 0, "threads": 1, "cache": "none",
+    }  # fmt: skip
+    manifest = Manifest.scan(folder, cache=False)
+    config, _ = resolve(from_options(options), manifest)
+    trainer = Trainer(config, RunFolder(options["out"]), manifest, None, Screen(quiet=True))
+    trainer.model.train()
+    trainer.loss.train()
+    return trainer
+
+
+def ours(trainer: Trainer) -> Callable[[], None]:
+    batches = trainer.task.loader(trainer.recipe, 0, False)
+    return lambda: trainer.train_step([next(batches)])
+
+
+def ceiling(trainer: Trainer) -> Callable[[], None]:
+    model, size = copy.deepcopy(trainer.model), trainer.config.data.image_size or 0
+    optimizer = build_optimizer(model, trainer.config.optim)
+    views = torch.randn(2 * trainer.config.run.batch_size, 3, size, size)
+    views = views.to(memory_format=torch.channels_last)
+
+    def turn() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(views).sum().backward()
+        optimizer.step()
+
+    return turn
+
+
+def peer(trainer: Trainer, folder: Path, transform: Callable, loss: Callable) -> Callable[[], None]:
+    """A peer's step as its users write it: PIL, one image at a time, a default collation, torch's SGD."""
+    model, batch = copy.deepcopy(trainer.model), trainer.config.run.batch_size
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    paths = sorted(folder.iterdir())
+
+    def batches() -> Iterator[torch.Tensor]:
+        while True:
+            for start in range(0, len(paths) - batch + 1, batch):
+                images = [Image.open(path).convert("RGB") for path in paths[start : start + batch]]
+                pairs = [transform(image) for image in images]
+                yield torch.stack([view[0] for view in pairs] + [view[1] for view in pairs])
+
+    stream = batches()
+
+    def turn() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        z0, z1 = model(next(stream)).chunk(2)
+        loss(z0, z1, torch.arange(batch)).backward()
+        optimizer.step()
+
+    return turn
+
+
+def recipe_of_torchvision(recipe: Recipe, size: int) -> Callable:
+    jitter = transforms.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    blur = transforms.GaussianBlur(max(3, int(0.1 * size) | 1), recipe.blur_sigma)
+    view = transforms.Compose([
+        transforms.RandomResizedCrop(size, scale=recipe.crop_scale, ratio=recipe.crop_ratio),
+        transforms.RandomHorizontalFlip(recipe.flip),
+        transforms.RandomApply([jitter], p=recipe.jitter),
+        transforms.RandomGrayscale(p=recipe.gray),
+        *([transforms.RandomApply([blur], p=recipe.blur)] if recipe.blur else []),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ])  # fmt: skip
+    return lambda image: (view(image), view(image))
+
+
+def contestants(trainer: Trainer, folder: Path, size: int) -> dict[str, Callable[[], None]]:
+    recipe = recipe_from_table(Recipe(), trainer.config.recipe)
+    turns = {CEILING: ceiling(trainer), OURS: ours(trainer)}
+    same = recipe_of_torchvision(recipe, size)
+    for name, loss in peers.one_tower("cpu", len(trainer.manifest)).items():
+        ntxent = "NTXent" in name
+        call = (lambda a, b, i, loss=loss: loss(a, b)) if ntxent else loss
+        turns["lightly" if ntxent else "LibAUC"] = peer(trainer, folder, same, call)
+    return turns
+
+
+def measure(case: tuple[int, int, str, int], rounds: int) -> dict[str, list[float]]:
+    """Images a CPU second of each contestant, round by round."""
+    tile, size, model, batch = case
+    with tempfile.TemporaryDirectory(prefix="throughput-") as name:
+        folder = Path(name) / "tiles"
+        folder.mkdir()
+        write_tiles(folder, tile, max(8 * batch, 64))
+        trainer = trainer_of(folder, size, model, batch)
+        turns = contestants(trainer, folder, size)
+        found: dict[str, list[float]] = {contestant: [] for contestant in turns}
+        for number in range(rounds + 1):
+            for contestant, turn in turns.items():
+                begun = time.process_time()
+                turn()
+                if number:  # the first round warms up
+                    found[contestant].append(batch / (time.process_time() - begun))
+    return found
+
+
+def table(case: tuple[int, int, str, int], found: dict[str, list[float]]) -> str:
+    tile, size, model, batch = case
+    head = f"| {size} px, {model}, batch {batch}, JPEG tiles of {tile} px | images a CPU second | of the ceiling |"
+    lines = [head, "|---|---:|---:|"]
+    for name, rates in found.items():
+        print(name, [round(r, 1) for r in rates], flush=True)
+        ratio = statistics.median(a / b for a, b in zip(rates, found[CEILING], strict=True))
+        lines.append(f"| {name} | {statistics.median(rates):,.1f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def profile(case: tuple[int, int, str, int], steps: int = 5) -> str:
+    """Where a step's time goes: operators by torch.profiler, functions by cProfile."""
+    tile, size, model, batch = case
+    with tempfile.TemporaryDirectory(prefix="throughput-") as name:
+        folder = Path(name) / "tiles"
+        folder.mkdir()
+        write_tiles(folder, tile, max(8 * batch, 64))
+        turn = ours(trainer_of(folder, size, model, batch))
+        turn()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            for _ in range(steps):
+                turn()
+        python = cProfile.Profile()
+        python.runcall(lambda: [turn() for _ in range(steps)])
+    events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(e.self_cpu_time_total for e in events)
+    lines = [f"| {size} px, {model}, batch {batch}: operator, its own time | share | calls a step |", "|---|---:|---:|"]
+    lines += [f"| `{e.key}` | {e.self_cpu_time_total / total:.1%} | {e.count / steps:.0f} |" for e in events[:15]]
+    stats: dict[Any, Any] = pstats.Stats(python).stats  # type: ignore[attr-defined]
+    whole = max(row[3] for row in stats.values())
+    lines += ["", "| function, with what it calls | share | calls a step |", "|---|---:|---:|"]
+    own = [
+        (where, row) for where, row in stats.items() if f"{os.sep}sogclr{os.sep}" in where[0] and row[3] > 0.002 * whole
+    ]
+    for (file, _, function), row in sorted(own, key=lambda entry: -entry[1][3])[:25]:
+        short = file.rsplit(f"{os.sep}sogclr{os.sep}", 1)[1]
+        lines.append(f"| `{short}` {function} | {row[3] / whole:.1%} | {row[1] / steps:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="write docs/results/step_profile.md instead")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    said = f"{date.today()}, one thread of a machine with {os.cpu_count()} cores, torch {torch.__version__}, float32"
+    if options.profile:
+        path = RESULTS / "step_profile.md"
+        about = (
+            f"`python benchmarks/throughput.py --profile`, {said}. The trainer's step with reading in the same process. "
+            "Backward runs inside `run_backward`, so functions show forward, data and optimizer, and operators all."
+        )
+        parts = ["# Where the time of a step goes", about, *(profile(case) for case in CASES[:2])]
+    else:
+        path = RESULTS / "throughput.md"
+        versions = ", ".join(f"{name} {number}" for name, number in peers.installed().items()) or "no peers installed"
+        about = (
+            f"`python benchmarks/throughput.py --rounds {options.rounds}`, {said}; {versions}. Whole steps: reading, "
+            "decoding, two views of each image, encoder, loss, backward, optimizer, all in one process one after the other, "
+            "so nothing hides behind the encoder; the ceiling is forward, backward and optimizer on a ready batch. The "
+            "peers' rows have the same model and recipe, torchvision's transforms on PIL images, their own loss and torch's "
+            "SGD. CPU time; medians over rounds in which the contestants take turns; ratios within a round."
+        )
+        parts = ["# The whole training step", about, *(table(case, measure(case, options.rounds)) for case in CASES)]
+    text = "\n\n".join(parts) + "\n"
+    path.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
