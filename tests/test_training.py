@@ -46,7 +46,7 @@ def test_a_run_learns_and_leaves_everything_where_it_belongs(data, tmp_path):
     assert {"normalizer_mean", "normalizer_std", "weight_max", "grad_norm", "lr", "gamma"} <= train[-1].keys()
     assert [row["kind"] for row in rows][-1] == "end"
     scores = [row["knn_top1"] for row in rows if row["kind"] == "eval"]
-    assert max(scores) > 0.3  # 0.1 is chance; the last of so few images varies with rounding
+    assert scores[-1] > scores[0] + 0.15  # 40 images; it starts below 0.15, and 0.1 is chance
     assert list(run.tensorboard.glob("events*"))
     assert np.isfinite(run.log_u()).all()
     assert len(run.checkpoint_files()) == 2
