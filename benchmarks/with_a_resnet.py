@@ -66,16 +66,7 @@ def main() -> None:
         for lr in rates:
             for seed in range(seeds):
                 for method, choice in METHODS.items():
-                    config = {
-                        "method": method,
-                        "choice": choice,
-                        "lr": lr,
-                        "seed": seed,
-                        "epochs": epochs,
-                        "train": train,
-                        "test": test,
-                        "diagnosed": True,
-                    }
+                    config = config_of(method, lr, seed, epochs, train, test)
                     if cache.get(config) is None:
                         result = run(folder, choice, lr, seed, epochs)
                         print(method, lr, seed, result, flush=True)
@@ -83,6 +74,14 @@ def main() -> None:
                             cache.put(config, result)
     if not options.quick:
         report(cache, epochs, train, test, seeds)
+
+
+def config_of(method: str, lr: float, seed: int, epochs: int, train: int, test: int) -> dict[str, Any]:
+    """What decides a run."""
+    return {
+        "method": method, "choice": METHODS[method], "lr": lr, "seed": seed, "epochs": epochs, "train": train, "test": test,
+        "diagnosed": True,
+    }  # fmt: skip
 
 
 def run(folder: Path, choice: dict[str, Any], lr: float, seed: int, epochs: int) -> dict[str, float]:
@@ -104,24 +103,12 @@ def report(cache: Cache, epochs: int, train: int, test: int, seeds: int) -> None
         "| method | rate | kNN, % | linear, % | linear, 10 labels a class, % | F2, diagnosed | seeds |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for method, choice in METHODS.items():
+    for method in METHODS:
         found = {}
         for lr in RATES:
-            configs = [
-                {
-                    "method": method,
-                    "choice": choice,
-                    "lr": lr,
-                    "seed": s,
-                    "epochs": epochs,
-                    "train": train,
-                    "test": test,
-                    "diagnosed": True,
-                }
-                for s in range(seeds)
-            ]
+            configs = [config_of(method, lr, s, epochs, train, test) for s in range(seeds)]
             found[lr] = [r for c in configs if (r := cache.get(c)) is not None]
-        best = max(found, key=lambda lr: statistics.mean(r["knn_top1"] for r in found[lr]))
+        best = max((lr for lr in RATES if found[lr]), key=lambda lr: statistics.mean(r["knn_top1"] for r in found[lr]))
         values = [[100 * r[k] for r in found[best]] for k in SCORES]
         cells = [f"{statistics.mean(v):.2f}" + (f" ± {statistics.stdev(v):.2f}" if len(v) > 1 else "") for v in values]
         f2 = [r["F2"] for r in found[best]]
