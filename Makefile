@@ -49,11 +49,13 @@ DATA ?= /usr/share/datasets/fashion-mnist
 .PHONY: results
 results: .venv/installed
 	$(BIN)/python benchmarks/bias_floor.py
+	$(BIN)/python benchmarks/whole_passes.py
 	$(BIN)/python benchmarks/small_batch.py --problem digits fashion openmoji --data $(DATA)
 	$(BIN)/python benchmarks/normalizer.py
 	$(BIN)/python benchmarks/state_cost.py
 	$(BIN)/python benchmarks/sharded_state.py
 	$(BIN)/python benchmarks/traffic.py
 	$(BIN)/python benchmarks/tried.py
+	$(BIN)/python benchmarks/strength.py
 	$(BIN)/python benchmarks/two_towers.py
 	$(BIN)/python benchmarks/with_a_resnet.py --data $(DATA)
