@@ -58,7 +58,7 @@ class TwoTowerLoss(ContrastiveLoss):
         is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
         x_ids, sizes = check_together(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
         if text_index is not None:
-            y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT)
+            y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
         with uneven(sizes), no_autocast(x):
             x_ids = gather(x_ids)
             check_negatives(x_ids)
