@@ -178,6 +178,16 @@ class LossConfig:
             not self.balanced or ("estimator" in METHODS[self.method] and not memory),
             f"--balanced does not go with --{f'estimator {self.estimator}' if memory else f'method {self.method}'}; leave it out",
         )
+        modes = {"clip": (None, "constant", "global"), "siglip": (None, "constant")}.get(self.method)
+        _require(
+            modes is None or self.temperature_mode in modes,
+            f"--temperature-mode {self.temperature_mode} does not go with --method {self.method}, "
+            + (
+                "which learns one at most; give global"
+                if self.method == "clip"
+                else "which always learns its own scale; leave it out"
+            ),
+        )
         learned = self.method == "isogclr" or self.temperature_mode not in (None, "constant")
         _require(
             not (memory and learned),
