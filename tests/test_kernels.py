@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -192,9 +193,11 @@ def test_an_anchor_without_negatives_is_minus_infinity_and_sends_no_gradient(ker
         assert torch.isfinite(temperature.grad).all()
 
 
-def test_an_empty_queue_adds_nothing():
+@pytest.mark.parametrize("kernel", [None, *KERNELS])
+def test_an_empty_queue_adds_nothing(kernel):
     x, queue = rows(5), torch.empty(0, 8)
-    got = kernels.log_sum_rows(x, queue, torch.arange(5), torch.empty(0, dtype=torch.int64), 0.1)
+    with kernels.use(kernel) if kernel else nullcontext():
+        got = kernels.log_sum_rows(x, queue, torch.arange(5), torch.empty(0, dtype=torch.int64), 0.1)
     torch.logaddexp(got, torch.zeros(5)).sum().backward()
     assert torch.equal(got, torch.full((5,), -math.inf))
     assert not x.grad.any()

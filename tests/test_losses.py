@@ -434,6 +434,7 @@ def test_it_moves_and_trains_like_any_module():
     [
         ({"z0": torch.randn(6, 4)}, r"\(6, 4\) and \(6, 5\)"),
         ({"z0": torch.randn(6, 5, 1)}, r"must be \(B, D\)"),
+        ({"z0": torch.tensor(1.0), "z1": torch.tensor(1.0)}, r"must be \(B, D\)"),
         ({"z0": torch.ones(6, 5, dtype=torch.int64)}, "must be floating and are torch.int64"),
         ({"index": torch.arange(5)}, r"index must be \(6,\).* is \(5,\)"),
         ({"index": torch.arange(6.0)}, "int64 or int32 and is torch.float32"),

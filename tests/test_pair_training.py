@@ -294,6 +294,16 @@ def test_a_run_can_start_from_another(run, data, tmp_path):
     [
         ({"method": "moco"}, "--method moco does not work on image-caption pairs"),
         ({"estimator": "memory", "temperature_mode": "global"}, "--estimator memory needs a constant temperature"),
+        ({"estimator": "memory", "balanced": True}, "--balanced does not go with --estimator memory"),
+        (
+            {"method": "clip", "temperature_mode": "per-sample"},
+            "--temperature-mode per-sample does not go with --method clip",
+        ),
+        (
+            {"method": "siglip", "temperature_mode": "global"},
+            "does not go with --method siglip, which always learns its own",
+        ),
+        ({"method": "clip", "balanced": True}, "--balanced does not go with --method clip"),
         ({"image_rate": 0.0}, "freezes an encoder that knows nothing"),
         ({"text_rate": 0.0}, "freezes a text tower that knows nothing"),
         ({"text_model": "nowhere/at/all"}, "is neither a folder with a config.json nor an installed package"),

@@ -121,6 +121,19 @@ def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, na
     assert Facts.read(whole).method.replace("\xa0", " ") == name  # no line breaks within a rate
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"estimator": "boosted"}, {"estimator": "boosted-memory"}, {"gamma_schedule": "cosine-full", "gamma": 0.1}],
+)
+def test_schedules_end_with_the_run_whatever_is_accumulated(options, data, tmp_path):
+    """An estimator is updated once a batch, not once a step: halfway through the run gamma is halfway too."""
+    trainer = trainer_for(data, tmp_path / "run", max_steps=4, accumulate=2, **options)
+    with pytest.raises(Interrupted):
+        trainer.fit(lambda: trainer.step >= 2)
+    assert int(trainer.loss.estimator.step) == 4
+    assert float(trainer.loss.estimator.current_gamma()) == pytest.approx(0.55)
+
+
 def test_temperatures_of_visited_images_move_and_prototypes_learn(data, tmp_path):
     run = package.train(data, tmp_path / "run", quiet=True, **(SMALL | {"method": "isogclr", "max_steps": 2}))
     tau = load_checkpoint(run.latest_checkpoint())["loss"]["temperature.tau"]

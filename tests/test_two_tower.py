@@ -12,6 +12,7 @@ from reference import unit
 from torch.nn.parallel import DistributedDataParallel
 
 import sogclr
+from sogclr import kernels
 from sogclr.errors import BadInput
 from sogclr.losses import (
     ClipLoss,
@@ -277,6 +278,40 @@ def test_texts_of_their_own_need_temperatures_of_their_own():
     loss = TwoTowerGlobalContrastiveLoss(10, both, num_texts=12)
     loss(*embeddings(), torch.arange(6), torch.arange(6) + 6).backward()
     assert loss.text_temperature.tau.grad.to_dense().nonzero().flatten().tolist() == [6, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("kernel", ["dense", "tiled"])
+@pytest.mark.parametrize("kinds", ["GG", "GP", "PG", "PP"])
+def test_each_tower_may_have_a_temperature_of_any_kind_and_its_own_rho(kinds, kernel):
+    make = {"G": temperatures.Global, "P": lambda tau, rho: temperatures.PerSample(6, tau, rho)}
+    x, y = embeddings(6)
+    both = make[kinds[0]](0.2, 0.3).double(), make[kinds[1]](0.1, 0.5).double()
+    loss = TwoTowerGlobalContrastiveLoss(6, both, estimator=MiniBatch())
+    with kernels.use(kernel):
+        value = loss(x, y, torch.arange(6))
+        value.backward()
+    tau, rho = torch.tensor([[0.2], [0.1]], dtype=torch.float64, requires_grad=True), torch.tensor([[0.3], [0.5]])
+    sim = unit(x.detach()) @ unit(y.detach()).T
+    others = (torch.stack([sim, sim.T]) / tau[..., None]).masked_fill(torch.eye(6, dtype=torch.bool), -math.inf)
+    log_g = others.logsumexp(dim=2) - math.log(5)
+    expected = (tau * log_g + rho * tau - sim.diagonal()).mean()
+    expected.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    for part, gradient in zip(both, tau.grad.flatten(), strict=True):
+        torch.testing.assert_close(part.tau.grad.to_dense().sum(), gradient, rtol=1e-5, atol=0)
+
+
+def test_two_temperatures_are_two_modules():
+    with pytest.raises(BadInput, match="two temperatures are two modules"):
+        TwoTowerGlobalContrastiveLoss(6, (0.1, temperatures.PerSample(6)))
+
+
+@pytest.mark.parametrize("kernel", ["dense", "tiled"])
+def test_one_temperature_a_pair_serves_both_ways(kernel):
+    x, y = embeddings(6)
+    with kernels.use(kernel):
+        value = ClipLoss(temperatures.PerSample(6, 0.2).double())(x, y, torch.arange(6))
+    torch.testing.assert_close(value, ClipLoss(0.2)(x, y, torch.arange(6)))
 
 
 def test_an_anchor_without_negatives_only_pulls_at_its_positive():

@@ -136,12 +136,9 @@ class LossConfig:
         ]
         | None
     ) = None
-    """Where the normalizer comes from. moving-average, or neural (neuclip), when left out. boosted is
-    a moving average with schedules of its own, for gamma and for the repulsion; memory takes the negatives too
-    from a queue, with both halves of the gradient; boosted-memory is both. These three take no gamma."""
+    """Where the normalizer comes from. moving-average, or neural (neuclip), when left out. boosted is a moving average with schedules of its own, for gamma and for the repulsion; memory takes the negatives too from a queue, with both halves of the gradient; boosted-memory is both. These three take no gamma."""
     queue: int | None = None
-    """Embeddings that are kept, for moco and the estimators dictionary, queue-average, memory and boosted-memory; of pairs, so
-    many of each tower. 4096, or 32 times the batch size (memory), or 512 (boosted-memory), half of that on pairs, when left out."""
+    """Embeddings that are kept, for moco and the estimators dictionary, queue-average, memory and boosted-memory; of pairs, so many of each tower. When left out 4096; or 32 times the batch size (memory) or 512 (boosted-memory), of pairs half of these."""
     prototypes: int = 1024
     """Of the neural normalizer."""
     prototype_lr: float = 1e-3
@@ -176,9 +173,24 @@ class LossConfig:
             f"--estimator {self.estimator} does not go with --method {self.method}, which has a normalizer of its own; "
             "use --method sogclr",
         )
+        memory = self.estimator in ("memory", "boosted-memory")
+        _require(
+            not self.balanced or ("estimator" in METHODS[self.method] and not memory),
+            f"--balanced does not go with --{f'estimator {self.estimator}' if memory else f'method {self.method}'}; leave it out",
+        )
+        modes = {"clip": (None, "constant", "global"), "siglip": (None, "constant")}.get(self.method)
+        _require(
+            modes is None or self.temperature_mode in modes,
+            f"--temperature-mode {self.temperature_mode} does not go with --method {self.method}, "
+            + (
+                "which learns one at most; give global"
+                if self.method == "clip"
+                else "which always learns its own scale; leave it out"
+            ),
+        )
         learned = self.method == "isogclr" or self.temperature_mode not in (None, "constant")
         _require(
-            not (self.estimator in ("memory", "boosted-memory") and learned),
+            not (memory and learned),
             f"--estimator {self.estimator} needs a constant temperature; leave --temperature-mode out and use --method sogclr",
         )
 

@@ -200,12 +200,13 @@ def loss_words(loss: LossConfig) -> list[str]:
         schedule = " to 1" if loss.key_schedule == "cosine" else ""
         words += [f"queue of {loss.queue:,} keys", f"key momentum {loss.key_momentum}{schedule}"]
         return [*words, "both views are queries"] if loss.symmetric else words
+    balanced = ["balanced"] if loss.balanced else []
     if loss.estimator in (None, "mini-batch"):
-        return [*words, "mini-batch normalizer"]
+        return [*words, "mini-batch normalizer", *balanced]
     if loss.estimator == "neural":
-        return [*words, f"neural normalizer of {loss.prototypes:,} prototypes"]
+        return [*words, f"neural normalizer of {loss.prototypes:,} prototypes", *balanced]
     if loss.estimator == "boosted":
-        return [*words, "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run", loss.convention]
+        return [*words, "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run", loss.convention, *balanced]
     if loss.estimator == "memory":
         return [*words, f"negatives of the batch and a memory of {loss.queue:,}"]
     if loss.estimator == "boosted-memory":
@@ -216,13 +217,13 @@ def loss_words(loss: LossConfig) -> list[str]:
     if loss.estimator in ("dictionary", "queue-average"):
         words.append(f"normalizer over the batch and a queue of {loss.queue:,}")
     if loss.estimator == "dictionary":
-        return words
+        return [*words, *balanced]
     rate = f"gamma {loss.gamma} ({loss.gamma_schedule})"
     return [
         *words,
         f"gamma sigmoid({loss.alpha} + log u)" if loss.gamma_schedule == "adaptive" else rate,
         loss.convention,
-        *(["balanced"] if loss.balanced else []),
+        *balanced,
     ]
 
 

@@ -47,14 +47,19 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
     return GlobalContrastiveLoss(num_samples, tau, estimator=estimator, balanced=loss.balanced)
 
 
+def updates(config: TrainConfig) -> int:
+    """Of an estimator in the whole run: one a batch, of which `--accumulate` make a step."""
+    return (config.run.max_steps or 1) * config.optim.accumulate
+
+
 def memory_steps(config: TrainConfig) -> int | None:
     """Of the schedules of a loss with a memory; None where it has none."""
-    return (config.run.max_steps or 1) if config.loss.estimator == "boosted-memory" else None
+    return updates(config) if config.loss.estimator == "boosted-memory" else None
 
 
 def build_estimator(config: TrainConfig, num_samples: int) -> nn.Module:
     """The source of nu of `--estimator`, for so many samples."""
-    loss, steps = config.loss, config.run.max_steps or 1
+    loss, steps = config.loss, updates(config)
     return estimators.create(
         str(loss.estimator), num_samples, config.model.head_dim, build_gamma(loss, steps), loss.convention,
         loss.queue or 4096, loss.prototypes, steps,
@@ -72,7 +77,7 @@ def build_temperature(loss: LossConfig, num_samples: int) -> float | nn.Module:
 
 
 def build_gamma(loss: LossConfig, steps: int) -> estimators.Gamma:
-    """A constant, or the rate of `--gamma-schedule` in a run of so many steps."""
+    """A constant, or the rate of `--gamma-schedule` in a run of so many updates."""
     if loss.gamma_schedule == "adaptive":
         return estimators.AdaptiveGamma(loss.alpha)
     if loss.gamma_schedule == "cosine":

@@ -29,6 +29,7 @@ from .operators import log_sums, log_sums_gradient
 
 __all__ = [
     "Kernel",
+    "at_least_float32",
     "choose",
     "gradient_of_rows",
     "log_sum_between",
@@ -60,14 +61,14 @@ def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: 
     _check(z, z, ids, ids)
     kernel = choose(z, z, kernel)
     if kernel == "dense":
-        return dense.log_sum_negatives(_at_least_float32(z), ids, _factor(temperature, z))
+        return dense.log_sum_negatives(at_least_float32(z), ids, _factor(temperature, z))
     inverse: Tensor | None = None
     if _one_each(temperature):
         inverse = _inverse(temperature, z)
     elif kernel == "triton":
         inverse = _inverse(temperature, z).expand(len(z))
     else:
-        z = _at_least_float32(z) * (LOG2_E / temperature) ** 0.5
+        z = at_least_float32(z) * (LOG2_E / temperature) ** 0.5
     return log_sums(z, None, ids, None, inverse, None, True, kernel)[0]
 
 
@@ -120,7 +121,7 @@ def _between(
     pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
     if kernel == "dense":
         factors = (_factor(t, x) for t in pair)
-        return dense.log_sum_between(_at_least_float32(x), _at_least_float32(y), x_ids, y_ids, *factors)
+        return dense.log_sum_between(at_least_float32(x), at_least_float32(y), x_ids, y_ids, *factors)
     x_inverse: Tensor | None = None
     y_inverse: Tensor | None = None
     if isinstance(temperature, tuple):
@@ -128,7 +129,7 @@ def _between(
     elif kernel == "triton":
         x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
     else:
-        x, y = _at_least_float32(x) * (LOG2_E / temperature), _at_least_float32(y)
+        x, y = at_least_float32(x) * (LOG2_E / temperature), at_least_float32(y)
     return log_sums(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel)
 
 
@@ -162,7 +163,7 @@ def gradient_of_rows(
         x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
     else:
         scale = LOG2_E / temperature
-        x = _at_least_float32(x) * scale
+        x = at_least_float32(x) * scale
     recomputing = "tiled" if kernel == "dense" else kernel
     each = isinstance(temperature, tuple)
     d_x, _, d_inverse, _ = log_sums_gradient(
@@ -188,7 +189,8 @@ def _factor(temperature: Temperature, like: Tensor) -> Tensor | float:
     return _inverse(temperature, like) if isinstance(temperature, Tensor) else LOG2_E / temperature
 
 
-def _at_least_float32(z: Tensor) -> Tensor:
+def at_least_float32(z: Tensor) -> Tensor:
+    """Half precisions become float32; float32 and float64 stay."""
     return z if z.dtype == torch.float64 else z.float()
 
 

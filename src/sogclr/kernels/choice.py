@@ -45,16 +45,20 @@ def known(kernel: Kernel) -> Kernel:
 
 def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
     """The kernel for rows x, (R, D), and candidates y, (C, D)."""
-    if kernel is not None:
-        return known(kernel)
-    if _named is not None:
-        return _named
+    named = _named if kernel is None else known(kernel)
     if len(x) * len(y) == 0:
-        return "tiled"  # an empty queue: no tiles, no special case
+        return "tiled"  # an empty queue: no tiles, no special case, whatever is named
+    if named is not None:
+        return named
     if is_dense(x, len(x), len(y)):
         return "dense"
     fits = x.device.type == "cuda" and _TRITON and x.shape[1] <= WIDEST_TRITON and x.dtype != torch.float64
     return "triton" if fits else "tiled"
+
+
+def looking_is_free(z: Tensor) -> bool:
+    """Whether sizes may depend on values: on the CPU, where nothing has to wait for them, and outside of `torch.compile`."""
+    return z.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def is_dense(like: Tensor, rows: int, candidates: int) -> bool:

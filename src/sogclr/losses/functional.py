@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from .. import distributed
-from ..kernels import log_sum_between, log_sum_negatives
+from ..kernels import at_least_float32, log_sum_between, log_sum_negatives
+from ..kernels.choice import looking_is_free
 from .validation import all_distinct
 
 
@@ -44,19 +45,9 @@ class _UnitRows(torch.autograd.Function):
         return torch.addcmul(grad, unit, along, value=-1).div_(norm)
 
 
-def at_least_float32(z: Tensor) -> Tensor:
-    """Half precisions become float32; float32 and float64 stay."""
-    return z if z.dtype == torch.float64 else z.float()
-
-
 def inside(z: Tensor) -> torch.dtype:
     """The dtype that losses compute rows z in."""
     return torch.float64 if z.dtype == torch.float64 else torch.float32
-
-
-def looking_is_free(z: Tensor) -> bool:
-    """Whether sizes may depend on values: on the CPU, where nothing has to wait for them, and outside of `torch.compile`."""
-    return z.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def count_same(ids: Tensor, others: Tensor) -> Tensor:
@@ -97,11 +88,6 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
         temperature = temperature.repeat(2)
     log_sum = log_sum_negatives(torch.cat([z0, z1]), index.repeat(2), temperature).view(2, -1)
-    return log_mean_of(log_sum, index)
-
-
-def log_mean_of(log_sum: Tensor, index: Tensor) -> Tensor:
-    """From the logarithm of the sum over an anchor's negatives to that of their mean: (2, B), (B,) ids -> (2, B)."""
     return log_sum - negatives_of(index).to(log_sum.dtype).log()
 
 

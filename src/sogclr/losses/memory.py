@@ -57,12 +57,12 @@ class Recall(nn.Module):
         self.register_buffer("running", torch.full((2,), -math.inf))
 
     def forward(
-        self, log_g: Tensor, nu: Tensor, past: Past, as_negatives: Tensor, here: Tensor, rise: float | Tensor
+        self, log_g: Tensor, nu: Tensor, past: Past, as_negatives: Tensor, here: float | Tensor, rise: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """(V, B): what tau multiplies in the loss, of which the half as negatives has a gradient only; and lam, (B,).
 
         Args:
-            log_g, nu, as_negatives: (V, B), the last as `Past` has it.  here: (B,), negatives in the batch.
+            log_g, nu, as_negatives: (V, B), the last as `Past` has it.  here: negatives in the batch, a number or (B,).
             rise: what lam is multiplied by, see `_rise`.
         """
         with torch.no_grad():
@@ -71,7 +71,7 @@ class Recall(nn.Module):
         second = lam * torch.exp(as_negatives)  # its value is in that of the anchors b
         return weight + nu - 1 + second - second.detach(), lam
 
-    def share(self, log_g: Tensor, log_q: Tensor, count: Tensor, here: Tensor) -> Tensor:
+    def share(self, log_g: Tensor, log_q: Tensor, count: Tensor, here: float | Tensor) -> Tensor:
         """lam, (B,); the running means move on in training mode, from the first step with a queue."""
         now = torch.stack([F.log_mean(x.flatten()) for x in (log_g, log_q)]).to(self.running)
         if self.training:
@@ -157,7 +157,7 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
         past, rise = Past(self.memory, anchors.z, anchors.index, tau), _rise(self.estimator)
         nu = self.estimator(log_g.detach(), anchors.index, self.training, anchors.contrast())
         second = past.as_negatives(cast(MovingAverage, self.estimator), past.ids)
-        terms, lam = self.recall(log_g, nu, past, second, F.negatives_of(anchors.index), rise)
+        terms, lam = self.recall(log_g, nu, past, second, anchors.negatives, rise)
         values = -anchors.s_pos + tau * terms.mean(dim=0)
         self.record(anchors, nu, objective=values.detach().mean(), queue_share=lam.mean())
         return values
@@ -225,7 +225,7 @@ class TwoTowerMemoryContrastiveLoss(TwoTowerGlobalContrastiveLoss):
         ]
         # the keys are the other tower's, and so are their normalizers
         second = past[0].as_negatives(of_texts, past[0].ids[:, 1]), past[1].as_negatives(of_images, past[1].ids[:, 0])
-        here, recalls = F.count_different(both[0].ids), (self.image_recall, self.text_recall)
+        recalls, here = (self.image_recall, self.text_recall), anchors.negatives
         terms, lam = zip(
             *(recalls[k](log_g[k : k + 1], nu[k], past[k], second[k], here, rise) for k in (0, 1)), strict=True
         )

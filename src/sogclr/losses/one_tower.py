@@ -73,6 +73,7 @@ class ContrastiveLoss(nn.Module):
         return (
             self.of_the_batch
             and self.normalize
+            and z.ndim == 2
             and world_size() == 1
             and direct.fits(z, views * z.shape[0], self.__dict__.get("temperature"))  # a module is not among these
         )

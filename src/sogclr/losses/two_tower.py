@@ -58,7 +58,7 @@ class TwoTowerLoss(ContrastiveLoss):
         is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
         x_ids, sizes = check_together(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
         if text_index is not None:
-            y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT)
+            y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
         with uneven(sizes), no_autocast(x):
             x_ids = gather(x_ids)
             check_negatives(x_ids)
@@ -82,9 +82,7 @@ class TwoTowerLoss(ContrastiveLoss):
 
     def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
         """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
-        tau = temperatures.at(self.temperature, x_ids, x)
-        if self.text_temperature is not None:
-            tau = torch.stack([torch.as_tensor(tau), torch.as_tensor(temperatures.at(self.text_temperature, y_ids, x))])
+        tau = self.temperature_of(x_ids, y_ids, x)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
         each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
         ids = F.ids_of_pairs(x_ids, y_ids)
@@ -94,6 +92,14 @@ class TwoTowerLoss(ContrastiveLoss):
         log_g = log_sum - negatives.log() if y_ids is x_ids else F.log_mean_of_pairs(log_sum, negatives)
         anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g, negatives)
         return self.per_pair(anchors, y_ids)
+
+    def temperature_of(self, x_ids: Tensor, y_ids: Tensor, like: Tensor) -> float | Tensor:
+        """tau of a batch of all ranks: a float, () or (2, B), the images' and the texts'; one a pair serves both ways."""
+        tau = temperatures.at(self.temperature, x_ids, like)
+        theirs = tau if self.text_temperature is None else temperatures.at(self.text_temperature, y_ids, like)
+        if isinstance(tau, Tensor) and isinstance(theirs, Tensor) and (tau.ndim or theirs is not tau):
+            return torch.stack([tau.expand(len(like)), theirs.expand(len(like))])
+        return tau
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         raise NotImplementedError
@@ -171,10 +177,16 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
                 for k, contrast in enumerate(contrasts(anchors, y_ids))
             ]
         )
-        rho_tau = temperatures.penalty(self.temperature, anchors.temperature)
-        penalty = rho_tau.mean(dim=0) if isinstance(rho_tau, Tensor) and rho_tau.ndim else rho_tau
-        values = self.dual(anchors, replicated(nu)) + penalty
+        values = self.dual(anchors, replicated(nu)) + self.penalty(anchors.temperature)
         return values + self.balance(anchors, nu) if self.balanced else values
+
+    def penalty(self, tau: float | Tensor) -> float | Tensor:
+        """rho tau, the mean of the images' and the texts' where each have their own, (2, B) -> (B,)."""
+        if self.text_temperature is None or not isinstance(tau, Tensor):
+            return temperatures.penalty(self.temperature, tau)
+        return (
+            temperatures.penalty(self.temperature, tau[0]) + temperatures.penalty(self.text_temperature, tau[1])
+        ) / 2
 
 
 def contrasts(anchors: Anchors, y_ids: Tensor) -> tuple[Contrast, Contrast]:
@@ -200,6 +212,10 @@ def _two_temperatures(
 ) -> tuple[float | nn.Module, nn.Module | None]:
     """The images' temperature, and the texts' where it is another."""
     if isinstance(temperature, tuple):
+        if not all(isinstance(t, nn.Module) for t in temperature):
+            raise BadInput(
+                f"two temperatures are two modules, as temperatures.Global, and were {temperature}; or give one"
+            )
         return temperature
     if not isinstance(temperature, temperatures.PerSample):
         return temperature, None

@@ -18,8 +18,8 @@ class Neural(nn.Module):
     Trained by the loss itself: the dual value  tau (exp(log ĝ - nu) + nu - 1)  is minimised over nu too, and z carries no
     gradient there. So give the optimizer, or one of its own, the prototypes as well: `loss_fn.parameters()`.
 
-    The prototypes stand for the negatives: they start as the first candidates that pass, and until they are all set nu = log ĝ; every `restart` steps
-    they are set anew in the same way, while nu goes on with what there is.
+    The prototypes stand for the negatives: they start as the first candidates that pass, and until they are all set
+    nu = log ĝ; every `restart` steps they are set anew in the same way, while nu goes on with what there is.
 
     Args:
         dim: D, width of the embeddings.  prototypes: M.  restart: steps, 0 for never.  eps: floor of the normalizer.
