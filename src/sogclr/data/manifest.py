@@ -223,7 +223,7 @@ class Manifest:
 
     # ------------------------------------------------------------------------------------------------------------ file
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as parquet, whole or not at all."""
+        """Write as Parquet, or as an Arrow file where the path ends in `.arrow`: larger, and mapped rather than read."""
         n = len(self)
         head = {
             "format": _FORMAT,
@@ -244,7 +244,11 @@ class Manifest:
             columns["offset"] = self.offsets
         table = pa.table(columns).replace_schema_metadata({"sogclr": json.dumps(head)})
         with replacing(Path(path)) as temporary:
-            pq.write_table(table, temporary)
+            if Path(path).suffix == ".arrow":
+                with pa.ipc.new_file(str(temporary), table.schema) as writer:
+                    writer.write_table(table.combine_chunks())
+            else:
+                pq.write_table(table, temporary)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -254,9 +258,7 @@ class Manifest:
             BadInput: not a manifest of this version, or damaged.
         """
         try:
-            table = pq.read_table(path).combine_chunks()
-            head = json.loads((table.schema.metadata or {})[b"sogclr"])
-            columns = {name: table[name].combine_chunks() for name in table.column_names}
+            head, columns = _head(path), _columns(path)
             offsets = columns["offset"].to_numpy() if "offset" in columns else None
             listing = Listing(
                 columns["relative"], columns["size"].to_numpy(), columns["mtime"].to_numpy(), offsets=offsets
@@ -276,6 +278,49 @@ class Manifest:
         return manifest
 
 
+def saved_root(path: Path) -> tuple[str, str]:
+    """The folder and the fingerprint that a saved manifest is of, from its head alone.
+
+    Raises:
+        BadInput: no manifest, or damaged.
+    """
+    try:
+        head = _head(path)
+        return head["root"], head["fingerprint"]
+    except FileNotFoundError:
+        raise BadInput(f"there is no manifest {path}; the run folder is incomplete") from None
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        raise BadInput(f"{path} is no manifest of this project, or it is damaged; restore it from a copy") from None
+
+
+def _head(path: str | os.PathLike[str]) -> dict[str, str]:
+    if Path(path).suffix == ".arrow":
+        with pa.memory_map(str(path)) as file:
+            schema = pa.ipc.open_file(file).schema
+    else:
+        schema = pq.read_schema(path)
+    return json.loads((schema.metadata or {})[b"sogclr"])
+
+
+def _columns(path: str | os.PathLike[str]) -> dict[str, pa.Array]:
+    """Mapped, or read one after the other: as a table and then in one piece each would be there twice at a time."""
+    if Path(path).suffix == ".arrow":
+        with pa.memory_map(str(path)) as file:
+            batch = pa.ipc.open_file(file).get_batch(0)
+        return dict(zip(batch.schema.names, batch.columns, strict=True))
+    with pq.ParquetFile(path) as parquet:
+        return {name: parquet.read([name])[name].combine_chunks() for name in parquet.schema_arrow.names}
+
+
+def text_bytes(column: pa.LargeStringArray) -> memoryview:
+    """The UTF-8 text of a column without nulls, end to end, where it lies: nothing becomes a Python object."""
+    if not len(column):
+        return memoryview(b"")
+    _, offsets, text = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[column.offset :]
+    return memoryview(text or b"")[bounds[0] : bounds[len(column)]]
+
+
 def _first_parts(relative: pa.LargeStringArray) -> tuple[list[str], np.ndarray]:
     folder = pc.struct_field(pc.extract_regex(relative, r"^(?P<top>[^/]+)/"), "top")  # null where there is none
     encoded = pc.dictionary_encode(folder)
@@ -287,8 +332,7 @@ def _fingerprint(relative: pa.LargeStringArray, sizes: np.ndarray) -> str:
     """Over the count, the paths' lengths in bytes, their UTF-8 text, and the file sizes, all little-endian."""
     digest = hashlib.sha256(len(relative).to_bytes(8, "little"))
     digest.update(pc.binary_length(relative).to_numpy().astype("<i8").tobytes())
-    for start in range(0, len(relative), 1 << 16):
-        digest.update("".join(relative[start : start + (1 << 16)].to_pylist()).encode())
+    digest.update(text_bytes(relative))
     digest.update(sizes.astype("<i8").tobytes())
     return digest.hexdigest()
 

@@ -21,12 +21,13 @@ from ..errors import BadInput
 from ..files import replacing
 from .headers import check_headers
 from .listing import Columns, Listing, relative_to
-from .manifest import CHECK_AT_MOST, Difference, Manifest
+from .manifest import CHECK_AT_MOST, Difference, Manifest, saved_root, text_bytes
 from .shards import find_shards, read_shards
 from .tables import SUFFIXES, Rows, read_rows
 
 Progress = Callable[[int, int], None]
 _BLOCK = 1 << 16
+_IMAGES = "images.arrow"
 
 
 def holds_pairs(data: str | os.PathLike[str]) -> bool:
@@ -62,9 +63,7 @@ class Pairs:
         digest = hashlib.sha256(images.fingerprint.encode())
         for part in (pc.binary_length(captions).to_numpy(), *ids):
             digest.update(part.astype("<i8", copy=False).data)
-        _, offsets, text = captions.buffers()
-        bounds = np.frombuffer(offsets, np.int64)[captions.offset :]
-        digest.update(memoryview(text)[bounds[0] : bounds[len(captions)]])  # no caption becomes a Python object
+        digest.update(text_bytes(captions))
         self.fingerprint = digest.hexdigest()
 
     @classmethod
@@ -198,14 +197,16 @@ class Pairs:
 
     # ------------------------------------------------------------------------------------------------------------ file
     def save(self, manifest_file: Path, folder: Path) -> None:
-        """Write the images' manifest, and the pairs as Arrow files that are mapped rather than read: also here, from now on."""
+        """Write the images' manifest, and it and the pairs as Arrow files that are mapped, not read: also here, from now on."""
         self.images.save(manifest_file)
         folder.mkdir(parents=True, exist_ok=True)
+        self.images.save(folder / _IMAGES)
         head = {"fingerprint": self.fingerprint, "duplicates": self.duplicates}
         _write(folder / "captions.arrow", {"caption": self.captions})
         where, reasons = [pa.array([r[k] for r in self.rejected], pa.large_string()) for k in (0, 1)]
         _write(folder / "rejected.arrow", {"where": where, "reason": reasons})
         _write(folder / "pairs.arrow", {"image": pa.array(self.image_ids), "text": pa.array(self.text_ids)}, head)
+        self.images = Manifest.load(folder / _IMAGES)
         self.captions, self.image_ids, self.text_ids = _mapped(folder)
         pa.default_memory_pool().release_unused()
 
@@ -216,7 +217,7 @@ class Pairs:
         Raises:
             BadInput: missing, damaged or not of one piece.
         """
-        images = Manifest.load(manifest_file)
+        images = _images(manifest_file, folder / _IMAGES)
         try:
             head = json.loads((_map(folder / "pairs.arrow").schema.metadata or {})[b"sogclr"])
             captions, *ids = _mapped(folder)
@@ -229,6 +230,21 @@ class Pairs:
         if found.fingerprint != head["fingerprint"]:
             raise BadInput(f"{folder} does not match its own fingerprint; restore it from a copy")
         return found
+
+
+def _images(manifest_file: Path, mapped: Path) -> Manifest:
+    """The mapped copy of the images' manifest, with the folder that the manifest names; runs from before have none.
+
+    Raises:
+        BadInput: missing, damaged or not of one piece.
+    """
+    if not mapped.exists():
+        return Manifest.load(manifest_file)
+    root, fingerprint = saved_root(manifest_file)
+    images = Manifest.load(mapped, root)
+    if images.fingerprint != fingerprint:
+        raise BadInput(f"{mapped} is not the copy of {manifest_file}; remove it, it is only there for speed")
+    return images
 
 
 def _listing_of(rows: Rows, root: Path) -> Listing:
