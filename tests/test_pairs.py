@@ -197,7 +197,8 @@ def test_saved_pairs_are_mapped_and_equal(folder, tmp_path):
     assert loaded.bad == pairs.bad
     assert loaded.describe() == pairs.describe()
     assert not any(column.flags.owndata for column in (loaded.images.sizes, loaded.images.widths))
-    assert loaded.images.names.equals(pairs.images.names) and loaded.images.notes == pairs.images.notes
+    assert loaded.images.names.equals(pairs.images.names)
+    assert loaded.images.notes == pairs.images.notes
     (tmp_path / "pairs" / "captions.arrow").write_bytes(b"half")
     with pytest.raises(BadInput, match="or is damaged"):
         Pairs.load(tmp_path / "manifest.parquet", tmp_path / "pairs")

@@ -13,12 +13,12 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..errors import BadInput
-from ..files import replacing, write_text
+from ..files import write_text
 from .headers import Checked, check_headers, sparse_text
-from .listing import Listing, file_at, first_few, list_file, list_folder
+from .listing import Listing, file_at, first_few, list_file, list_folder, text_bytes
+from .manifest_file import read_columns, read_head, write_columns
 
 CHECK_AT_MOST = 200_000
 """With `check=None`, headers are read when at most this many files are not in the cache."""
@@ -243,12 +243,7 @@ class Manifest:
         if self.offsets is not None:
             columns["offset"] = self.offsets
         table = pa.table(columns).replace_schema_metadata({"sogclr": json.dumps(head)})
-        with replacing(Path(path)) as temporary:
-            if Path(path).suffix == ".arrow":
-                with pa.ipc.new_file(str(temporary), table.schema) as writer:
-                    writer.write_table(table.combine_chunks())
-            else:
-                pq.write_table(table, temporary)
+        write_columns(Path(path), table)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -258,7 +253,7 @@ class Manifest:
             BadInput: not a manifest of this version, or damaged.
         """
         try:
-            head, columns = _head(path), _columns(path)
+            head, columns = read_head(path), read_columns(path)
             offsets = columns["offset"].to_numpy() if "offset" in columns else None
             listing = Listing(
                 columns["relative"], columns["size"].to_numpy(), columns["mtime"].to_numpy(), offsets=offsets
@@ -276,49 +271,6 @@ class Manifest:
         if head["format"] != _FORMAT or head["fingerprint"] != manifest.fingerprint:
             raise BadInput(f"{path} does not match its own fingerprint or version {_FORMAT}; restore it from a copy")
         return manifest
-
-
-def saved_root(path: Path) -> tuple[str, str]:
-    """The folder and the fingerprint that a saved manifest is of, from its head alone.
-
-    Raises:
-        BadInput: no manifest, or damaged.
-    """
-    try:
-        head = _head(path)
-        return head["root"], head["fingerprint"]
-    except FileNotFoundError:
-        raise BadInput(f"there is no manifest {path}; the run folder is incomplete") from None
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        raise BadInput(f"{path} is no manifest of this project, or it is damaged; restore it from a copy") from None
-
-
-def _head(path: str | os.PathLike[str]) -> dict[str, str]:
-    if Path(path).suffix == ".arrow":
-        with pa.memory_map(str(path)) as file:
-            schema = pa.ipc.open_file(file).schema
-    else:
-        schema = pq.read_schema(path)
-    return json.loads((schema.metadata or {})[b"sogclr"])
-
-
-def _columns(path: str | os.PathLike[str]) -> dict[str, pa.Array]:
-    """Mapped, or read one after the other: as a table and then in one piece each would be there twice at a time."""
-    if Path(path).suffix == ".arrow":
-        with pa.memory_map(str(path)) as file:
-            batch = pa.ipc.open_file(file).get_batch(0)
-        return dict(zip(batch.schema.names, batch.columns, strict=True))
-    with pq.ParquetFile(path) as parquet:
-        return {name: parquet.read([name])[name].combine_chunks() for name in parquet.schema_arrow.names}
-
-
-def text_bytes(column: pa.LargeStringArray) -> memoryview:
-    """The UTF-8 text of a column without nulls, end to end, where it lies: nothing becomes a Python object."""
-    if not len(column):
-        return memoryview(b"")
-    _, offsets, text = column.buffers()
-    bounds = np.frombuffer(offsets, np.int64)[column.offset :]
-    return memoryview(text or b"")[bounds[0] : bounds[len(column)]]
 
 
 def _first_parts(relative: pa.LargeStringArray) -> tuple[list[str], np.ndarray]:

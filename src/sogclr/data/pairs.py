@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from ..errors import BadInput
 from ..files import replacing
 from .headers import check_headers
-from .listing import Columns, Listing, relative_to
-from .manifest import CHECK_AT_MOST, Difference, Manifest, saved_root, text_bytes
+from .listing import Columns, Listing, relative_to, text_bytes
+from .manifest import CHECK_AT_MOST, Difference, Manifest
+from .manifest_file import saved_root
 from .shards import find_shards, read_shards
 from .tables import SUFFIXES, Rows, read_rows
 
@@ -86,6 +87,7 @@ class Pairs:
         if place.suffix.lower() in SUFFIXES:
             root, rows = place.parent, read_rows(place, image_column, caption_column)
             listing = _listing_of(rows, root)
+            _give_back()
         else:
             shards = find_shards(str(place))
             if not shards:
@@ -106,13 +108,16 @@ class Pairs:
         """Column after column, each let go of as soon as it is used: at 10 million pairs a column is 1 GB."""
         names, codes = _encoded(rows.image)
         rows.image = rows.image.slice(0, 0)
+        _give_back()
         if images.offsets is None:
             names = _normalised(names, str(images.root))
         where = pc.index_in(names, value_set=images.names).to_numpy()
         del names
+        _give_back()
         key = where[codes].astype(np.int64)
         captions, codes = _encoded(rows.caption)
         rows.caption = rows.caption.slice(0, 0)
+        _give_back()
         order = pc.sort_indices(captions)
         rank = np.empty(len(captions), dtype=np.int64)
         rank[order.to_numpy()] = np.arange(len(captions))
@@ -120,6 +125,7 @@ class Pairs:
         key *= len(captions)
         key += rank[codes]
         del where, order, rank, codes
+        _give_back()
         key.sort()
         count, different = len(key), key[np.append(True, key[1:] != key[:-1])]
         return cls(images, captions, np.divmod(different, len(captions)), rows.rejected, count - len(different))
@@ -208,7 +214,7 @@ class Pairs:
         _write(folder / "pairs.arrow", {"image": pa.array(self.image_ids), "text": pa.array(self.text_ids)}, head)
         self.images = Manifest.load(folder / _IMAGES)
         self.captions, self.image_ids, self.text_ids = _mapped(folder)
-        pa.default_memory_pool().release_unused()
+        _give_back()
 
     @classmethod
     def load(cls, manifest_file: Path, folder: Path) -> Pairs:
@@ -260,6 +266,11 @@ def _listing_of(rows: Rows, root: Path) -> Listing:
             else:
                 columns.add(relative, status.st_size, status.st_mtime_ns)
     return columns.sorted()
+
+
+def _give_back() -> None:
+    """What has been let go of goes back to the system: Arrow would keep it for columns of that size to come."""
+    pa.default_memory_pool().release_unused()
 
 
 def _normalised(names: pa.Array, root: str) -> pa.ChunkedArray:
