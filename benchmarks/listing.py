@@ -123,7 +123,7 @@ def main() -> None:
     table += [f"| {label} | {s:.2f} | {s / options.files * 1e6:.2f} | {g:.0f} |" for label, s, g in rows]
     text = (
         f"# Listing {options.files:,} files\n\n"
-        f"`python benchmarks/listing.py --files {options.files}` on {os.cpu_count()} CPU cores, one process; names of the "
+        f"`python benchmarks/listing.py --files {options.files}` on {os.cpu_count()} CPU cores; names of the "
         f"form `class_00000/image_00000000.jpg`; the folder is warm in the file system's cache.\n\n"
         + "\n".join(table)
         + "\n\n"
