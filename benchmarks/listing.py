@@ -1,7 +1,8 @@
-"""How long a million files take to list, and how much memory: python benchmarks/listing.py [--files N]
+"""How long a million files take to list and an epoch of them to start, and how much memory: python benchmarks/listing.py
 
-Makes N image names (hard links to one file, 1,000 a folder) in a temporary folder, scans them twice without reading
-headers, beside a bare `os.scandir` walk with one `stat` a file as the floor. Writes docs/results/listing.md.
+Makes N image names (hard links to small JPEGs, 1,000 a folder) in a temporary folder and scans them without reading
+headers, each start in a process of its own, beside a bare `os.scandir` walk with one `stat` a file as the floor. Then
+the start of an epoch: its order alone, and a training loader's first batch. Writes docs/results/listing.md.
 """
 
 from __future__ import annotations
@@ -13,10 +14,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "listing.md"
 PER_FOLDER = 1_000
+BATCH = 256
+LABELS = {
+    "walk": ["bare `os.scandir` walk with `stat`"],
+    "scan": ["`Manifest.scan(check=False)`, first start"],
+    "start": [
+        "the same, second start",
+        "the first epoch's order",
+        "the next epoch's order",
+        f"first batch of {BATCH} of a training loader, read in this process",
+        "the same with 2 workers, their start included",
+    ],
+}
 
 
 def make(root: Path, files: int) -> None:
@@ -28,7 +45,7 @@ def make(root: Path, files: int) -> None:
             folder.mkdir()
         name = folder / f"image_{k:08d}.jpg"
         if k % 10_000 == 0:
-            name.write_bytes(b"\xff\xd8\xff")
+            Image.new("RGB", (32, 32), (k % 251, 90, 40)).save(name)
             original = name
         else:
             os.link(original, name)
@@ -53,22 +70,34 @@ def walk(root: Path) -> int:
 
 
 def measure(how: str, root: Path) -> None:
-    """In a process of its own, so that the peak of memory is its own too."""
+    """In a process of its own, so that the peak of memory is its own too: one line a stage, seconds and the peak so far."""
+    from sogclr.data.loader import training_loader
     from sogclr.data.manifest import Manifest
+    from sogclr.data.recipe import RECIPES
     from sogclr.data.sampler import ResumableSampler
 
     before = peak_mib()
-    for _ in range(2):
+
+    def timed(make: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        found = walk(root) if how == "walk" else Manifest.scan(root, check=False)
-        seconds = time.perf_counter() - start
-        print(found if how == "walk" else len(found), seconds, peak_mib() - before)  # type: ignore[arg-type]
+        made = make()
+        print(time.perf_counter() - start, peak_mib() - before, sep="\t", flush=True)
+        return made
+
+    if how == "walk":
+        timed(lambda: walk(root))
+        return
+    manifest = timed(lambda: Manifest.scan(root, check=False))
     if how == "scan":
-        for epoch in range(2):
-            start = time.perf_counter()
-            sampler = ResumableSampler(found.usable, 256, 0, epoch * (len(found) // 256))  # type: ignore[union-attr]
-            next(iter(sampler))
-            print(len(found), time.perf_counter() - start, peak_mib() - before)  # type: ignore[arg-type]
+        return
+    steps = len(manifest) // BATCH
+    timed(lambda: next(iter(ResumableSampler(manifest.usable, BATCH, seed=0))))
+    timed(lambda: next(iter(ResumableSampler(manifest.usable, BATCH, seed=0, start_step=steps))))
+    for workers in (0, 2):
+        loader = training_loader(manifest, manifest.usable, RECIPES["simclr"], 32, BATCH, seed=0, workers=workers)
+        first = timed(lambda loader=loader: next(loader))
+        if len(first.index) != BATCH:
+            raise SystemExit(f"the first batch holds {len(first.index)} images of {BATCH}")
 
 
 def main() -> None:
@@ -83,26 +112,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="listing-") as name:
         print(f"making {options.files:,} files ...", flush=True)
         make(Path(name), options.files)
-        for how, label in (("walk", "bare os.scandir walk with stat"), ("scan", "Manifest.scan(check=False)")):
+        for how, labels in LABELS.items():
             command = [sys.executable, __file__, "--measure", how, name]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            turns = ("first", "second", "start of an epoch", "start of the next")[: 4 if how == "scan" else 2]
-            for turn, line in zip(turns, output.splitlines(), strict=True):
-                count, seconds, growth = line.split()
-                if int(count) != options.files:
-                    raise SystemExit(f"{label} found {count} files of {options.files}")
-                rows.append((f"{label}, {turn}", float(seconds), float(growth)))
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            print(output, flush=True)
+            for label, line in zip(labels, output.splitlines(), strict=True):
+                seconds, growth = line.split()
+                rows.append((label, float(seconds), float(growth)))
     table = ["| | seconds | µs a file | peak memory grew by, MiB |", "|---|---:|---:|---:|"]
     table += [f"| {label} | {s:.2f} | {s / options.files * 1e6:.2f} | {g:.0f} |" for label, s, g in rows]
     text = (
         f"# Listing {options.files:,} files\n\n"
-        f"`python benchmarks/listing.py --files {options.files}` on {os.cpu_count()} CPU cores, one process; names of the "
+        f"`python benchmarks/listing.py --files {options.files}` on {os.cpu_count()} CPU cores; names of the "
         f"form `class_00000/image_00000000.jpg`; the folder is warm in the file system's cache.\n\n"
         + "\n".join(table)
         + "\n\n"
         "`Manifest.scan` keeps the relative path, size and modification time of each file in columns, sorts them and "
-        "takes the fingerprint. The bare walk keeps nothing. The second scan is as the first in the same process: "
-        "memory that the first needed is used again. The start of an epoch draws its order and gives the first batch of 256.\n"
+        "takes the fingerprint. The bare walk keeps nothing. Each start is a process of its own; all rows from the second start "
+        "on are one process, whose peak of memory is the highest so far.\n"
     )
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(text, encoding="utf-8")

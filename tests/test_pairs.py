@@ -12,6 +12,7 @@ from PIL import Image
 
 from sogclr.data.listing import file_at
 from sogclr.data.loader import evaluation_loader, training_loader
+from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs, holds_pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.data.shards import find_shards
@@ -195,9 +196,36 @@ def test_saved_pairs_are_mapped_and_equal(folder, tmp_path):
     assert loaded.rejected == pairs.rejected
     assert loaded.bad == pairs.bad
     assert loaded.describe() == pairs.describe()
+    assert not any(column.flags.owndata for column in (loaded.images.sizes, loaded.images.widths))
+    assert loaded.images.names.equals(pairs.images.names)
+    assert loaded.images.notes == pairs.images.notes
     (tmp_path / "pairs" / "captions.arrow").write_bytes(b"half")
     with pytest.raises(BadInput, match="or is damaged"):
         Pairs.load(tmp_path / "manifest.parquet", tmp_path / "pairs")
+
+
+def test_the_mapped_images_are_a_copy_of_the_manifest(folder, tmp_path):
+    """They may be missing, as in runs from before there were any, and follow the manifest where its folder has moved."""
+    manifest, saved = tmp_path / "manifest.parquet", tmp_path / "pairs"
+    pairs = Pairs.scan(write(folder, "p.csv", csv_text(",")))
+    pairs.save(manifest, saved)
+    Manifest.load(manifest, root=tmp_path / "elsewhere").save(manifest)
+    assert Pairs.load(manifest, saved).root == tmp_path / "elsewhere"
+    mapped = (saved / "images.arrow").read_bytes()
+    (saved / "images.arrow").unlink()
+    old = Pairs.load(manifest, saved)
+    assert (old.fingerprint, listed(old)) == (pairs.fingerprint, listed(pairs))
+    (saved / "images.arrow").write_bytes(mapped)
+    (folder / "a.png").write_bytes(b"another size")
+    Manifest.scan(folder).save(manifest)
+    with pytest.raises(BadInput, match="is not the copy of"):
+        Pairs.load(manifest, saved)
+    (saved / "images.arrow").write_bytes(mapped[:100])
+    with pytest.raises(BadInput, match="or it is damaged"):
+        Pairs.load(manifest, saved)
+    manifest.unlink()
+    with pytest.raises(BadInput, match="there is no manifest"):
+        Pairs.load(manifest, saved)
 
 
 def test_a_million_pairs_take_no_python_objects(folder):

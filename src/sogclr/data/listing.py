@@ -57,6 +57,15 @@ def file_at(root: Path, relative: str, offsets: np.ndarray | None, sizes: np.nda
         raise BadImage(f"its shard {shard.name} cannot be read") from None
 
 
+def text_bytes(column: pa.LargeStringArray) -> memoryview:
+    """The UTF-8 text of a column without nulls, end to end, where it lies: nothing becomes a Python object."""
+    if not len(column):
+        return memoryview(b"")
+    _, offsets, text = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[column.offset :]
+    return memoryview(text or b"")[bounds[0] : bounds[len(column)]]
+
+
 class Columns:
     """Rows gathered a block at a time; only the current block is made of Python objects."""
 

@@ -13,12 +13,12 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..errors import BadInput
-from ..files import replacing, write_text
+from ..files import write_text
 from .headers import Checked, check_headers, sparse_text
-from .listing import Listing, file_at, first_few, list_file, list_folder
+from .listing import Listing, file_at, first_few, list_file, list_folder, text_bytes
+from .manifest_file import read_columns, read_head, write_columns
 
 CHECK_AT_MOST = 200_000
 """With `check=None`, headers are read when at most this many files are not in the cache."""
@@ -223,7 +223,7 @@ class Manifest:
 
     # ------------------------------------------------------------------------------------------------------------ file
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as parquet, whole or not at all."""
+        """Write as Parquet, or as an Arrow file where the path ends in `.arrow`: larger, and mapped rather than read."""
         n = len(self)
         head = {
             "format": _FORMAT,
@@ -243,8 +243,7 @@ class Manifest:
         if self.offsets is not None:
             columns["offset"] = self.offsets
         table = pa.table(columns).replace_schema_metadata({"sogclr": json.dumps(head)})
-        with replacing(Path(path)) as temporary:
-            pq.write_table(table, temporary)
+        write_columns(Path(path), table)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -254,9 +253,7 @@ class Manifest:
             BadInput: not a manifest of this version, or damaged.
         """
         try:
-            table = pq.read_table(path).combine_chunks()
-            head = json.loads((table.schema.metadata or {})[b"sogclr"])
-            columns = {name: table[name].combine_chunks() for name in table.column_names}
+            head, columns = read_head(path), read_columns(path)
             offsets = columns["offset"].to_numpy() if "offset" in columns else None
             listing = Listing(
                 columns["relative"], columns["size"].to_numpy(), columns["mtime"].to_numpy(), offsets=offsets
@@ -287,8 +284,7 @@ def _fingerprint(relative: pa.LargeStringArray, sizes: np.ndarray) -> str:
     """Over the count, the paths' lengths in bytes, their UTF-8 text, and the file sizes, all little-endian."""
     digest = hashlib.sha256(len(relative).to_bytes(8, "little"))
     digest.update(pc.binary_length(relative).to_numpy().astype("<i8").tobytes())
-    for start in range(0, len(relative), 1 << 16):
-        digest.update("".join(relative[start : start + (1 << 16)].to_pylist()).encode())
+    digest.update(text_bytes(relative))
     digest.update(sizes.astype("<i8").tobytes())
     return digest.hexdigest()
 

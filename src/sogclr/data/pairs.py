@@ -20,13 +20,15 @@ import pyarrow.compute as pc
 from ..errors import BadInput
 from ..files import replacing
 from .headers import check_headers
-from .listing import Columns, Listing, relative_to
+from .listing import Columns, Listing, relative_to, text_bytes
 from .manifest import CHECK_AT_MOST, Difference, Manifest
+from .manifest_file import saved_root
 from .shards import find_shards, read_shards
 from .tables import SUFFIXES, Rows, read_rows
 
 Progress = Callable[[int, int], None]
 _BLOCK = 1 << 16
+_IMAGES = "images.arrow"
 
 
 def holds_pairs(data: str | os.PathLike[str]) -> bool:
@@ -62,9 +64,7 @@ class Pairs:
         digest = hashlib.sha256(images.fingerprint.encode())
         for part in (pc.binary_length(captions).to_numpy(), *ids):
             digest.update(part.astype("<i8", copy=False).data)
-        _, offsets, text = captions.buffers()
-        bounds = np.frombuffer(offsets, np.int64)[captions.offset :]
-        digest.update(memoryview(text)[bounds[0] : bounds[len(captions)]])  # no caption becomes a Python object
+        digest.update(text_bytes(captions))
         self.fingerprint = digest.hexdigest()
 
     @classmethod
@@ -87,6 +87,7 @@ class Pairs:
         if place.suffix.lower() in SUFFIXES:
             root, rows = place.parent, read_rows(place, image_column, caption_column)
             listing = _listing_of(rows, root)
+            _give_back()
         else:
             shards = find_shards(str(place))
             if not shards:
@@ -107,13 +108,16 @@ class Pairs:
         """Column after column, each let go of as soon as it is used: at 10 million pairs a column is 1 GB."""
         names, codes = _encoded(rows.image)
         rows.image = rows.image.slice(0, 0)
+        _give_back()
         if images.offsets is None:
             names = _normalised(names, str(images.root))
         where = pc.index_in(names, value_set=images.names).to_numpy()
         del names
+        _give_back()
         key = where[codes].astype(np.int64)
         captions, codes = _encoded(rows.caption)
         rows.caption = rows.caption.slice(0, 0)
+        _give_back()
         order = pc.sort_indices(captions)
         rank = np.empty(len(captions), dtype=np.int64)
         rank[order.to_numpy()] = np.arange(len(captions))
@@ -121,6 +125,7 @@ class Pairs:
         key *= len(captions)
         key += rank[codes]
         del where, order, rank, codes
+        _give_back()
         key.sort()
         count, different = len(key), key[np.append(True, key[1:] != key[:-1])]
         return cls(images, captions, np.divmod(different, len(captions)), rows.rejected, count - len(different))
@@ -198,16 +203,18 @@ class Pairs:
 
     # ------------------------------------------------------------------------------------------------------------ file
     def save(self, manifest_file: Path, folder: Path) -> None:
-        """Write the images' manifest, and the pairs as Arrow files that are mapped rather than read: also here, from now on."""
+        """Write the images' manifest, and it and the pairs as Arrow files that are mapped, not read: also here, from now on."""
         self.images.save(manifest_file)
         folder.mkdir(parents=True, exist_ok=True)
+        self.images.save(folder / _IMAGES)
         head = {"fingerprint": self.fingerprint, "duplicates": self.duplicates}
         _write(folder / "captions.arrow", {"caption": self.captions})
         where, reasons = [pa.array([r[k] for r in self.rejected], pa.large_string()) for k in (0, 1)]
         _write(folder / "rejected.arrow", {"where": where, "reason": reasons})
         _write(folder / "pairs.arrow", {"image": pa.array(self.image_ids), "text": pa.array(self.text_ids)}, head)
+        self.images = Manifest.load(folder / _IMAGES)
         self.captions, self.image_ids, self.text_ids = _mapped(folder)
-        pa.default_memory_pool().release_unused()
+        _give_back()
 
     @classmethod
     def load(cls, manifest_file: Path, folder: Path) -> Pairs:
@@ -216,7 +223,7 @@ class Pairs:
         Raises:
             BadInput: missing, damaged or not of one piece.
         """
-        images = Manifest.load(manifest_file)
+        images = _images(manifest_file, folder / _IMAGES)
         try:
             head = json.loads((_map(folder / "pairs.arrow").schema.metadata or {})[b"sogclr"])
             captions, *ids = _mapped(folder)
@@ -229,6 +236,21 @@ class Pairs:
         if found.fingerprint != head["fingerprint"]:
             raise BadInput(f"{folder} does not match its own fingerprint; restore it from a copy")
         return found
+
+
+def _images(manifest_file: Path, mapped: Path) -> Manifest:
+    """The mapped copy of the images' manifest, with the folder that the manifest names; runs from before have none.
+
+    Raises:
+        BadInput: missing, damaged or not of one piece.
+    """
+    if not mapped.exists():
+        return Manifest.load(manifest_file)
+    root, fingerprint = saved_root(manifest_file)
+    images = Manifest.load(mapped, root)
+    if images.fingerprint != fingerprint:
+        raise BadInput(f"{mapped} is not the copy of {manifest_file}; remove it, it is only there for speed")
+    return images
 
 
 def _listing_of(rows: Rows, root: Path) -> Listing:
@@ -244,6 +266,11 @@ def _listing_of(rows: Rows, root: Path) -> Listing:
             else:
                 columns.add(relative, status.st_size, status.st_mtime_ns)
     return columns.sorted()
+
+
+def _give_back() -> None:
+    """What has been let go of goes back to the system: Arrow would keep it for columns of that size to come."""
+    pa.default_memory_pool().release_unused()
 
 
 def _normalised(names: pa.Array, root: str) -> pa.ChunkedArray:
