@@ -179,7 +179,7 @@ def report() -> None:
     text += [
         "`python benchmarks/small_batch.py --problem digits fashion openmoji --data DIR`", "",
         f"Machine: {host()}.", "",
-        "F2 is the exact objective of all images over their 8 fixed views; mean ± standard deviation over seeds, at the rate with the "
+        "F2 is the exact objective of all images over their fixed views (8 on digits, 4 elsewhere); mean ± standard deviation over seeds, at the rate with the "
         "lowest mean F2 (three seeds) of four that are the same for all methods; where there are more seeds, the others had no part in that choice. Images are seen without labels; half of them (at most 3,000) "
         "then teach the probes and the other half (at most 3,000) test them.", "",
     ]  # fmt: skip

@@ -116,7 +116,7 @@ def report(cache: Cache, epochs: int, train: int, test: int, seeds: int) -> None
         rows.append(f"| {method} | {best:g} | {' | '.join(cells)} | {len(found[best])} |")
     hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
     text = ["# The estimators in the trainer, with a ResNet", "", f"`python benchmarks/with_a_resnet.py --epochs {epochs} --seeds {seeds}`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
-            f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, AdamW; the rate with the higher mean kNN accuracy of two; {test:,} test images.", "", *rows, ""]  # fmt: skip
+            f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, AdamW; the rate (0.003 or 0.01) with the higher mean kNN accuracy; {test:,} test images.", "", *rows, ""]  # fmt: skip
     write_page(RESULT, "\n".join(text))
 
 
