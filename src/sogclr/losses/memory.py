@@ -253,7 +253,4 @@ def _average(n: int, dim: int, queue: int, gamma: Gamma, steps: int | None, boos
 
 def _rise(estimator: nn.Module) -> float | Tensor:
     """What lam is multiplied by at the next update: 1, or, with schedules, from 0 to 1 along the run."""
-    if not isinstance(estimator, BoostedAverage):
-        return 1.0
-    done = (estimator.step / estimator.steps).clamp(max=1.0)
-    return 0.5 * (1 - torch.cos(math.pi * done))
+    return 1 - estimator.falling() if isinstance(estimator, BoostedAverage) else 1.0

@@ -47,8 +47,12 @@ class BoostedAverage(MovingAverage):
 
     def log_boost(self) -> Tensor:
         """() float32: log b of the next update."""
+        return torch.log(1 + (self.boost - 1) * self.falling())
+
+    def falling(self) -> Tensor:
+        """() float32: from 1 at the first update to 0 at the end of the run, along a half cosine."""
         share = (self.step / self.steps).clamp(max=1.0)
-        return torch.log(1 + (self.boost - 1) * 0.5 * (1 + torch.cos(math.pi * share)))
+        return 0.5 * (1 + torch.cos(math.pi * share))
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
         shift = self.log_boost().to(log_g.dtype)
