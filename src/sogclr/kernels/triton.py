@@ -34,6 +34,18 @@ def _similarities(x, y_ptr, columns, d, stride, count, width, UPCAST: tl.constex
 
 
 @triton.jit
+def _negatives(x_ids, x_ids_ptr, rows, valid, y_ids_ptr, columns, there, KINDS: tl.constexpr):
+    """(ROWS, COLUMNS): which columns are there and share no id, of any kind, with the row; x_ids are the first kind's."""
+    y_ids = tl.load(y_ids_ptr + columns * KINDS, mask=there, other=-1)
+    negative = (x_ids[:, None] != y_ids[None, :]) & there[None, :]
+    for kind in tl.static_range(1, KINDS):
+        x_other = tl.load(x_ids_ptr + rows * KINDS + kind, mask=valid, other=-1)
+        y_other = tl.load(y_ids_ptr + columns * KINDS + kind, mask=there, other=-1)
+        negative = negative & (x_other[:, None] != y_other[None, :])
+    return negative
+
+
+@triton.jit
 def _row_log_sums(
     x_ptr,
     y_ptr,
@@ -71,12 +83,7 @@ def _row_log_sums(
         columns = start + tl.arange(0, COLUMNS)
         s, _ = _similarities(x, y_ptr, columns, d, y_stride, columns_count, width, UPCAST, PRECISION)
         there = columns < columns_count
-        y_ids = tl.load(y_ids_ptr + columns * KINDS, mask=there, other=-1)
-        negative = (x_ids[:, None] != y_ids[None, :]) & there[None, :]
-        for kind in tl.static_range(1, KINDS):
-            x_other = tl.load(x_ids_ptr + rows * KINDS + kind, mask=valid, other=-1)
-            y_other = tl.load(y_ids_ptr + columns * KINDS + kind, mask=there, other=-1)
-            negative = negative & (x_other[:, None] != y_other[None, :])
+        negative = _negatives(x_ids, x_ids_ptr, rows, valid, y_ids_ptr, columns, there, KINDS)
         logits = tl.where(negative, s * inverse[:, None], float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, axis=1))
         total = total * tl.exp2(top - new_top) + tl.sum(tl.exp2(logits - new_top[:, None]), axis=1)
@@ -131,12 +138,7 @@ def _row_gradient(
         columns = start + tl.arange(0, COLUMNS)
         there = columns < columns_count
         s, y = _similarities(x, y_ptr, columns, d, y_stride, columns_count, width, UPCAST, PRECISION)
-        y_ids = tl.load(y_ids_ptr + columns * KINDS, mask=there, other=-1)
-        negative = (x_ids[:, None] != y_ids[None, :]) & there[None, :]
-        for kind in tl.static_range(1, KINDS):
-            x_other = tl.load(x_ids_ptr + rows * KINDS + kind, mask=valid, other=-1)
-            y_other = tl.load(y_ids_ptr + columns * KINDS + kind, mask=there, other=-1)
-            negative = negative & (x_other[:, None] != y_other[None, :])
+        negative = _negatives(x_ids, x_ids_ptr, rows, valid, y_ids_ptr, columns, there, KINDS)
         p = tl.exp2(tl.where(negative, s * inverse[:, None] - bits[:, None], float("-inf")))
         moment += tl.sum(p * s, axis=1)
         m = p * (weight * inverse * scale)[:, None]
