@@ -2,12 +2,21 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint bench-peers clean
+.PHONY: demo test test-triton lint bench-peers clean
 demo: .venv/installed
 	$(BIN)/sogclr demo
 
 test: .venv/with-text
 	$(BIN)/python -m pytest -n 2
+
+# The GPU kernel in Triton's interpreter, which needs an older numpy: both in a folder that comes before the environment's.
+test-triton: .venv/triton
+	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton.py
+
+.venv/triton: .venv/installed
+	rm -rf $@ $@.tmp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.tmp triton==3.6.0 numpy==2.3.5
+	mv $@.tmp $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .

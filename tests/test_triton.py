@@ -1,4 +1,4 @@
-"""The GPU kernel against the tiled one, in Triton's interpreter where there is no GPU: `pip install .[triton-interpreter]`."""
+"""The GPU kernel against the tiled one, in Triton's interpreter where there is no GPU: `make test-triton`."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from sogclr import kernels
 CUDA = torch.cuda.is_available()
 if not CUDA:
     if tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4):
-        pytest.skip("Triton's interpreter needs numpy < 2.4", allow_module_level=True)
+        pytest.skip("Triton's interpreter needs numpy < 2.4: make test-triton", allow_module_level=True)
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 pytest.importorskip("triton")
 DEVICE = "cuda" if CUDA else "cpu"
