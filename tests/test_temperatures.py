@@ -196,3 +196,9 @@ def test_cross_entropies_take_them_too():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(BadInput, match=message):
         make()
+
+
+@pytest.mark.parametrize("temperature", [[0.1, 0.2], "warm", 0.0, torch.tensor([0.1, 0.2])])
+def test_a_temperature_that_is_none(temperature):
+    with pytest.raises(BadInput, match="temperature must be"):
+        NTXentLoss(temperature)

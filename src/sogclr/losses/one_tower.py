@@ -16,7 +16,7 @@ from ..processes import check_together, world_size
 from . import functional as F
 from . import temperatures
 from .estimators import Contrast, Convention, Gamma, MovingAverage
-from .validation import VIEWS, all_distinct, check_negatives, check_pairs, check_through
+from .validation import VIEWS, all_distinct, check_built_for, check_negatives, check_pairs, check_through
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -246,12 +246,7 @@ class GlobalContrastiveLoss(OneTowerLoss):
         self.num_samples, self.balanced = num_samples, balanced
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
         for part in (self.estimator, temperature):
-            theirs = getattr(part, "num_samples", num_samples)
-            if theirs != num_samples:
-                raise BadInput(
-                    f"{type(part).__name__} is built for {theirs} samples and the loss for {num_samples}; "
-                    "give both num_samples=len(dataset)"
-                )
+            check_built_for(part, num_samples, "samples", "give both num_samples=len(dataset)")
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         nu = self.estimator(anchors.log_g.detach(), anchors.index, self.training, anchors.contrast())

@@ -122,13 +122,19 @@ def checked(temperature: float | nn.Module) -> float | nn.Module:
     """A module as it is; a number if it is greater than 0.
 
     Raises:
-        BadInput: the number is not.
+        BadInput: the number is not, or it is neither.
     """
     if isinstance(temperature, nn.Module):
         return temperature
-    if not temperature > 0:
+    try:
+        tau = float(temperature)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"temperature must be a number or a module of sogclr.temperatures and was {temperature!r}; 0.1 is the paper's"
+        ) from None
+    if not tau > 0:
         raise BadInput(f"temperature must be greater than 0 and was {temperature}; 0.1 is the paper's")
-    return float(temperature)
+    return tau
 
 
 def at(temperature: float | nn.Module, index: Tensor, like: Tensor) -> float | Tensor:

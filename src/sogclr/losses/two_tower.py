@@ -17,7 +17,7 @@ from . import temperatures
 from .estimators import Contrast, Gamma, MovingAverage
 from .one_tower import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .queue import EmbeddingQueue
-from .validation import all_distinct, check_negatives, check_pairs, check_through
+from .validation import all_distinct, check_built_for, check_negatives, check_pairs, check_through
 
 _WHAT = "image and text embeddings"
 
@@ -162,8 +162,9 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         elif isinstance(estimator, nn.Module):
             estimator = estimator, copy.deepcopy(estimator)
         self.image_estimator, self.text_estimator = estimator
-        _check_estimator(self.image_estimator, self.num_samples, "images")
-        _check_estimator(self.text_estimator, self.num_texts, "texts")
+        two = "give two, estimator=(for images, for texts)"
+        check_built_for(self.image_estimator, self.num_samples, "images", two)
+        check_built_for(self.text_estimator, self.num_texts, "texts", two)
         for part in self.modules():
             if isinstance(part, EmbeddingQueue):
                 part.keep_ids(2)
@@ -195,16 +196,6 @@ def contrasts(anchors: Anchors, y_ids: Tensor) -> tuple[Contrast, Contrast]:
     tau, ids = temperatures.detached(anchors.temperature), torch.stack([anchors.index, y_ids], dim=1)
     own = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim else (tau, tau)
     return Contrast(x, y, ids, own[0]), Contrast(y, x, ids, own[1])
-
-
-def _check_estimator(estimator: nn.Module, count: int, what: str) -> None:
-    """Raises BadInput where it is built for another number."""
-    theirs = getattr(estimator, "num_samples", count)
-    if theirs != count:
-        raise BadInput(
-            f"{type(estimator).__name__} is built for {theirs} samples and the loss for {count} {what}; give two, "
-            "estimator=(for images, for texts)"
-        )
 
 
 def _two_temperatures(

@@ -126,3 +126,10 @@ def all_distinct(index: Tensor) -> bool:
         return False
     ids = index.tolist()
     return len(set(ids)) == len(ids)
+
+
+def check_built_for(part: object, count: int, what: str, advice: str) -> None:
+    """Raises BadInput where an estimator or a temperature keeps something for another number of samples than its loss."""
+    theirs = getattr(part, "num_samples", count)
+    if theirs != count:
+        raise BadInput(f"{type(part).__name__} is built for {theirs} samples and the loss for {count} {what}; {advice}")
