@@ -203,6 +203,26 @@ def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
         assert all(torch.equal(v, b[part][k]) for k, v in a[part].items())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"estimator": "memory", "gamma": 0.5}, "--gamma 0.5 does not go with --estimator memory"),
+        (
+            {"estimator": "boosted", "gamma_schedule": "cosine"},
+            "--gamma-schedule cosine does not go with --estimator boosted",
+        ),
+        ({"method": "simclr", "gamma": 0.9}, "--gamma 0.9 does not go with --method simclr"),
+        (
+            {"method": "neuclip", "convention": "per_sample"},
+            "--convention per_sample does not go with --method neuclip",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        from_options({"data": "x", "out": "y", **options})
+
+
 def test_an_estimator_for_a_method_that_has_none_is_refused():
     with pytest.raises(BadInput, match=r"--estimator neural does not go with --method moco.*--method sogclr"):
         from_options({"data": "x", "out": "y", "method": "moco", "estimator": "neural"})

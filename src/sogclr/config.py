@@ -113,14 +113,14 @@ class LossConfig:
     """What a learned temperature aims at: the divergence of the negatives' weights from uniform."""
     temperature_lr: float | None = None
     """Learning rate of tau: 0.01 (per-sample) or 2e-4 (global) when left out."""
-    gamma: float = 0.9
-    """Weight of the new estimate in the moving average, in (0, 1]; with a cosine schedule, the value it ends at."""
+    gamma: float | None = None
+    """Weight of the new estimate in the moving average, in (0, 1], 0.9 when left out; with a cosine schedule, the value it ends at."""
     gamma_schedule: Literal["constant", "cosine", "cosine-full", "adaptive"] | None = None
     """cosine: from 1 to gamma over the first half of the run; cosine-full: over all of it; adaptive: sigmoid(alpha + log u)."""
     alpha: float = -4.0
     """Of the adaptive gamma, which is a half where log u = -alpha."""
-    convention: Literal["per_view", "per_sample"] = "per_view"
-    """How the two views share one normalizer."""
+    convention: Literal["per_view", "per_sample"] | None = None
+    """How the two views share one normalizer in a moving average; per_view when left out."""
     balanced: bool = False
     """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
     estimator: (
@@ -157,7 +157,7 @@ class LossConfig:
             f"--temperature must be greater than 0 and was {self.temperature}; 0.1 is the paper's",
         )
         _require(
-            0 < self.gamma <= 1,
+            self.gamma is None or 0 < self.gamma <= 1,
             f"--gamma must be in (0, 1] and was {self.gamma}; it is the weight of the new estimate",
         )
         _require(self.rho >= 0, f"--rho must be 0 or more and was {self.rho}")
@@ -173,10 +173,18 @@ class LossConfig:
             f"--estimator {self.estimator} does not go with --method {self.method}, which has a normalizer of its own; "
             "use --method sogclr",
         )
+        estimator = self.estimator or METHODS[self.method].get("estimator")
+        with_what = f"estimator {estimator}" if self.estimator else f"method {self.method}"
+        for name, takers in (("gamma", AVERAGES), ("gamma_schedule", AVERAGES), ("convention", (*AVERAGES, "boosted"))):
+            value = getattr(self, name)
+            _require(
+                value is None or estimator in takers,
+                f"--{name.replace('_', '-')} {value} does not go with --{with_what}, which has no such average; leave it out",
+            )
         memory = self.estimator in ("memory", "boosted-memory")
         _require(
             not self.balanced or ("estimator" in METHODS[self.method] and not memory),
-            f"--balanced does not go with --{f'estimator {self.estimator}' if memory else f'method {self.method}'}; leave it out",
+            f"--balanced does not go with --{with_what}; leave it out",
         )
         modes = {"clip": (None, "constant", "global"), "siglip": (None, "constant")}.get(self.method)
         _require(
@@ -195,11 +203,14 @@ class LossConfig:
         )
 
 
+AVERAGES = ("moving-average", "queue-average")
+"""The estimators that take a gamma."""
+
 METHODS: dict[str, dict[str, str]] = {
-    "sogclr": {"estimator": "moving-average", "gamma_schedule": "constant", "temperature_mode": "constant"},
-    "isogclr": {"estimator": "moving-average", "gamma_schedule": "constant", "temperature_mode": "per-sample"},
+    "sogclr": {"estimator": "moving-average", "temperature_mode": "constant"},
+    "isogclr": {"estimator": "moving-average", "temperature_mode": "per-sample"},
     "scent": {"estimator": "moving-average", "gamma_schedule": "adaptive", "temperature_mode": "constant"},
-    "neuclip": {"estimator": "neural", "gamma_schedule": "constant", "temperature_mode": "constant"},
+    "neuclip": {"estimator": "neural", "temperature_mode": "constant"},
     "simclr": {"temperature_mode": "constant"},
     "dcl": {"temperature_mode": "constant"},
     "moco": {"temperature_mode": "constant"},

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .config import METHODS, LossConfig, PairsConfig, TrainConfig
+from .config import AVERAGES, METHODS, LossConfig, PairsConfig, TrainConfig
 from .data.decoded import find_decoded
 from .data.manifest import Manifest
 from .data.pairs import Pairs
@@ -154,22 +154,31 @@ def resolve(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[TrainConfi
         eval_every=run.eval_every or max(1, round(epochs / 10)),
         save_every=run.save_every or min(1000, max(200, steps_per_epoch)),
     )
-    meant: dict[str, Any] = {k: v for k, v in METHODS[config.loss.method].items() if getattr(config.loss, k) is None}
-    if config.loss.queue is None:
-        late = {"memory": BATCHES * batch, "boosted-memory": WITH_SCHEDULES}.get(str(config.loss.estimator), 4096)
-        two = pairs and "memory" in str(config.loss.estimator)  # the same steps: two views of an image are in one queue
-        meant["queue"] = late // (2 if two else 1)
     cache, said = choose_cache(config, manifest)
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
         model=replace(config.model, model=model),
-        loss=replace(config.loss, **meant),
+        loss=resolve_loss(config.loss, batch, pairs),
         optim=optim,
         run=run,
         recipe=asdict(recipe),
     )
     return resolved, [*said, *_lines(resolved, why, len(manifest), things, steps_per_epoch)]
+
+
+def resolve_loss(loss: LossConfig, batch: int, pairs: bool) -> LossConfig:
+    """What the method, its estimator and the kind of DATA mean by the options that were left out."""
+    meant: dict[str, Any] = dict(METHODS[loss.method])
+    estimator = meant["estimator"] = loss.estimator or meant.get("estimator")
+    if estimator in AVERAGES:
+        meant = {"gamma": 0.9, "gamma_schedule": "constant", "convention": "per_view"} | meant
+    elif estimator == "boosted":
+        meant["convention"] = "per_view"
+    late = {"memory": BATCHES * batch, "boosted-memory": WITH_SCHEDULES}.get(str(estimator), 4096)
+    two = pairs and estimator in ("memory", "boosted-memory")  # as many steps: two views of an image are in one queue
+    meant["queue"] = late // (2 if two else 1)
+    return replace(loss, **{k: v for k, v in meant.items() if getattr(loss, k) is None})
 
 
 def choose_cache(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[str, list[str]]:
@@ -206,7 +215,7 @@ def loss_words(loss: LossConfig) -> list[str]:
     if loss.estimator == "neural":
         return [*words, f"neural normalizer of {loss.prototypes:,} prototypes", *balanced]
     if loss.estimator == "boosted":
-        return [*words, "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run", loss.convention, *balanced]
+        return [*words, "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run", str(loss.convention), *balanced]
     if loss.estimator == "memory":
         return [*words, f"negatives of the batch and a memory of {loss.queue:,}"]
     if loss.estimator == "boosted-memory":
@@ -222,7 +231,7 @@ def loss_words(loss: LossConfig) -> list[str]:
     return [
         *words,
         f"gamma sigmoid({loss.alpha} + log u)" if loss.gamma_schedule == "adaptive" else rate,
-        loss.convention,
+        str(loss.convention),
         *balanced,
     ]
 

@@ -34,17 +34,23 @@ def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
     """The loss of a resolved configuration, with its estimator and temperature."""
     loss, dim = config.loss, config.model.head_dim
     tau = build_temperature(loss, num_samples)
-    queue = loss.queue or 4096
     if loss.method == "simclr":
         return NTXentLoss(tau)
     if loss.method == "dcl":
         return DecoupledContrastiveLoss(tau)
     if loss.method == "moco":
-        return MoCoLoss(dim, queue, tau)
+        return MoCoLoss(dim, queue_of(loss), tau)
     if loss.estimator in ("memory", "boosted-memory"):
-        return MemoryContrastiveLoss(num_samples, dim, queue, loss.temperature, steps=memory_steps(config))
+        return MemoryContrastiveLoss(num_samples, dim, queue_of(loss), loss.temperature, steps=memory_steps(config))
     estimator = build_estimator(config, num_samples)
     return GlobalContrastiveLoss(num_samples, tau, estimator=estimator, balanced=loss.balanced)
+
+
+def queue_of(loss: LossConfig) -> int:
+    """The queue's length, of a resolved configuration."""
+    if loss.queue is None:
+        raise ValueError("the queue's length is open in this configuration; defaults.resolve makes the choices")
+    return loss.queue
 
 
 def updates(config: TrainConfig) -> int:
@@ -61,8 +67,8 @@ def build_estimator(config: TrainConfig, num_samples: int) -> nn.Module:
     """The source of nu of `--estimator`, for so many samples."""
     loss, steps = config.loss, updates(config)
     return estimators.create(
-        str(loss.estimator), num_samples, config.model.head_dim, build_gamma(loss, steps), loss.convention,
-        loss.queue or 4096, loss.prototypes, steps,
+        str(loss.estimator), num_samples, config.model.head_dim, build_gamma(loss, steps), loss.convention or "per_view",
+        queue_of(loss), loss.prototypes, steps,
     )  # fmt: skip
 
 
@@ -77,9 +83,11 @@ def build_temperature(loss: LossConfig, num_samples: int) -> float | nn.Module:
 
 
 def build_gamma(loss: LossConfig, steps: int) -> estimators.Gamma:
-    """A constant, or the rate of `--gamma-schedule` in a run of so many updates."""
+    """A constant, or the rate of `--gamma-schedule` in a run of so many updates; 1 where the estimator takes none."""
     if loss.gamma_schedule == "adaptive":
         return estimators.AdaptiveGamma(loss.alpha)
+    if loss.gamma is None:
+        return 1.0
     if loss.gamma_schedule == "cosine":
         return estimators.CosineGamma(loss.gamma, max(1, steps // 2))
     if loss.gamma_schedule == "cosine-full":

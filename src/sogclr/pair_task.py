@@ -22,7 +22,7 @@ from .evaluation.pairs import score_pairs
 from .frozen import image_features, lookup_loader, text_features
 from .losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, TwoTowerMemoryContrastiveLoss
 from .losses.two_tower import TwoTowerLoss
-from .methods import build_estimator, build_temperature, memory_steps, take_common
+from .methods import build_estimator, build_temperature, memory_steps, queue_of, take_common
 from .models import Encoder, EncoderInfo, create_backbone
 from .run_folder import RunFolder
 from .text import TextSetup, built_in, pretrained
@@ -99,7 +99,7 @@ class PairTask:
             return SigLipLoss(loss.temperature)
         if loss.estimator in ("memory", "boosted-memory"):
             return TwoTowerMemoryContrastiveLoss(
-                images, self.config.model.head_dim, loss.queue or 4096, loss.temperature, num_texts=texts,
+                images, self.config.model.head_dim, queue_of(loss), loss.temperature, num_texts=texts,
                 steps=memory_steps(self.config),
             )  # fmt: skip
         of_images, of_texts = (build_estimator(self.config, n) for n in (images, texts))
