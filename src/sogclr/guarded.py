@@ -60,7 +60,8 @@ def step_if(ok: Tensor, optimizer: Optimizer) -> None:
         else:
             dense.append(parameter)
     before = [*dense, *_state(optimizer, dense)]
-    kept = [value.clone() for value in before]
+    kept = [torch.empty_like(value) for value in before]
+    put(before, into=kept)
     optimizer.step()
     known = {id(value) for value in before}
     made = [value for value in _state(optimizer, dense) if id(value) not in known]
