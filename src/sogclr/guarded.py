@@ -40,9 +40,9 @@ def put(values: Sequence[Tensor], into: Sequence[Tensor], unless: Tensor | None 
 def step_if(ok: Tensor, optimizer: Optimizer) -> None:
     """`optimizer.step()` where `ok`; elsewhere parameters and state stay as they are, bit for bit.
 
-    Fused optimizers of torch leave the step out themselves (what `GradScaler` tells them too); of others the parameters
-    and the state are copied before and put back (state that the step makes: to zero). Sparse gradients, of parameters that have no momentum and no decay,
-    become zero, in place.
+    Fused optimizers of torch leave the step out themselves, as `GradScaler` has them do. Of others the parameters and
+    the state are copied before and put back; state that the step makes becomes zero. Sparse gradients, of parameters
+    without momentum and decay, become zero.
 
     Args:
         ok: () bool, on the parameters' device.
@@ -94,7 +94,7 @@ def _state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Ten
 
 
 def _begin_momentum(optimizer: Optimizer) -> None:
-    """Zeros, with which the first step is that without momentum: were it made in a step left out, it would be anything."""
+    """Zeros, from which the first step is what it would be without. Made in a step left out it would be uninitialised."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             if group.get("momentum") and p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
