@@ -388,9 +388,15 @@ def test_snapshot_and_restore_undo_an_update(name):
     saved = [m.snapshot(index) for m in stateful]
     loss(*embeddings(seed=9), index)
     assert any(not torch.equal(before[k], v) for k, v in loss.state_dict().items()) == bool(stateful)
+    after = {k: v.clone() for k, v in loss.state_dict().items()}
     for module, values in zip(stateful, saved, strict=True):
-        module.restore(values)
-    assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
+        module.restore(values, unless=torch.tensor(True))
+    assert all(torch.equal(after[k], v) for k, v in loss.state_dict().items())
+    for unless in (torch.tensor(False), None):
+        loss.load_state_dict(after)
+        for module, values in zip(stateful, saved, strict=True):
+            module.restore(values, unless)
+        assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
 
 
 def test_cosine_gamma_falls_from_start_to_end_and_stays():

@@ -1,6 +1,5 @@
 """Training on pairs by the same commands: it learns, resumes bit for bit, freezes towers, and refuses what cannot be."""
 
-import copy
 import json
 import shutil
 import signal
@@ -146,10 +145,20 @@ def test_steps_of_several_batches_see_as_many_pairs(data, tmp_path):
     assert torch.isfinite(state["text_estimator.log_u"]).sum() == 20
 
 
+@pytest.mark.parametrize("what", ["image", "gradient"])
 @pytest.mark.parametrize(
-    "options", [{}, {"accumulate": 2}, {"method": "isogclr", "accumulate": 2}, {"precision": "fp16"}], ids=str
+    "options",
+    [
+        {},
+        {"accumulate": 2},
+        {"method": "isogclr", "accumulate": 2},
+        {"method": "siglip"},
+        {"estimator": "boosted-memory", "queue": 40},
+        {"precision": "fp16"},
+    ],
+    ids=str,
 )
-def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):
+def test_a_step_without_finite_gradient_changes_nothing(options, what, data, tmp_path):
     """Both towers, both states of the loss and its temperatures are those from before; the next step is taken."""
     config, _ = resolve(
         from_options({"data": str(data), "out": str(tmp_path / "run"), "max_bad": 0.1, **RUN, **options}),
@@ -167,15 +176,20 @@ def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path)
             return images * (float("nan") if trainer.step == poisoned else 1.0)
 
     def recorded(batches):
-        state = copy.deepcopy(trainer.state_dict())
-        states.append({f"{part} {k}": v for part in ("model", "loss") for k, v in state[part].items()})
+        state = {"model": trainer.model.state_dict(), "loss": trainer.loss.state_dict()}
+        states.append({f"{part} {k}": v.clone() for part in state for k, v in state[part].items()})
         return step(batches)
 
-    trainer.augment, trainer.train_step = Poison(), recorded
+    if what == "image":  # which the loss sees
+        trainer.augment = Poison()
+    else:  # which the device alone sees
+        trainer.model.text_head.weight.register_hook(lambda g: g * (float("nan") if trainer.step == poisoned else 1))
+    trainer.train_step = recorded
     trainer.fit(lambda: False)
     before, after, later = states[poisoned : poisoned + 3]
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    for key in ("model head.weight", "model text_head.weight", "loss text_estimator.log_u"):
+    learned = "loss bias" if "siglip" in options.values() else "loss text_estimator.log_u"
+    for key in ("model head.weight", "model text_head.weight", learned):
         assert not torch.equal(after[key], later[key]), key
 
 

@@ -557,9 +557,15 @@ def test_snapshot_and_restore_undo_an_update(name):
     saved = [(m, m.snapshot(index)) for m in loss.modules() if hasattr(m, "snapshot")]
     loss(*embeddings(seed=9, dtype=torch.float32), index)
     assert any(not torch.equal(v, before[k]) for k, v in loss.state_dict().items())
+    after = {k: v.clone() for k, v in loss.state_dict().items()}
     for module, kept in saved:
-        module.restore(kept)
-    assert all(torch.equal(v, before[k]) for k, v in loss.state_dict().items())
+        module.restore(kept, unless=torch.tensor(True))
+    assert all(torch.equal(v, after[k]) for k, v in loss.state_dict().items())
+    for unless in (torch.tensor(False), None):
+        loss.load_state_dict(after)
+        for module, kept in saved:
+            module.restore(kept, unless)
+        assert all(torch.equal(v, before[k]) for k, v in loss.state_dict().items())
 
 
 def test_prototypes_are_of_the_other_tower():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .config import LossConfig, TrainConfig
+from .guarded import fused
 from .losses import (
     DecoupledContrastiveLoss,
     GlobalContrastiveLoss,
@@ -116,7 +117,9 @@ def build_loss_optimizers(loss: ContrastiveLoss, config: TrainConfig) -> list[to
         towers = len(groups[True])
         anchors = config.run.batch_size * config.optim.accumulate * towers
         found.append(torch.optim.SGD([{**group, "lr": group["lr"] * anchors} for group in groups[True]]))
-    return [*found, torch.optim.Adam(groups[False])] if groups[False] else found
+    if groups[False]:
+        found.append(torch.optim.Adam(groups[False], fused=fused(list(loss.parameters()))))
+    return found
 
 
 def take_common(loss: nn.Module, old: dict[str, Tensor], columns: Mapping[str, tuple[pa.Array, pa.Array]]) -> int:
@@ -156,24 +159,31 @@ class MomentumEncoder(nn.Module):
         super().__init__()
         self.first, self.rising, self.total = momentum, rising, total
         self.momentum = momentum
-        self.average = AveragedModel(model, multi_avg_fn=self._mix).requires_grad_(False)
-        self.average.update_parameters(model)  # the first call copies
-
-    def _mix(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        torch._foreach_lerp_(list(averaged), list(current), 1 - self.momentum)
+        self.average = AveragedModel(model).requires_grad_(False)  # a copy
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, head_dim), without gradient. The order is drawn from torch's generator of the CPU."""
         if len(images) < 4:  # two samples at least, for statistics
             return self.average(images)
-        order = torch.randperm(len(images)).to(images.device)
+        order = torch.randperm(len(images)).to(images.device, non_blocking=True)
         keys = torch.cat([self.average(images[half]) for half in order.tensor_split(2)])
         return keys[order.argsort()]
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Follow the model after the optimizer's step number `step` (0-based). Buffers are the model's own."""
+    def update(self, model: nn.Module, step: int, ok: Tensor | None = None) -> None:
+        """Follow the model after the optimizer's step number `step` (0-based). Buffers are the model's own.
+
+        Not by `AveragedModel.update_parameters`, which asks its count of updates for a number and waits for the device.
+
+        Args:
+            ok: () bool: elsewhere nothing changes. None: it does.
+        """
         if self.rising:
             self.momentum = 1 - (1 - self.first) * 0.5 * (1 + math.cos(math.pi * step / self.total))
-        self.average.update_parameters(model)
+        own: list[Tensor] = list(self.average.module.parameters())
+        current: list[Tensor] = list(model.parameters())
+        followed = torch._foreach_lerp(own, current, 1 - self.momentum)
+        targets, values = [*own, *self.average.module.buffers()], [*followed, *model.buffers()]
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value if ok is None else torch.where(ok, value, target))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .config import OptimConfig
+from .guarded import fused
 from .torchvision_cpu import import_timm
 
 # learning rate at batch 256, by optimizer and rule; 1.2 sqrt(B/256) = 0.075 sqrt(B)
@@ -54,9 +55,9 @@ def build_optimizer(
         groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": rate, "always_adapt": True})
         groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate, "always_adapt": False})
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=fused(list(model.parameters())))
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused(list(model.parameters())))
     import_timm()
     from timm.optim import Lars
 

@@ -151,13 +151,13 @@ class PairTask:
         """What the model takes: images or their features, tokens or the captions' features."""
         image_ids, text_ids = (ids.numpy() for ids in self.ids(batch))
         if self._images is not None:
-            images = torch.from_numpy(self._images[image_ids]).to(device)
+            images = torch.from_numpy(self._images[image_ids]).to(device, non_blocking=True)
         else:
             crops = batch.crops[0].to(device, non_blocking=True)
             images = augment(crops, batch.index.numpy(), batch.epoch, 0)
         if self._texts is not None:
-            return images, torch.from_numpy(self._texts[text_ids]).to(device)
-        return images, self.text.tokenizer(self.pairs.captions_of(text_ids)).to(device)
+            return images, torch.from_numpy(self._texts[text_ids]).to(device, non_blocking=True)
+        return images, self.text.tokenizer(self.pairs.captions_of(text_ids)).to(device, non_blocking=True)
 
     def loss_of(
         self, forward: Callable[..., Any], loss: nn.Module, inputs: tuple[Tensor, ...], ids: tuple[Tensor, ...], keys: None

@@ -24,6 +24,7 @@ from .data.recipe import Recipe, recipe_from_table
 from .data.sampler import ResumableSampler
 from .data.views import Augmentation
 from .errors import BadInput, Interrupted, RunFailed
+from .guarded import finite, load_state, put, step_if
 from .image_task import ImageTask
 from .log import NoLog, RunLog
 from .losses import MoCoLoss, NonFinite
@@ -36,6 +37,7 @@ from .replay import MicroBatches
 from .run_folder import RunFolder
 from .screen import Screen, clock
 from .sharded import whole_state
+from .verdicts import Verdict, Verdicts
 
 SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run stops
 METERS = ("objective", "normalizer_mean", "normalizer_std", "temperature", "grad_norm")
@@ -86,6 +88,8 @@ class Trainer:
         self.sums = torch.zeros(len(METERS), device=self.device)
         self.weight_max = torch.zeros((), device=self.device)
         self.counts = {"steps": 0, "skipped": 0, "skipped_in_a_row": 0}
+        self.verdicts = Verdicts()
+        self._one = torch.ones((), device=self.device)
         self.best = float("-inf")
         self.bad: dict[int, str] = dict(manifest.bad)
         self.seconds = 0.0
@@ -95,54 +99,69 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------ one step
     def train_step(self, batches: list[Batch]) -> None:
-        """One optimizer step on the mean gradient of `batches`; skipped, with all state as before, if it is not finite."""
+        """One optimizer step on the mean gradient of `batches`; skipped, with all state as before, if it is not finite.
+
+        Nothing here waits for the device: whether the gradient is finite only the device knows, until `settle`.
+        """
         # what a backbone may draw: dropout, drop path; on each rank something else
         torch.manual_seed((self.config.run.seed * 1_000_003 + self.step + (processes.rank() << 53)) % 2**64)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["rate"]
         for optimizer in (self.optimizer, *self.loss_optimizers):
             optimizer.zero_grad(set_to_none=True)
-        copy_all(self._kept, self._buffers)
+        put(self._buffers, into=self._kept)
         before: list[tuple[Any, Any]] = []
         statistics = []
-        scaled = False  # whether float16's scaler has seen gradients
+        ok, reason = None, "the gradient is not finite"
         try:
             if not batches:
                 raise NonFinite("the batch holds nothing to contrast with", [])
             for batch in batches:
                 stateful = self.task.stateful(self.loss, batch)
-                before += [(part, part.snapshot(distributed.gather(ids.to(self.device)))) for part, ids in stateful]
+                there = [(part, ids.to(self.device, non_blocking=True)) for part, ids in stateful]
+                before += [(part, part.snapshot(distributed.gather(ids))) for part, ids in there]
                 loss = self.loss_of(batch)
                 statistics.append(self.loss.statistics)
                 self.scaler.scale(loss / len(batches)).backward()
                 if self.micro is not None:
                     self.micro.backward()
-            for optimizer in (self.optimizer, *self.loss_optimizers):
-                self.scaler.unscale_(optimizer)
-            scaled = self.scaler.is_enabled()
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad or float("inf"))
-            reason = (
-                None if bool(torch.isfinite(norm)) else "the gradient is not finite"
-            )  # the step's one wait for the device
-        except NonFinite as error:
+            norm, ok = self._norm()
+        except NonFinite as error:  # on the CPU alone, where the host looks at the embeddings
             reason = str(error)
-        if reason is None:
+        self._undo(before, unless=ok)
+        expected = torch.zeros_like(self._one, dtype=torch.bool)
+        if ok is not None:
             for optimizer in (self.optimizer, *self.loss_optimizers):
-                self.scaler.step(optimizer)
+                step_if(ok, optimizer)
             if self.keys is not None:
-                self.keys.update(self.model, self.step)
-            self._meter(statistics, norm)
-            self.counts["skipped_in_a_row"] = 0
-        else:
-            copy_all(self._buffers, self._kept)
-            if self.micro is not None:
-                self.micro.forget()
-            for module, saved in reversed(before):
-                module.restore(saved)
-            self._skip(reason, batches, scaled)
-        if scaled:
-            self.scaler.update()
+                self.keys.update(self.model, self.step, ok)
+            self._meter(statistics, norm, ok)
+            if self.scaler.is_enabled():
+                expected = self.scaler.scale(self._one) > 1
+                self.scaler.update()
+        taken = torch.zeros_like(expected) if ok is None else ok
+        self.verdicts.add(Verdict(self.step, [b.index for b in batches], reason, taken, expected))
+        if ok is None:
+            self.settle()
         self.step += 1
+
+    def _norm(self) -> tuple[Tensor, Tensor]:
+        """The norm of the model's gradient, which is clipped; and whether it and the gradient of the loss's own are finite."""
+        for optimizer in (self.optimizer, *self.loss_optimizers):
+            self.scaler.unscale_(optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.clip_grad:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
+        return norm, finite(norm, list(self.loss.parameters()))
+
+    def _undo(self, before: list[tuple[Any, Any]], unless: Tensor | None) -> None:
+        """What the forward passes changed, except where `unless`."""
+        put(self._kept, into=self._buffers, unless=unless)
+        if self.micro is not None:
+            self.micro.forget()
+        for module, saved in reversed(before):
+            module.restore(saved, unless)
 
     def loss_of(self, batch: Batch) -> Tensor:
         """One forward pass of what the task makes of a batch, and the loss of the embeddings."""
@@ -157,32 +176,47 @@ class Trainer:
 
     def _key_encoder(self) -> MomentumEncoder:
         options = self.config.loss
-        return MomentumEncoder(self.model, options.key_momentum, options.key_schedule == "cosine", self.total)
+        keys = MomentumEncoder(self.model, options.key_momentum, options.key_schedule == "cosine", self.total)
+        return keys.to(self.device)
 
     def _averages(self) -> list[MovingAverage]:
         return [m for m in self.loss.modules() if isinstance(m, MovingAverage)]
 
-    def _meter(self, statistics: list[dict[str, Tensor]], norm: Tensor) -> None:
+    def _meter(self, statistics: list[dict[str, Tensor]], norm: Tensor, ok: Tensor) -> None:
         rows = [torch.stack([*(s[name] for name in METERS[:-1]), norm]) for s in statistics]
-        self.sums += torch.stack(rows).mean(dim=0)
-        self.weight_max = torch.stack([self.weight_max, *(s["weight_max"] for s in statistics)]).max()
-        self.counts["steps"] += 1
+        self.sums = torch.where(ok, self.sums + torch.stack(rows).mean(dim=0), self.sums)
+        largest = torch.stack([self.weight_max, *(s["weight_max"] for s in statistics)]).max()
+        self.weight_max = torch.where(ok, largest, self.weight_max)
 
-    def _skip(self, reason: str, batches: list[Batch], scaled: bool) -> None:
-        if scaled and self.scaler.get_scale() > 1:
-            return  # float16 overflowed: the scaler lowers its scale and the next step is expected to be fine
-        ids = [int(i) for b in batches for i in distributed.gather(b.index)]
+    def settle(self) -> None:
+        """Learn which steps since the last call were taken, and account for them in their order; all ranks call together.
+
+        Waits for the device, so it is called where the run waits anyway: for a line of metrics, a score, a checkpoint.
+
+        Raises:
+            RunFailed: ten steps in a row were skipped.
+        """
+        for verdict, taken, expected in self.verdicts.settle():
+            if taken:
+                self.counts["steps"] += 1
+                self.counts["skipped_in_a_row"] = 0
+            elif not expected:
+                self._skipped(verdict)
+
+    def _skipped(self, verdict: Verdict) -> None:
+        step, reason = verdict.step + 1, verdict.reason
+        ids = [int(i) for index in verdict.ids for i in distributed.gather(index)]
         self.counts["skipped"] += 1
         self.counts["skipped_in_a_row"] += 1
-        self.log.write("skipped", self.step + 1, self.epoch, {"reason": reason, "ids": ids})
+        self.log.write("skipped", step, verdict.step / self.steps_per_epoch, {"reason": reason, "ids": ids})
         shown = ", ".join(self.manifest.relative(i) for i in ids[:3])
         self.screen.say(
-            f"step {self.step + 1} skipped: {reason} (batch of {len(ids)}, first: {shown}; all ids in metrics.jsonl)"
+            f"step {step} skipped: {reason} (batch of {len(ids)}, first: {shown}; all ids in metrics.jsonl)"
         )
         if self.counts["skipped_in_a_row"] >= SKIPS_IN_A_ROW:
             raise processes.said_once(
                 RunFailed(
-                    f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient, the last at step {self.step + 1}: {reason}; lower --lr "
+                    f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient, the last at step {step}: {reason}; lower --lr "
                     f"(now {self.config.optim.lr:.4g}), add --clip-grad 1, raise --temperature or use --precision fp32"
                 )
             )
@@ -244,7 +278,7 @@ class Trainer:
         self.forward = torch.compile(together) if self.config.run.compile else together
         if self.micro is not None:
             self.micro.forward = self.forward
-        kept = [b.clone() for b in self._buffers]
+        put(self._buffers, into=self._kept)
         side = self.config.data.image_size or 0
         blank = torch.zeros(2, 2, side, side, 3, dtype=torch.uint8)
         inputs = self.task.inputs(
@@ -254,7 +288,7 @@ class Trainer:
             outputs = self.forward(*inputs)
         sum(z.float().sum() for z in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
         self.optimizer.zero_grad(set_to_none=True)
-        copy_all(self._buffers, kept)
+        put(self._kept, into=self._buffers)
 
     def _after_step(self, stop: Callable[[], bool]) -> None:
         options = self.config.run
@@ -291,6 +325,7 @@ class Trainer:
                 self.screen.say(f"skipping {self.manifest.relative(id)}: {reason}")
             self.bad[id] = reason
         processes.on_main(self.write_bad)
+        self.settle()
         if sentence := too_many_bad(self.manifest, self.bad, self.config.data.max_bad):
             raise processes.said_once(RunFailed(sentence))
         return batch.first(count)
@@ -302,6 +337,7 @@ class Trainer:
 
     def write_metrics(self) -> None:
         """One `train` line: means since the last one."""
+        self.settle()
         count = max(1, self.counts["steps"])
         values = dict(zip(METERS, (self.sums / count).tolist(), strict=True)) if self.counts["steps"] else {}
         values |= {
@@ -324,6 +360,7 @@ class Trainer:
 
     def evaluate(self) -> bool:
         """One `eval` line; whether it is the best so far."""
+        self.settle()
         begun = time.monotonic()
         shared = self.task.evaluate(self.model, self.info, self.augment, self.device)
         scores = processes.on_main(lambda: shared)
@@ -339,6 +376,7 @@ class Trainer:
 
     def diagnose(self) -> None:
         """One `diagnosis` line: how far the loss's gradient is from the exact one; nothing of the run's state changes."""
+        self.settle()
         begun = time.monotonic()
         found = processes.on_main(
             lambda: self.task.diagnosis(self.model, self.loss, self.info, self.augment, self.device)
@@ -360,6 +398,7 @@ class Trainer:
 
     def finish(self) -> None:
         """The encoder file, which marks the run as finished."""
+        self.settle()
         processes.on_main(self._write_encoder)
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
@@ -373,8 +412,10 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes in training, of types that `torch.load(weights_only=True)` reads.
 
-        All ranks call together where the loss's state is divided among them; the main one then has it whole.
+        All ranks call together where the loss's state is divided among them; the main one then has it whole. Verdicts on
+        steps are no part of it: they are settled first.
         """
+        self.settle()
         return {
             "version": __version__,
             "step": self.step,
@@ -404,9 +445,9 @@ class Trainer:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         for optimizer, saved in zip(self.loss_optimizers, state["loss_optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_state(optimizer, saved)
         if self.keys is not None:
             self.keys.load_state_dict(state["keys"])
         self.scaler.load_state_dict(state["scaler"])
@@ -431,7 +472,7 @@ class Trainer:
                 "(or the heads differ); --init-from needs the same --model and head"
             ) from None
         if self.keys is not None:
-            self.keys = self._key_encoder().to(self.device)
+            self.keys = self._key_encoder()
             self._buffers = [*self.model.buffers(), *self.keys.buffers()]
         return self.task.carry(source, state["loss"], self.loss)
 
@@ -448,12 +489,6 @@ def too_many_bad(manifest: Manifest | Pairs, bad: dict[int, str], most: float) -
         f"{lost:,} of {total:,} {things} cannot be read, more than --max-bad {most:.1%}, first: {first}; "
         "see `sogclr inspect DATA --decode`, remove them, or raise --max-bad"
     )
-
-
-def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each source into its target; there may be none, in a model without BatchNorm."""
-    if targets:
-        torch._foreach_copy_(targets, sources)
 
 
 class Clock:

@@ -85,9 +85,9 @@ class Recall(nn.Module):
         """What `restore` needs (the estimator and the queue keep their own)."""
         return (self.running.clone(),)
 
-    def restore(self, saved: tuple[Tensor, ...]) -> None:
-        """Undo the update since `snapshot`."""
-        self.running.copy_(saved[0])
+    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
+        """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
+        self.running.copy_(F.either(unless, self.running, saved[0]))
 
 
 class MemoryContrastiveLoss(GlobalContrastiveLoss):

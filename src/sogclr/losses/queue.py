@@ -61,11 +61,12 @@ class EmbeddingQueue(nn.Module):
         slots = self._slots(min(2 * len(index), len(self.ids)))
         return slots, self.keys[slots], self.ids[slots], self.pointer.clone()
 
-    def restore(self, saved: tuple[Tensor, ...]) -> None:
-        """Undo the pushes since `snapshot`."""
+    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
+        """Undo the pushes since `snapshot`, except where `unless`, () bool, is true."""
         slots, keys, ids, pointer = saved
-        self.keys[slots], self.ids[slots] = keys, ids
-        self.pointer.copy_(pointer)
+        self.keys[slots] = F.either(unless, self.keys[slots], keys)
+        self.ids[slots] = F.either(unless, self.ids[slots], ids)
+        self.pointer.copy_(F.either(unless, self.pointer, pointer))
 
     def _slots(self, count: int) -> Tensor:
         return (self.pointer + torch.arange(count, device=self.pointer.device)) % len(self.ids)

@@ -2,7 +2,7 @@
 
 An estimator is called with log ĝ of the batch, (V, B), the anchors' ids, (B,), whether its state may change, and a
 `Contrast`, the rows that ĝ was made of, all without gradient; it returns nu, (V, B). It knows of no towers. To add one,
-write a file with such a module (and, if it has state, `snapshot` and `restore`) and a line in `create`.
+write a file with such a module (and, if it has state, `snapshot` and `restore`, as `MovingAverage`) and a line in `create`.
 """
 
 from __future__ import annotations

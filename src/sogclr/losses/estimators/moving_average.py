@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ... import sharded as shards
 from ...errors import BadInput
-from ..functional import log_mean, merge_duplicates, moving_average
+from ..functional import either, log_mean, merge_duplicates, moving_average
 from .contrast import Contrast
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
@@ -126,11 +126,11 @@ class MovingAverage(nn.Module):
         rows = index if self.part is None else self.part.place(index)
         return rows, self.log_u[rows].clone(), self.step.clone()
 
-    def restore(self, saved: tuple[Tensor, ...]) -> None:
-        """Undo the update since `snapshot`."""
+    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
+        """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
         rows, values, step = saved
-        self.log_u[rows] = values
-        self.step.copy_(step)
+        self.log_u[rows] = either(unless, self.log_u[rows], values)
+        self.step.copy_(either(unless, self.step, step))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, kept_by = state_dict.get(prefix + "log_u"), state_dict.get(prefix + "kept_by")

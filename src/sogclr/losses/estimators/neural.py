@@ -70,10 +70,10 @@ class Neural(nn.Module):
         return self.prototypes.detach().clone(), self.step.clone()
 
     @torch.no_grad()
-    def restore(self, saved: tuple[Tensor, ...]) -> None:
-        """Undo the update since `snapshot`."""
-        self.prototypes.copy_(saved[0])
-        self.step.copy_(saved[1])
+    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
+        """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
+        self.prototypes.copy_(F.either(unless, self.prototypes, saved[0]))
+        self.step.copy_(F.either(unless, self.step, saved[1]))
 
     def extra_repr(self) -> str:
         m, d = self.prototypes.shape

@@ -1,0 +1,101 @@
+"""What happens only where `ok` is true, a () bool of which the device knows and for which nobody waits.
+
+A step with a gradient that is not finite must change nothing. To ask whether it is would make the host wait for the
+device in every step; so the device itself keeps what there was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_FUSED = ("cpu", "cuda")  # where torch's fused optimizers heed `found_inf`
+
+
+def fused(parameters: Sequence[nn.Parameter]) -> bool | None:
+    """What an optimizer of torch's is given as `fused`: True where its kernels can leave a step out by themselves."""
+    return all(p.device.type in _FUSED for p in parameters) or None
+
+
+@torch.no_grad()
+def put(values: Sequence[Tensor], into: Sequence[Tensor], unless: Tensor | None = None) -> None:
+    """Copy each of `values` into a tensor of its shape.
+
+    Args:
+        unless: () bool, where the tensors stay as they are; None copies always.
+    """
+    if unless is None:
+        if into:
+            torch._foreach_copy_(list(into), list(values))
+        return
+    for tensor, value in zip(into, values, strict=True):
+        torch.where(unless.to(tensor.device), tensor, value, out=tensor)  # Adam, not fused, counts on the host
+
+
+@torch.no_grad()
+def step_if(ok: Tensor, optimizer: Optimizer) -> None:
+    """`optimizer.step()` where `ok`; elsewhere parameters and state stay as they are, bit for bit.
+
+    Fused optimizers of torch leave the step out themselves, as `GradScaler` has them do. Of others the parameters and
+    the state are copied before and put back; state that the step makes becomes zero. Sparse gradients, of parameters
+    without momentum and decay, become zero.
+
+    Args:
+        ok: () bool, on the parameters' device.
+    """
+    _begin_momentum(optimizer)
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        return
+    dense = []
+    for parameter in _with_gradient(optimizer):
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad._values().masked_fill_(~ok, 0.0)
+        else:
+            dense.append(parameter)
+    before = [*dense, *_state(optimizer, dense)]
+    kept = [torch.empty_like(value) for value in before]
+    put(before, into=kept)
+    optimizer.step()
+    known = {id(value) for value in before}
+    made = [value for value in _state(optimizer, dense) if id(value) not in known]
+    put([*kept, *map(torch.zeros_like, made)], into=[*before, *made], unless=ok)
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict(state)`, fused as the optimizer is and not as the one was that the state is of."""
+    groups = [
+        group | ({"fused": own["fused"]} if "fused" in own else {})
+        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+
+
+def finite(norm: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """() bool: whether a gradient's `norm` is, and the gradients of further `parameters`, dense or sparse, are."""
+    gradients = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.isfinite(norm)
+    return torch.isfinite(norm) & torch.isfinite(nn.utils.get_total_norm(gradients))
+
+
+def _with_gradient(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [v for p in parameters for v in optimizer.state[p].values() if isinstance(v, Tensor)]
+
+
+def _begin_momentum(optimizer: Optimizer) -> None:
+    """Zeros, from which the first step is what it would be without. Made in a step left out it would be uninitialised."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if group.get("momentum") and p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
