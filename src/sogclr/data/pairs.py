@@ -142,6 +142,10 @@ class Pairs:
         """Where the bytes of a pair's image are."""
         return self.images.file(int(self.image_ids[int(id)]))
 
+    def image_of(self, ids: Any) -> Any:
+        """The image ids of pairs, one or an array."""
+        return self.image_ids[ids]
+
     def caption(self, text_id: int) -> str:
         """A caption by its text id."""
         return self.captions[int(text_id)].as_py()
