@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadImage, BadInput
-from .images import IMAGE_SUFFIXES
+from .images import EMPTY, IMAGE_SUFFIXES
 
 _FLUSH_EVERY = 1 << 16
-EMPTY = "is empty (0 bytes)"
 _SUFFIXES_SHOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF: " + " ".join(sorted(IMAGE_SUFFIXES))
 
 

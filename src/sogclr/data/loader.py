@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadImage, RunFailed
 from .decoded import DecodedImages
-from .images import background_colour, central_box, opened, resized_crop
+from .images import background_colour, central_box, opened, quiet, resized_crop
 from .manifest import Manifest
 from .pairs import Pairs
 from .recipe import Recipe
@@ -105,16 +105,18 @@ class _Crops(Dataset[Batch]):
         crops = np.empty((self.crop.views, len(ids), self.size, self.size, 3), dtype=np.uint8)
         bad: list[tuple[int, str]] = []
         good: list[int] = []
-        for row, id in enumerate(ids.tolist()):
-            try:
-                image, width, height, boxes = self._read(request.epoch, id, expected[row])
-                boxes = boxes * ([image.width / width, image.height / height] * 2)
-                for v, box in enumerate(boxes.tolist()):
-                    crops[v, len(good)] = resized_crop(image, tuple(box), self.size)
-            except BadImage as error:
-                bad.append((id, str(error)))
-            else:
-                good.append(id)
+        with quiet:  # here as well, for it costs less where it is on already than once an image
+            for row, id in enumerate(ids.tolist()):
+                try:
+                    image, width, height, boxes = self._read(request.epoch, id, expected[row])
+                    if image.size != (width, height):
+                        boxes = boxes * ([image.width / width, image.height / height] * 2)
+                    for v, box in enumerate(boxes.tolist()):
+                        crops[v, len(good)] = resized_crop(image, tuple(box), self.size)
+                except BadImage as error:
+                    bad.append((id, str(error)))
+                else:
+                    good.append(id)
         index = torch.tensor(good, dtype=torch.int64)
         whole = torch.from_numpy(crops)
         return Batch(request.step, request.epoch, index, whole[:, : len(good)].contiguous() if bad else whole, bad)

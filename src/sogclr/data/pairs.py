@@ -21,7 +21,8 @@ from ..errors import BadInput
 from ..files import replacing
 from .distinct import distinct, give_back
 from .headers import check_headers
-from .listing import EMPTY, Listing, relative_to, text_bytes
+from .images import EMPTY
+from .listing import Listing, relative_to, text_bytes
 from .manifest import CHECK_AT_MOST, Difference, Manifest
 from .manifest_file import saved_root
 from .shards import find_shards, read_shards
