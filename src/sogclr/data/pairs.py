@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from ..errors import BadInput
 from ..files import replacing
-from .distinct import distinct, give_back
 from .headers import check_headers
 from .images import EMPTY
 from .listing import Listing, relative_to, text_bytes
@@ -27,6 +26,7 @@ from .manifest import CHECK_AT_MOST, Difference, Manifest
 from .manifest_file import saved_root
 from .shards import find_shards, read_shards
 from .tables import SUFFIXES, Rows, read_rows
+from .text_columns import column_of, distinct, give_back
 
 Progress = Callable[[int, int], None]
 _BLOCK = 1 << 16
@@ -251,7 +251,7 @@ def _check_any(source: Path, rows: Rows) -> None:
 def _normalise(blocks: list[pa.LargeStringArray], root: str) -> None:
     """Paths as they are stored, in place: only the current block is made of Python objects."""
     for k, block in enumerate(blocks):
-        blocks[k] = pa.array([relative_to(name, root) for name in block.to_pylist()], pa.large_string())
+        blocks[k] = column_of([relative_to(name, root) for name in block.to_pylist()])
 
 
 def _listing_of(names: pa.LargeStringArray, root: Path) -> Listing:

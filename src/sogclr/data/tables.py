@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ..errors import BadInput
 from .images import IMAGE_SUFFIXES
+from .text_columns import column_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "file", "path", "img")
@@ -71,7 +72,7 @@ class PairRows:
 
     def _flush(self) -> None:
         for block, column in zip(self._blocks, (self._images, self._captions), strict=True):
-            block.append(pa.array(column, type=pa.large_string()))
+            block.append(column_of(column))
             column.clear()
 
     def finished(self) -> Rows:

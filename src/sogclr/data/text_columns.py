@@ -1,4 +1,4 @@
-"""The different texts of a column of many millions, and which of them each row is."""
+"""Columns of many millions of texts, in little more memory than the texts take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _BLOCK = 1 << 16
+
+
+def column_of(texts: list[str]) -> pa.LargeStringArray:
+    """A column without the room to grow that Arrow leaves when it builds one, up to half of it; a copy has none."""
+    return pa.concat_arrays([pa.array(texts, pa.large_string())])
 
 
 def distinct(blocks: list[pa.LargeStringArray]) -> tuple[pa.LargeStringArray, np.ndarray]:
