@@ -130,7 +130,7 @@ def main() -> None:
     if options.measure:
         measure(options.measure[0], Path(options.measure[1]))
         return
-    n, lines = options.pairs, []
+    n, lines, load = options.pairs, [], os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="listing-pairs-") as name:
         print(f"making {n:,} files ...", flush=True)
         make(Path(name), n)
@@ -146,8 +146,11 @@ def main() -> None:
         f"# Listing {n:,} image-caption pairs\n\n"
         f"`python benchmarks/listing_pairs.py --pairs {n} --tables {' '.join(options.tables)}` on {os.cpu_count()} CPU cores; every pair has an image and a caption "
         f"of its own. The tables are {sizes[0]:,.0f} MiB as CSV and {sizes[1]:,.0f} MiB as Parquet; the folders are warm in the "
-        "file system's cache; headers are not read.\n\n" + "\n".join(table(lines, n)) + "\n\n"
-        f"Rows become columns of Arrow as they are read, {BLOCK:,} at a time; no list of all names or captions is ever made. The "
+        f"file system's cache; headers are not read. The load average before the run was {load:.1f}: seconds are of a machine "
+        "shared with other programs as far as that is above 0.\n\n" + "\n".join(table(lines, n)) + "\n\n"
+        f"Rows become columns of Arrow as they are read, {BLOCK:,} at a time; no list of all names or captions is ever "
+        "made. Equal ones are found by sorting, one column after the other: at the peak the captions are there twice, as they came "
+        "and sorted. The "
         f"run's copy ({saved:,.0f} MiB of images, pairs and captions beside the images' manifest in Parquet) is mapped into "
         "memory, not read; taking its fingerprints touches all of it once. "
         "The last column is memory that no file stands behind: the rest can be dropped and read again.\n"

@@ -1,17 +1,23 @@
 """Decoded images in one file: the same views, found by themselves, never of other files, whole or not at all."""
 
+import io
+import json
 import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from digits import SMALL, environment, sogclr, write_digits
+from captioned import PAIRS, write_pairs
+from digits import SMALL, environment, sogclr, words, write_digits
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
 
@@ -22,8 +28,10 @@ from sogclr.data.decoded import DecodedImages, decoded_file, find_decoded, write
 from sogclr.data.images import decode
 from sogclr.data.loader import training_loader
 from sogclr.data.manifest import Manifest
+from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.errors import BadInput
+from sogclr.run_folder import RunFolder
 from sogclr.screen import Screen
 
 
@@ -142,6 +150,65 @@ def test_no_room_is_said_before_anything_is_written(folder, monkeypatch):
     assert list(decoded_file(scan(folder)).parent.iterdir()) == []
 
 
+# ----------------------------------------------------------------------------------------------------------- of pairs
+def write_table(folder, kind):
+    """Two captions for each image of the folder, as a table or as a tar shard; what DATA is."""
+    names = sorted(p.name for p in folder.iterdir())
+    rows = [(name, f"{what} {name}") for what in ("first", "second") for name in names]
+    path = folder / f"pairs.{kind}"
+    if kind == "csv":
+        path.write_text("".join(f"{image},{caption}\n" for image, caption in [("image", "caption"), *rows]))
+    elif kind == "jsonl":
+        path.write_text(
+            "".join(json.dumps({"image": i, "caption": [f"first {i}", f"second {i}"]}) + "\n" for i in names)
+        )
+    elif kind == "parquet":
+        pq.write_table(pa.table({"image": [i for i, _ in rows], "caption": [c for _, c in rows]}), path)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name in names:
+                tar.add(folder / name, name)
+                text = json.dumps({"captions": [f"first {name}", f"second {name}"]}).encode()
+                member = tarfile.TarInfo(name.rpartition(".")[0] + ".json")
+                member.size = len(text)
+                tar.addfile(member, io.BytesIO(text))
+                (folder / name).unlink()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "tar"])
+def test_pairs_give_the_very_views_from_one_copy_of_an_image(folder, kind):
+    pairs = Pairs.scan(write_table(folder, kind))
+    assert (len(pairs), len(pairs.images)) == (36, 18)
+    decoded, bad = write_decoded(pairs.images, threads=2)
+    assert [pairs.images.relative(id) for id, _ in bad] == [pairs.images.relative(17)]  # x.jpg, the last of them
+    assert decoded.describe().startswith("17 decoded images")
+    pixels = 3 * int((pairs.images.widths.astype(int) * pairs.images.heights)[:17].sum())
+    assert 0 < decoded.path.stat().st_size - pixels < 4096  # the index and its head
+    with_them = take(pairs, decoded, workers=2, views=1)
+    for a, b in zip(with_them, take(pairs, views=1), strict=True):
+        assert a.bad == b.bad
+        assert torch.equal(a.index, b.index)
+        assert torch.equal(a.crops, b.crops)
+    assert {pairs.image_ids[id] for batch in with_them for id, _ in batch.bad} == {17}
+    shutil.rmtree(folder)
+    for a, b in zip(with_them, take(pairs, decoded, views=1), strict=True):
+        assert torch.equal(a.crops, b.crops)
+
+
+def test_other_captions_leave_them_and_other_images_do_not(folder):
+    table = write_table(folder, "csv")
+    write_decoded(Pairs.scan(table).images)
+    table.write_text(table.read_text().replace("first", "another"))
+    assert find_decoded(Pairs.scan(table).images, "white")[0] is not None
+    stamp = (folder / "a.png").stat().st_mtime_ns + 10**9
+    os.utime(folder / "a.png", ns=(stamp, stamp))
+    assert "are of other files than" in find_decoded(Pairs.scan(table).images, "white")[1]
+    write_decoded(Pairs.scan(table).images)
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if "b.png" not in line))
+    assert "are of other files than" in find_decoded(Pairs.scan(table).images, "white")[1]
+
+
 # ------------------------------------------------------------------------------------------------------------ the runs
 RUN = SMALL | {"epochs": 4, "save_every": 4}
 
@@ -156,8 +223,8 @@ def weights(run):
     return load_checkpoint(run.latest_checkpoint())["model"]
 
 
-def make(data, side=0):
-    return workflow.cache(data, side=side, screen=Screen(quiet=True))
+def make(data, side=0, **options):
+    return workflow.cache(data, side=side, screen=Screen(quiet=True), **options)
 
 
 def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
@@ -187,6 +254,41 @@ def test_resumed_bit_for_bit_with_them_and_not_without(data, tmp_path):
     package.resume(part.path, quiet=True)
     for key, value in weights(whole).items():
         assert torch.equal(value, weights(part)[key])
+
+
+OF_PAIRS = PAIRS | {"epochs": 2, "batch_size": 16, "save_every": 4, "caption_column": "said"}
+
+
+def test_a_run_on_pairs_finds_them_and_is_the_same_run(tmp_path, monkeypatch):
+    """With an image that cannot be read and a column that must be named."""
+    monkeypatch.setenv("SOGCLR_CACHE", str(tmp_path / "cache"))
+    data = write_pairs(tmp_path / "digits")
+    data.write_text(data.read_text().replace("image,caption", "image,said"))
+    damaged = sorted(data.parent.rglob("*.png"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-30])  # its header is whole
+    options = OF_PAIRS | {"max_bad": 0.1}
+    plain = package.train(data, tmp_path / "plain", quiet=True, **options)
+    with pytest.raises(BadInput, match="name one with --caption-column"):
+        make(data)
+    shown = sogclr("cache", data, "--caption-column", "said", check=0).stdout
+    assert "39 decoded images, at full size, from" in shown
+    assert f"1 could not be decoded, first: {damaged.relative_to(data.parent)}" in shown
+    shown = sogclr("train", data, "--out", tmp_path / "cached", *words(options), check=0).stderr
+    assert "cache     39 decoded images, at full size, from" in shown
+    cached = RunFolder(tmp_path / "cached")
+    assert (plain.config().data.cache, cached.config().data.cache) == ("none", "full")
+    assert plain.bad_file.read_text() == cached.bad_file.read_text() != ""
+    for key, value in weights(plain).items():
+        assert torch.equal(value, weights(cached)[key])
+    cached.encoder_file.unlink()
+    cached.latest_checkpoint().unlink()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(BadInput, match="run `sogclr cache"):
+        package.resume(cached.path, quiet=True)
+    make(data, caption_column="said")
+    package.resume(cached.path, quiet=True)
+    for key, value in weights(plain).items():
+        assert torch.equal(value, weights(cached)[key])
 
 
 def test_what_cannot_be(data, tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 from sogclr.data import images, loader
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
+from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES, Recipe
 from sogclr.data.views import CROP_SLOTS, crop_boxes, uniforms
 from sogclr.errors import BadInput
@@ -158,6 +159,10 @@ def test_small_sets_are_decoded_once(tmp_path, monkeypatch):
     opened.clear()
     take(found, count=4, batch_size=4, size=8)  # 24 x 16 images may be decoded smaller for 8-pixel crops: not kept
     assert len(opened) == 16
+    (tmp_path / "p.csv").write_text("".join(f"{k}.png,{what} {k}\n" for k in range(8) for what in ("a", "the", "my")))
+    opened.clear()
+    take(Pairs.scan(tmp_path / "p.csv"), count=12, batch_size=4)
+    assert len(opened) == 8  # 24 pairs
 
 
 def test_the_global_generators_are_neither_used_nor_asked(manifest):

@@ -251,17 +251,25 @@ class Cache(Command):
     """Decode all images once into one file of the cache folder, which `sogclr train` then reads instead: epochs at memory speed."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """Images, as for `sogclr train`: a folder (its train/ part, if it has one) or a .txt list."""
+    """As for `sogclr train`: a folder of images (its train/ part, if it has one), a .txt list, a table of pairs, or tar shards."""
     side: int = 0
     """Longer shorter sides are made this many pixels, for want of room on the disk; 0 keeps full size. Give 2 to 4 times the size of the views."""
     background: str = "white"
     """What transparent pixels are laid on, as for `sogclr train`."""
+    image_column: str | None = None
+    """Column of the images' paths in a table of pairs; found by its name when left out."""
+    caption_column: str | None = None
+    """Column of the captions."""
 
     def run(self) -> None:
         from .workflow import cache
 
         with Screen() as screen:
-            print(cache(self.data, side=self.side, background=self.background, screen=screen))
+            line = cache(
+                self.data, side=self.side, background=self.background, image_column=self.image_column,
+                caption_column=self.caption_column, screen=screen,
+            )  # fmt: skip
+        print(line)
 
 
 @dataclass(frozen=True)

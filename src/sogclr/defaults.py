@@ -182,19 +182,13 @@ def resolve_loss(loss: LossConfig, batch: int, pairs: bool) -> LossConfig:
 
 
 def choose_cache(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[str, list[str]]:
-    """Whether decoded images are read: `none`, `full` or their side; and a line about it.
-
-    Raises:
-        BadInput: they are asked for, and DATA holds pairs.
-    """
+    """Whether decoded images are read: `none`, `full` or their side; and a line about it."""
     asked = config.data.cache
-    if isinstance(manifest, Pairs):
-        if asked not in ("auto", "none"):
-            raise BadInput(f"--cache {asked} is for images alone and {config.data.data} holds pairs; leave it out")
-        return "none", []
     if asked != "auto":
         return asked, []
-    images, reason = find_decoded(manifest, config.data.background)
+    if config.pairs.image_rate == 0:
+        return "none", []  # the features of a frozen image tower are looked up
+    images, reason = find_decoded(manifest.images, config.data.background)
     if images is None:
         return "none", [f"cache     {reason}"] if reason else []
     return images.kind, [f"cache     {images.describe()}"]

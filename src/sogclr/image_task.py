@@ -30,8 +30,7 @@ class ImageTask:
 
     def __init__(self, config: TrainConfig, run: RunFolder, manifest: Manifest, labels: Labels | None) -> None:
         self.config, self.run, self.manifest = config, run, manifest
-        kind, background = config.data.cache, config.data.background
-        self.decoded = None if kind in ("auto", "none") else require_decoded(manifest, background, kind)
+        self.decoded = require_decoded(manifest, config.data.background, config.data.cache)
         self.online = OnlineEvaluation(config, manifest, labels)
         self.diagnosis = OnlineDiagnosis(config, manifest)
 

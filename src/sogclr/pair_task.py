@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import processes
 from .config import TrainConfig
+from .data.decoded import require_decoded
 from .data.loader import Batch, training_loader
 from .data.pairs import Pairs
 from .data.recipe import Recipe
@@ -45,6 +46,7 @@ class PairTask:
         self.config, self.run, self.pairs = config, run, pairs
         self.image_frozen, self.text_frozen = config.pairs.image_rate == 0, config.pairs.text_rate == 0
         self._check_frozen()
+        self.decoded = require_decoded(pairs.images, config.data.background, config.data.cache)
         self.text = self._text_setup()
         self._images: np.ndarray | None = None
         self._texts: np.ndarray | None = None
@@ -135,7 +137,7 @@ class PairTask:
         return training_loader(
             self.pairs, self.pairs.usable, recipe, data.image_size or 0, run.batch_size, run.seed,
             start_step=start_step, workers=data.workers or 0, views=1, background=data.background, pin_memory=pin_memory,
-            part=processes.part(),
+            part=processes.part(), decoded=self.decoded,
         )  # fmt: skip
 
     def contrasts(self, batch: Batch) -> bool:

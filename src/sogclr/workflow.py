@@ -74,7 +74,7 @@ def start(config: TrainConfig, screen: Screen) -> RunFolder:
 def _begin(config: TrainConfig, run: RunFolder, screen: Screen, held: ExitStack) -> Trainer:
     """A run's folder with its first checkpoint; `held` keeps the claim on it."""
     run.check_free()
-    manifest = scan(config, screen)
+    manifest = scan(config.data.data, screen, config.pairs.image_column, config.pairs.caption_column)
     labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
     if sentence := too_many_bad(manifest, dict(manifest.bad), config.data.max_bad):
         raise BadInput(sentence)
@@ -162,40 +162,36 @@ def _take_up(
     return trainer
 
 
-def scan(config: TrainConfig, screen: Screen) -> Manifest | Pairs:
+def scan(
+    data: str | os.PathLike[str], screen: Screen, image_column: str | None = None, caption_column: str | None = None
+) -> Manifest | Pairs:
     """What to train on: the pairs of DATA; or its images, or those of its `train/` part."""
-    data = config.data.data
+    progress = screen.progress("checking images")
     if holds_pairs(data):
-        options, progress = config.pairs, screen.progress("checking images")
-        return Pairs.scan(
-            data, image_column=options.image_column, caption_column=options.caption_column, progress=progress
-        )
-    return _training_part(Manifest.scan(data, progress=screen.progress("checking images")), data, screen)
-
-
-def _training_part(manifest: Manifest, data: str | os.PathLike[str], screen: Screen) -> Manifest:
+        return Pairs.scan(data, image_column=image_column, caption_column=caption_column, progress=progress)
+    manifest = Manifest.scan(data, progress=progress)
     part = manifest.part(TRAIN_PARTS) if Path(data).is_dir() else None
     if part is not None:
         screen.say(f"training on {part.root} (the rest of {data} is left for evaluation)")
     return part or manifest
 
 
-def cache(data: str | os.PathLike[str], *, side: int = 0, background: str = "white", screen: Screen) -> str:
-    """Decode the images of DATA, or of its `train/` part, into a file that `train` finds; a line about it.
+def cache(
+    data: str | os.PathLike[str], *, side: int = 0, background: str = "white", image_column: str | None = None,
+    caption_column: str | None = None, screen: Screen,
+) -> str:  # fmt: skip
+    """Decode the images that `train` would read of DATA, each once, into a file that it finds; a line about it.
 
     Args:
         side: images whose shorter side is longer are made smaller, to this many pixels; 0 keeps full size.
+        image_column, caption_column: of a table of pairs; found by the usual names when left out.
 
     Raises:
-        BadInput: `data` holds pairs, `side` or `background` cannot be, or the disk is too small.
+        BadInput: `data` cannot be read, `side` or `background` cannot be, or the disk is too small.
     """
     if side < 0:
         raise BadInput(f"--side must be 0 (full size) or more and was {side}")
-    if holds_pairs(data):
-        raise BadInput(
-            f"{data} holds image-caption pairs, whose images are read as they are; give a folder or a .txt list"
-        )
-    manifest = _training_part(Manifest.scan(data, progress=screen.progress("checking images")), data, screen)
+    manifest = scan(data, screen, image_column, caption_column).images
     images, bad = write_decoded(manifest, side, background, cores(), screen.progress("decoding"))
     left_out = (
         f"; {len(bad):,} could not be decoded, first: {manifest.relative(bad[0][0])} ({bad[0][1]})" if bad else ""
@@ -231,8 +227,7 @@ def _start_from(trainer: Trainer, path: str, manifest: Manifest | Pairs) -> str:
     if newest is None:
         raise BadInput(f"{path} has no checkpoint to start from; give --init-from a run that has trained")
     carried = trainer.start_from(source, load_checkpoint(newest))
-    images = manifest.images if isinstance(manifest, Pairs) else manifest
-    difference = source.manifest().difference(images)
+    difference = source.manifest().difference(manifest.images)
     return f"starts    from {newest} with {carried:,} normalizers; " + (
         difference.describe() if difference else "the same images"
     )

@@ -4,6 +4,7 @@ The file holds the images' bytes one after another (uint8, height x width x 3), 
 and a mark. It is written under a temporary name and renamed when whole, so that a killed command leaves no half of one.
 It belongs to the files that it was made from: their fingerprint and modification times, and the background that
 transparent pixels were laid on, stand in it. What could not be decoded is left out, and read the ordinary way.
+Of pairs it holds the different images, each once, by their image ids.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class DecodedImages:
     def unfit(self, manifest: Manifest, background: str) -> str | None:
         """Why these are not the images of `manifest`; None where they are."""
         if self.head["fingerprint"] != manifest.fingerprint or self.head["mtimes"] != _digest(manifest.mtimes):
-            return f"the decoded images in {self.path} are of other files than {manifest.root} holds now"
+            return f"the decoded images in {self.path} are of other files than {manifest.source} has now"
         if self.head["background"] != list(background_colour(background)):
             return f"the decoded images in {self.path} were made with another --background than {background}"
         return None
@@ -90,7 +91,7 @@ class DecodedImages:
 
 
 def decoded_file(manifest: Manifest) -> Path:
-    """Where the decoded images of this folder are kept: one file a folder, in the cache folder."""
+    """Where the decoded images of this source are kept: one file a folder, list or table, in the cache folder."""
     where = hashlib.sha256(os.fsencode(manifest.root / manifest.source.name)).hexdigest()[:16]
     return cache_folder() / "decoded" / f"{manifest.root.name or 'images'}-{where}.pixels"
 
@@ -109,15 +110,17 @@ def find_decoded(manifest: Manifest, background: str) -> tuple[DecodedImages | N
     return images, None
 
 
-def require_decoded(manifest: Manifest, background: str, kind: str) -> DecodedImages:
-    """The decoded images that a run asks for, or was started with.
+def require_decoded(manifest: Manifest, background: str, kind: str) -> DecodedImages | None:
+    """The decoded images that a run asks for, or was started with; None where these are none.
 
     Args:
-        kind: `full`, or the side.
+        kind: `full`, or the side; or `none`, or `auto` where nothing was chosen.
 
     Raises:
         BadInput: there are none, or they are of other files or another side.
     """
+    if kind in ("none", "auto"):
+        return None
     images, reason = find_decoded(manifest, background)
     if images is not None and images.kind == kind:
         return images
@@ -125,7 +128,7 @@ def require_decoded(manifest: Manifest, background: str, kind: str) -> DecodedIm
         reason = f"the decoded images in {images.path} are of --side {images.head['side']}"
     side = "0" if kind == "full" else kind
     raise BadInput(
-        f"{reason or f'there are no decoded images of {manifest.root}'}, and --cache {kind} is to be read; "
+        f"{reason or f'there are no decoded images of {manifest.source}'}, and --cache {kind} is to be read; "
         f"run `sogclr cache {manifest.source} --side {side}`, or start a run with --cache none"
     )
 

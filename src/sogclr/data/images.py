@@ -18,6 +18,7 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 from ..errors import BadImage, BadInput
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+EMPTY = "is empty (0 bytes)"
 
 # What Pillow may try. A closed list: some of its other plugins start programs (EPS) or fetch stubs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -259,7 +260,7 @@ def _bomb(width: int | None, height: int | None, limit: int | None) -> str:
 def _unidentified(path: ImageFile) -> str:
     size = os.path.getsize(path) if isinstance(path, str | os.PathLike) else path.seek(0, os.SEEK_END)
     if size == 0:
-        return "is empty (0 bytes)"
+        return EMPTY
     return "is no JPEG, PNG, WebP, BMP, GIF or TIFF image, or its header is damaged"
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadImage, BadInput
-from .images import IMAGE_SUFFIXES
+from .images import EMPTY, IMAGE_SUFFIXES
 
 _FLUSH_EVERY = 1 << 16
 _SUFFIXES_SHOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF: " + " ".join(sorted(IMAGE_SUFFIXES))
@@ -80,7 +80,7 @@ class Columns:
     def add(self, relative: str, size: int, mtime: int, reason: str | None = None, offset: int = -1) -> None:
         names, sizes, mtimes, offsets = self._block
         if reason is None and size == 0:
-            reason = "is empty (0 bytes)"
+            reason = EMPTY
         if not relative.isascii():
             shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             if shown != relative:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadImage, RunFailed
 from .decoded import DecodedImages
-from .images import background_colour, central_box, opened, resized_crop
+from .images import background_colour, central_box, opened, quiet, resized_crop
 from .manifest import Manifest
 from .pairs import Pairs
 from .recipe import Recipe
@@ -73,7 +73,10 @@ class _CentralCrop:
 
 
 class _Crops(Dataset[Batch]):
-    """Request -> Batch. Lives in each worker; keeps decoded images when all of them together are small."""
+    """Request -> Batch. Lives in each worker; keeps decoded images when all of them together are small.
+
+    Decoded images are kept, and taken from `decoded`, by their image id: pairs with an image in common have one.
+    """
 
     def __init__(
         self,
@@ -87,7 +90,9 @@ class _Crops(Dataset[Batch]):
     ) -> None:
         self.decoded = decoded
         self.manifest, self.crop, self.size, self.background = manifest, crop, size, background
-        widths, heights = manifest.widths[ids].astype(np.int64), manifest.heights[ids].astype(np.int64)
+        read = np.zeros(len(manifest.images), bool)
+        read[manifest.image_of(ids)] = True
+        widths, heights = (v[read].astype(np.int64) for v in (manifest.images.widths, manifest.images.heights))
         # Only images that are never decoded smaller than they are, so that keeping them changes no pixel.
         small = len(ids) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
         self._keep = bool(decoded is None and small and 3 * int((widths * heights).sum()) <= cache_bytes)
@@ -100,26 +105,29 @@ class _Crops(Dataset[Batch]):
         crops = np.empty((self.crop.views, len(ids), self.size, self.size, 3), dtype=np.uint8)
         bad: list[tuple[int, str]] = []
         good: list[int] = []
-        for row, id in enumerate(ids.tolist()):
-            try:
-                image, width, height, boxes = self._read(request.epoch, id, expected[row])
-                boxes = boxes * ([image.width / width, image.height / height] * 2)
-                for v, box in enumerate(boxes.tolist()):
-                    crops[v, len(good)] = resized_crop(image, tuple(box), self.size)
-            except BadImage as error:
-                bad.append((id, str(error)))
-            else:
-                good.append(id)
+        with quiet:  # here as well, for it costs less where it is on already than once an image
+            for row, id in enumerate(ids.tolist()):
+                try:
+                    image, width, height, boxes = self._read(request.epoch, id, expected[row])
+                    if image.size != (width, height):
+                        boxes = boxes * ([image.width / width, image.height / height] * 2)
+                    for v, box in enumerate(boxes.tolist()):
+                        crops[v, len(good)] = resized_crop(image, tuple(box), self.size)
+                except BadImage as error:
+                    bad.append((id, str(error)))
+                else:
+                    good.append(id)
         index = torch.tensor(good, dtype=torch.int64)
         whole = torch.from_numpy(crops)
         return Batch(request.step, request.epoch, index, whole[:, : len(good)].contiguous() if bad else whole, bad)
 
     def _read(self, epoch: int, id: int, expected: np.ndarray) -> tuple[Image.Image, int, int, np.ndarray]:
         """The image, perhaps decoded smaller; its full width and height; the boxes (V, 4) at full size."""
-        if id in self._kept:
-            image = self._kept[id]
+        image_id = int(self.manifest.image_of(id))
+        if image_id in self._kept:
+            image = self._kept[image_id]
             return image, image.width, image.height, expected
-        if self.decoded is not None and (found := self.decoded.get(id)) is not None:
+        if self.decoded is not None and (found := self.decoded.get(image_id)) is not None:
             image, width, height = found
             return image, width, height, self._boxes(epoch, id, width, height, expected)
         with opened(self.manifest.file(id)) as file:
@@ -127,7 +135,7 @@ class _Crops(Dataset[Batch]):
             boxes = self._boxes(epoch, id, width, height, expected)
             image = file.pixels(self.background, largest_shrink(boxes, self.size))
         if self._keep and boxes is expected:
-            self._kept[id] = image
+            self._kept[image_id] = image
         return image, width, height, boxes
 
     def _boxes(self, epoch: int, id: int, width: int, height: int, expected: np.ndarray) -> np.ndarray:
@@ -238,7 +246,7 @@ def training_loader(
         background: what transparent pixels are laid on.
         pin_memory: page-locked batches, for copies to a GPU that do not block.
         part: (k, parts): only the k-th of so many equal parts of each batch is read.
-        decoded: where images are taken from instead of their files, as far as it has them.
+        decoded: of `manifest.images`: where images are taken from instead of their files, as far as it has them.
 
     Raises:
         BadInput: fewer ids than a batch, a batch of 1, no such colour.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -144,6 +144,16 @@ class Manifest:
             BadImage: the shard is gone.
         """
         return file_at(self.root, self.relative(id), self.offsets, self.sizes, int(id))
+
+    # --------------------------------------------------------------------- as `Pairs`, whose ids are not those of images
+    @property
+    def images(self) -> Manifest:
+        """Itself."""
+        return self
+
+    def image_of(self, ids: Any) -> Any:
+        """The ids of the images of `ids`, one or an array: the same."""
+        return ids
 
     # ------------------------------------------------------------------------------------------------------ all images
     @property

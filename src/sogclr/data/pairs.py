@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +20,13 @@ import pyarrow.compute as pc
 from ..errors import BadInput
 from ..files import replacing
 from .headers import check_headers
-from .listing import Columns, Listing, relative_to, text_bytes
+from .images import EMPTY
+from .listing import Listing, relative_to, text_bytes
 from .manifest import CHECK_AT_MOST, Difference, Manifest
 from .manifest_file import saved_root
 from .shards import find_shards, read_shards
 from .tables import SUFFIXES, Rows, read_rows
+from .text_columns import column_of, distinct, give_back
 
 Progress = Callable[[int, int], None]
 _BLOCK = 1 << 16
@@ -86,49 +88,32 @@ class Pairs:
         place = Path(os.path.abspath(source))
         if place.suffix.lower() in SUFFIXES:
             root, rows = place.parent, read_rows(place, image_column, caption_column)
-            listing = _listing_of(rows, root)
-            _give_back()
+            _check_any(source, rows)
+            captions, text_ids = distinct(rows.caption)
+            _normalise(rows.image, str(root))
+            names, image_ids = distinct(rows.image)
+            listing = _listing_of(names, root)
         else:
             shards = find_shards(str(place))
             if not shards:
                 raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
             root = place if place.is_dir() else Path(os.path.commonpath([p.parent for p in shards]))
             listing, rows = read_shards(shards, root)
-        if not len(rows.image):
-            first = f" (first: {rows.rejected[0][0]} {rows.rejected[0][1]})" if rows.rejected else ""
-            raise BadInput(f"{source} holds no pair of an image and a caption{first}; give one with both")
+            _check_any(source, rows)
+            captions, text_ids = distinct(rows.caption)
+            names, places = distinct(rows.image)
+            image_ids = pc.index_in(names, value_set=listing.relative).to_numpy().astype(np.int64)[places]
         checked = None
         if check is not False:
             at_most = CHECK_AT_MOST if check is None else None
             checked = check_headers(root, listing, at_most=at_most, progress=progress)
-        return cls._of_rows(Manifest(root, source, listing, checked), rows)
-
-    @classmethod
-    def _of_rows(cls, images: Manifest, rows: Rows) -> Pairs:
-        """Column after column, each let go of as soon as it is used: at 10 million pairs a column is 1 GB."""
-        names, codes = _encoded(rows.image)
-        rows.image = rows.image.slice(0, 0)
-        _give_back()
-        if images.offsets is None:
-            names = _normalised(names, str(images.root))
-        where = pc.index_in(names, value_set=images.names).to_numpy()
-        del names
-        _give_back()
-        key = where[codes].astype(np.int64)
-        captions, codes = _encoded(rows.caption)
-        rows.caption = rows.caption.slice(0, 0)
-        _give_back()
-        order = pc.sort_indices(captions)
-        rank = np.empty(len(captions), dtype=np.int64)
-        rank[order.to_numpy()] = np.arange(len(captions))
-        captions = captions.take(order)
-        key *= len(captions)
-        key += rank[codes]
-        del where, order, rank, codes
-        _give_back()
-        key.sort()
-        count, different = len(key), key[np.append(True, key[1:] != key[:-1])]
-        return cls(images, captions, np.divmod(different, len(captions)), rows.rejected, count - len(different))
+        image_ids *= len(captions)
+        image_ids += text_ids
+        del text_ids
+        image_ids.sort()  # a number a pair: equal ones are next to each other
+        count, pairs = len(image_ids), image_ids[np.append(True, image_ids[1:] != image_ids[:-1])]
+        ids = np.divmod(pairs, len(captions))
+        return cls(Manifest(root, source, listing, checked), captions, ids, rows.rejected, count - len(pairs))
 
     # -------------------------------------------------------------------------------------- a manifest of pairs: one pair
     def __len__(self) -> int:
@@ -141,6 +126,10 @@ class Pairs:
     def file(self, id: int) -> Path | BinaryIO:
         """Where the bytes of a pair's image are."""
         return self.images.file(int(self.image_ids[int(id)]))
+
+    def image_of(self, ids: Any) -> Any:
+        """The image ids of pairs, one or an array."""
+        return self.image_ids[ids]
 
     def caption(self, text_id: int) -> str:
         """A caption by its text id."""
@@ -214,7 +203,7 @@ class Pairs:
         _write(folder / "pairs.arrow", {"image": pa.array(self.image_ids), "text": pa.array(self.text_ids)}, head)
         self.images = Manifest.load(folder / _IMAGES)
         self.captions, self.image_ids, self.text_ids = _mapped(folder)
-        _give_back()
+        give_back()
 
     @classmethod
     def load(cls, manifest_file: Path, folder: Path) -> Pairs:
@@ -253,42 +242,32 @@ def _images(manifest_file: Path, mapped: Path) -> Manifest:
     return images
 
 
-def _listing_of(rows: Rows, root: Path) -> Listing:
-    """The different images of a table; what is missing is listed as bad."""
-    columns = Columns()
-    names, _ = _encoded(rows.image)
-    for block in _blocks(pc.unique(_normalised(names, str(root)))):
-        for relative in block.to_pylist():
+def _check_any(source: Path, rows: Rows) -> None:
+    if not len(rows):
+        first = f" (first: {rows.rejected[0][0]} {rows.rejected[0][1]})" if rows.rejected else ""
+        raise BadInput(f"{source} holds no pair of an image and a caption{first}; give one with both")
+
+
+def _normalise(blocks: list[pa.LargeStringArray], root: str) -> None:
+    """Paths as they are stored, in place: only the current block is made of Python objects."""
+    for k, block in enumerate(blocks):
+        blocks[k] = column_of([relative_to(name, root) for name in block.to_pylist()])
+
+
+def _listing_of(names: pa.LargeStringArray, root: Path) -> Listing:
+    """The images of a table, whose names are sorted; what is missing is listed as bad."""
+    sizes, mtimes, bad = np.full(len(names), -1), np.zeros(len(names), np.int64), dict[int, str]()
+    for start in range(0, len(names), _BLOCK):
+        for id, relative in enumerate(names.slice(start, _BLOCK).to_pylist(), start):
             try:
                 status = os.stat(os.path.join(root, relative))
             except (OSError, ValueError):
-                columns.add(relative, -1, 0, "does not exist")
-            else:
-                columns.add(relative, status.st_size, status.st_mtime_ns)
-    return columns.sorted()
-
-
-def _give_back() -> None:
-    """What has been let go of goes back to the system: Arrow would keep it for columns of that size to come."""
-    pa.default_memory_pool().release_unused()
-
-
-def _normalised(names: pa.Array, root: str) -> pa.ChunkedArray:
-    blocks = ([relative_to(name, root) for name in block.to_pylist()] for block in _blocks(names))
-    return pa.chunked_array([pa.array(block, pa.large_string()) for block in blocks], pa.large_string())
-
-
-def _blocks(column: pa.Array) -> Iterator[pa.Array]:
-    """Parts of a column: only the current one is made of Python objects."""
-    return (column.slice(start, _BLOCK) for start in range(0, len(column), _BLOCK))
-
-
-def _encoded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """The different values of a column, and the place of each row's among them."""
-    encoded = column.dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-    return encoded.dictionary, encoded.indices.to_numpy()
+                bad[id] = "does not exist"
+                continue
+            sizes[id], mtimes[id] = status.st_size, status.st_mtime_ns
+            if not status.st_size:
+                bad[id] = EMPTY
+    return Listing(names, sizes, mtimes, bad)
 
 
 def _write(path: Path, columns: dict[str, Any], head: dict[str, Any] | None = None) -> None:

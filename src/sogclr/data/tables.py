@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ..errors import BadInput
 from .images import IMAGE_SUFFIXES
+from .text_columns import column_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "file", "path", "img")
@@ -30,19 +31,22 @@ class BadRow(ValueError):
 class Rows:
     """Columns of a table of pairs, one row a pair; and what was left out."""
 
-    image: pa.ChunkedArray
-    """large_string, as written."""
-    caption: pa.ChunkedArray
-    """large_string, without white space around it, not empty."""
+    image: list[pa.LargeStringArray]
+    """As written, in blocks."""
+    caption: list[pa.LargeStringArray]
+    """Without white space around it, not empty; in blocks."""
     rejected: list[tuple[str, str]]
     """(file and line, reason)."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.image))
 
 
 class PairRows:
     """Gathers rows a block at a time; only the current block is made of Python objects."""
 
     def __init__(self) -> None:
-        self._blocks: tuple[list[pa.Array], list[pa.Array]] = ([], [])
+        self._blocks: tuple[list[pa.LargeStringArray], list[pa.LargeStringArray]] = ([], [])
         self._images: list[str] = []
         self._captions: list[str] = []
         self.rejected: list[tuple[str, str]] = []
@@ -68,13 +72,12 @@ class PairRows:
 
     def _flush(self) -> None:
         for block, column in zip(self._blocks, (self._images, self._captions), strict=True):
-            block.append(pa.array(column, type=pa.large_string()))
+            block.append(column_of(column))
             column.clear()
 
     def finished(self) -> Rows:
         self._flush()
-        image, caption = (pa.chunked_array(block, type=pa.large_string()) for block in self._blocks)
-        return Rows(image, caption, self.rejected)
+        return Rows(*self._blocks, self.rejected)
 
 
 def _text(value: Any, what: str) -> str:
