@@ -8,7 +8,6 @@ import torch
 from sogclr.config import OptimConfig
 from sogclr.guarded import finite, fused, load_state, put, step_if
 from sogclr.optim import build_optimizer
-from sogclr.torchvision_cpu import import_timm
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -118,9 +117,11 @@ def test_a_state_is_loaded_whether_or_not_it_is_of_a_fused_optimizer():
         step_if(YES, target)
         assert not torch.equal(model[0].weight, before)
         assert float(next(iter(target.state.values()))["step"]) == 2
-    import_timm()
     optimizer = MAKERS["lars"](net())
-    load_state(optimizer, optimizer.state_dict())
+    load_state(optimizer, MAKERS["sgd"](net()).state_dict())
+    assert all("fused" not in group for group in optimizer.param_groups)
+    with pytest.raises(ValueError, match="number of parameter groups"):
+        load_state(MAKERS["plain"](net()), optimizer.state_dict())
 
 
 def test_finite_looks_at_dense_and_sparse_gradients():

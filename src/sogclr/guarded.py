@@ -70,9 +70,10 @@ def step_if(ok: Tensor, optimizer: Optimizer) -> None:
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """`optimizer.load_state_dict(state)`, fused as the optimizer is and not as the one was that the state is of."""
+    own = optimizer.param_groups[0]
     groups = [
-        group | ({"fused": own["fused"]} if "fused" in own else {})
-        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        {key: own[key] if key == "fused" else value for key, value in group.items() if key != "fused" or key in own}
+        for group in state["param_groups"]
     ]
     optimizer.load_state_dict(state | {"param_groups": groups})
 

@@ -140,7 +140,8 @@ class Trainer:
                 expected = self.scaler.scale(self._one) > 1
                 self.scaler.update()
         taken = torch.zeros_like(expected) if ok is None else ok
-        self.verdicts.add(Verdict(self.step, [b.index for b in batches], reason, taken, expected))
+        ids = [b.index.clone() for b in batches]  # a reader's own would keep a file of shared memory open each
+        self.verdicts.add(Verdict(self.step, ids, reason, taken, expected))
         if ok is None:
             self.settle()
         self.step += 1

@@ -25,7 +25,7 @@ from .listing import Listing, relative_to, text_bytes
 from .manifest import CHECK_AT_MOST, Difference, Manifest
 from .manifest_file import saved_root
 from .shards import find_shards, read_shards
-from .tables import SUFFIXES, Rows, read_rows
+from .tables import SUFFIXES, read_rows
 from .text_columns import column_of, distinct, give_back
 
 Progress = Callable[[int, int], None]
@@ -86,34 +86,35 @@ class Pairs:
         """
         source = Path(data)
         place = Path(os.path.abspath(source))
+        listing: Listing | None = None
         if place.suffix.lower() in SUFFIXES:
             root, rows = place.parent, read_rows(place, image_column, caption_column)
-            _check_any(source, rows)
-            captions, text_ids = distinct(rows.caption)
-            _normalise(rows.image, str(root))
-            names, image_ids = distinct(rows.image)
-            listing = _listing_of(names, root)
         else:
             shards = find_shards(str(place))
             if not shards:
                 raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
             root = place if place.is_dir() else Path(os.path.commonpath([p.parent for p in shards]))
             listing, rows = read_shards(shards, root)
-            _check_any(source, rows)
-            captions, text_ids = distinct(rows.caption)
-            names, places = distinct(rows.image)
-            image_ids = pc.index_in(names, value_set=listing.relative).to_numpy().astype(np.int64)[places]
+        if not len(rows):
+            first = f" (first: {rows.rejected[0][0]} {rows.rejected[0][1]})" if rows.rejected else ""
+            raise BadInput(f"{source} holds no pair of an image and a caption{first}; give one with both")
+        captions, text_ids = distinct(rows.caption)  # the longer texts first, while nothing else is there
+        if listing is None:
+            _normalise(rows.image, str(root))
+        names, image_ids = distinct(rows.image)
+        if listing is None:
+            listing = _listing_of(names, root)
+        else:  # images without a caption have no row
+            image_ids = pc.index_in(names, value_set=listing.relative).to_numpy()[image_ids]
         checked = None
         if check is not False:
             at_most = CHECK_AT_MOST if check is None else None
             checked = check_headers(root, listing, at_most=at_most, progress=progress)
-        image_ids *= len(captions)
-        image_ids += text_ids
-        del text_ids
-        image_ids.sort()  # a number a pair: equal ones are next to each other
-        count, pairs = len(image_ids), image_ids[np.append(True, image_ids[1:] != image_ids[:-1])]
-        ids = np.divmod(pairs, len(captions))
-        return cls(Manifest(root, source, listing, checked), captions, ids, rows.rejected, count - len(pairs))
+        key = image_ids.astype(np.int64) * len(captions) + text_ids
+        key.sort()
+        different = key[np.append(True, key[1:] != key[:-1])]
+        images, ids = Manifest(root, source, listing, checked), np.divmod(different, len(captions))
+        return cls(images, captions, ids, rows.rejected, len(key) - len(different))
 
     # -------------------------------------------------------------------------------------- a manifest of pairs: one pair
     def __len__(self) -> int:
@@ -240,12 +241,6 @@ def _images(manifest_file: Path, mapped: Path) -> Manifest:
     if images.fingerprint != fingerprint:
         raise BadInput(f"{mapped} is not the copy of {manifest_file}; remove it, it is only there for speed")
     return images
-
-
-def _check_any(source: Path, rows: Rows) -> None:
-    if not len(rows):
-        first = f" (first: {rows.rejected[0][0]} {rows.rejected[0][1]})" if rows.rejected else ""
-        raise BadInput(f"{source} holds no pair of an image and a caption{first}; give one with both")
 
 
 def _normalise(blocks: list[pa.LargeStringArray], root: str) -> None:
