@@ -44,6 +44,7 @@ COSINE = {"start": 1.0, "end": 0.2}
 METHODS: dict[str, dict[str, Any]] = {
     "CLIP": {"rule": "clip"},
     "SigLIP": {"rule": "siglip"},
+    "SogCLR, gamma 1": {"rule": "sogclr", "end": 1.0},  # nothing is remembered: what leaving out the positive does
     "SogCLR, gamma 0.9": {"rule": "sogclr", "end": 0.9},
     "SogCLR, gamma cosine": {"rule": "sogclr", **COSINE},
     "iSogCLR": {"rule": "sogclr", "end": 0.9, "temperature": "per-sample", "rho": 1.0},
@@ -239,7 +240,7 @@ proportion to √B; the same for every method). Three seeds of weights and order
 - **Objective**: the exact two-way objective of the training pairs at tau 0.1: the mean over pairs of −s, plus tau times the mean over both
   kinds of anchors of log g, all 2,592 texts and all {VIEWS} views of all images taken. `objective` is at the rate that recall chose,
   `lowest objective` at the rate of the grid where it is lowest; that is what the figure shows.
-- CLIP, SogCLR: tau 0.1. SigLIP learns scale (from 10) and bias (from −10). SogCLR's gamma is 0.9, or falls from 1 to 0.2 over the first half.
+- CLIP, SogCLR: tau 0.1. SigLIP learns scale (from 10) and bias (from −10). SogCLR's gamma is 1 (nothing is remembered; the positive is left out of the denominator), 0.9, or falls from 1 to 0.2 over the first half.
   iSogCLR: gamma 0.9, a temperature for each image and each text, from 0.1. FastCLIP v3: one learned temperature, from 0.1, gamma as above.
   Both with rho 1, chosen beforehand in a try at B = 64 with another seed. These two and SigLIP are measured at tau 0.1 too, which is not
   what they minimise.
