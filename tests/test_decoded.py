@@ -24,12 +24,14 @@ from PIL import Image
 import sogclr as package
 from sogclr import workflow
 from sogclr.checkpoint import load_checkpoint
+from sogclr.config import from_options
 from sogclr.data.decoded import DecodedImages, decoded_file, find_decoded, write_decoded
 from sogclr.data.images import decode
 from sogclr.data.loader import training_loader
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
+from sogclr.defaults import choose_cache
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
 from sogclr.screen import Screen
@@ -289,6 +291,16 @@ def test_a_run_on_pairs_finds_them_and_is_the_same_run(tmp_path, monkeypatch):
     package.resume(cached.path, quiet=True)
     for key, value in weights(plain).items():
         assert torch.equal(value, weights(cached)[key])
+
+
+def test_a_frozen_image_tower_reads_none(folder):
+    """Its features are looked up."""
+    table = write_table(folder, "csv")
+    pairs = Pairs.scan(table)
+    write_decoded(pairs.images)
+    options = {"data": str(table), "out": "run"}
+    assert choose_cache(from_options(options), pairs)[0] == "full"
+    assert choose_cache(from_options(options | {"image_rate": 0.0}), pairs) == ("none", [])
 
 
 def test_what_cannot_be(data, tmp_path):

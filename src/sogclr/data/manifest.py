@@ -137,7 +137,7 @@ class Manifest:
         """Where the file is."""
         return self.root / self.relative(id)
 
-    def file(self, id: int) -> Path | BinaryIO:
+    def file(self, id: int) -> str | BinaryIO:
         """Where its bytes are: the path, or what the tar shard holds of it.
 
         Raises:

@@ -124,7 +124,7 @@ class Pairs:
         """The path of a pair's image, relative to `root`."""
         return self.images.relative(int(self.image_ids[int(id)]))
 
-    def file(self, id: int) -> Path | BinaryIO:
+    def file(self, id: int) -> str | BinaryIO:
         """Where the bytes of a pair's image are."""
         return self.images.file(int(self.image_ids[int(id)]))
 
