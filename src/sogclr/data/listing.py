@@ -41,7 +41,7 @@ class Listing:
 
 
 def file_at(root: Path, relative: str, offsets: np.ndarray | None, sizes: np.ndarray, row: int) -> str | BinaryIO:
-    """The path of a plain file, as text: a `Path` takes a tenth of the time of a small image. Or the bytes of a member of a tar shard.
+    """The path of a plain file, as text, since making a `Path` shows where images are small; the bytes of a member of a tar shard.
 
     Raises:
         BadImage: the shard is gone.
