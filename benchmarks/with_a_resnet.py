@@ -1,6 +1,6 @@
 """The estimators in the real trainer: a small ResNet with BatchNorm on Fashion-MNIST, augmented anew every epoch.
 
-    python benchmarks/with_a_resnet.py --data DIR [--epochs 6] [--seeds 3] [--quick]
+    python benchmarks/with_a_resnet.py --data DIR [--quick] [--report]
 
 4,000 training images (no labels) and 2,000 for the probes' test, batch 16, each run through `sogclr.train` and
 `sogclr.evaluate`: with the optimizer and rate that the trainer chooses by itself, and at others. Fresh augmentations and
@@ -11,6 +11,7 @@ line of benchmarks/cache/with_a_resnet.jsonl. Writes docs/results/with_a_resnet.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -44,6 +45,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "AdamW, 0.01": {"optimizer": "adamw", "lr": 1e-2},
     "AdamW, 0.03": {"optimizer": "adamw", "lr": 3e-2},
 }
+# (epochs, methods, settings, seeds), in the order in which they are run
+PLAN: list[tuple[int, tuple[str, ...], tuple[str, ...], int]] = [
+    (6, tuple(METHODS), tuple(SETTINGS), 3),
+    (30, ("SimCLR", "SogCLR 0.9", "boosted memory"), ("its own", "LARS, 0.9"), 2),
+]
+TRAIN, TEST = 4000, 2000
 SCORES = ("knn_top1", "linear_top1", "linear_top1_10_per_class")
 SHOWN = (*((k, 100, 2) for k in SCORES), ("F2", 1, 4))  # (name, factor, digits)
 
@@ -60,28 +67,28 @@ def write_images(folder: Path, data: Path, train: int, test: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="200 images, one epoch, one seed, no page")
+    parser.add_argument("--report", action="store_true", help="only the page, from what is there")
     options = parser.parse_args()
-    train, test, epochs, seeds = 4000, 2000, options.epochs, options.seeds
-    if options.quick:
-        train, test, epochs, seeds = 200, 100, 1, 1
     cache = Cache("with_a_resnet")
+    if options.report:
+        report(cache)
+        return
+    train, test = (200, 100) if options.quick else (TRAIN, TEST)
+    plan = [(1, tuple(METHODS), ("its own",), 1)] if options.quick else PLAN
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder / "images", options.data, train, test)
-        for method, choice in METHODS.items():
-            for setting in list(SETTINGS)[: 1 if options.quick else None]:
-                for seed in range(seeds):
-                    config = config_of(method, setting, seed, epochs, train, test)
-                    if cache.get(config) is None:
-                        result = run(folder, choice | SETTINGS[setting], seed, epochs)
-                        print(method, setting, seed, result, flush=True)
-                        if not options.quick:
-                            cache.put(config, result)
+        for epochs, methods, settings, seeds in plan:
+            for method, setting, seed in itertools.product(methods, settings, range(seeds)):
+                config = config_of(method, setting, seed, epochs, train, test)
+                if cache.get(config) is None:
+                    result = run(folder, METHODS[method] | SETTINGS[setting], seed, epochs)
+                    print(epochs, method, setting, seed, result, flush=True)
+                    if not options.quick:
+                        cache.put(config, result)
     if not options.quick:
-        report(cache, epochs, train, test, seeds)
+        report(cache)
 
 
 def config_of(method: str, setting: str, seed: int, epochs: int, train: int, test: int) -> dict[str, Any]:
@@ -111,22 +118,25 @@ def mean_sd(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{more}" if values else ""
 
 
-def report(cache: Cache, epochs: int, train: int, test: int, seeds: int) -> None:
-    rows = [
-        "| method | optimizer, rate | kNN, % | linear, % | linear, 10 labels a class, % | F2, diagnosed | seeds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for method in METHODS:
-        for setting in SETTINGS:
-            configs = [config_of(method, setting, s, epochs, train, test) for s in range(seeds)]
+def report(cache: Cache) -> None:
+    hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
+    text = ["# The estimators in the trainer, with a ResNet", "", "`python benchmarks/with_a_resnet.py`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
+            f"resnet10_mini, {TRAIN:,} images of Fashion-MNIST, batch 16, {TEST:,} test images: with the optimizer and rate that the trainer "
+            "chooses by itself (LARS, 0.3), and at others, about a factor of 3 apart. Mean ± standard deviation over seeds.", ""]  # fmt: skip
+    for epochs, methods, settings, seeds in PLAN:
+        text += [
+            f"## {epochs} epochs",
+            "",
+            "| method | optimizer, rate | kNN, % | linear, % | linear, 10 labels a class, % | F2, diagnosed | seeds |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        for method, setting in itertools.product(methods, settings):
+            configs = [config_of(method, setting, s, epochs, TRAIN, TEST) for s in range(seeds)]
             found = [r for c in configs if (r := cache.get(c)) is not None]
             cells = [mean_sd([scale * r[k] for r in found], digits) for k, scale, digits in SHOWN]
             if found:
-                rows.append(f"| {method} | {setting} | {' | '.join(cells)} | {len(found)} |")
-    hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
-    text = ["# The estimators in the trainer, with a ResNet", "", f"`python benchmarks/with_a_resnet.py --epochs {epochs} --seeds {seeds}`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
-            f"resnet10_mini, {train:,} images of Fashion-MNIST, batch 16, {epochs} epochs, {test:,} test images: with the optimizer and rate that the trainer "
-            "chooses by itself (LARS, 0.3), and at others, about a factor of 3 apart. Mean ± standard deviation over seeds.", "", *rows, ""]  # fmt: skip
+                text.append(f"| {method} | {setting} | {' | '.join(cells)} | {len(found)} |")
+        text.append("")
     write_page(RESULT, "\n".join(text))
 
 
