@@ -10,7 +10,7 @@ from digits import SMALL, sogclr, words, write_digits
 
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
-from sogclr.config import from_options
+from sogclr.config import from_options, to_table, to_toml
 from sogclr.data.manifest import Manifest
 from sogclr.defaults import choose_device, choose_precision, choose_threads, image_size_for, resolve
 from sogclr.errors import BadInput, Interrupted, RunFailed
@@ -220,6 +220,19 @@ def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
 def test_an_option_that_would_do_nothing_is_refused(options, said):
     with pytest.raises(BadInput, match=said):
         from_options({"data": "x", "out": "y", **options})
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "simclr"}, {"method": "neuclip"}, {"estimator": "boosted"}, {}], ids=str
+)
+def test_a_run_that_was_saved_with_options_of_no_use_is_read(options, tmp_path):
+    """Before they were refused each run's configuration held them; there they did nothing."""
+    run, manifest = RunFolder(tmp_path), Manifest.scan(write_digits(tmp_path / "digits", 4))
+    config, _ = resolve(from_options({"data": "x", "out": "y", **SMALL, **options}), manifest)
+    table = to_table(config)
+    table["loss"] |= {"gamma": 0.9, "gamma_schedule": "constant", "convention": "per_view"}
+    run.config_file.write_text(to_toml({**table, "versions": {"sogclr": "0.1.0"}}))
+    assert run.config().loss == config.loss
 
 
 def test_an_estimator_for_a_method_that_has_none_is_refused():

@@ -175,7 +175,7 @@ class LossConfig:
         )
         estimator = self.estimator or METHODS[self.method].get("estimator")
         with_what = f"estimator {estimator}" if self.estimator else f"method {self.method}"
-        for name, takers in (("gamma", AVERAGES), ("gamma_schedule", AVERAGES), ("convention", (*AVERAGES, "boosted"))):
+        for name, takers in OF_AVERAGES.items():
             value = getattr(self, name)
             _require(
                 value is None or estimator in takers,
@@ -205,6 +205,9 @@ class LossConfig:
 
 AVERAGES = ("moving-average", "queue-average")
 """The estimators that take a gamma."""
+
+OF_AVERAGES = {"gamma": AVERAGES, "gamma_schedule": AVERAGES, "convention": (*AVERAGES, "boosted")}
+"""Option -> the estimators that take it; elsewhere it is refused."""
 
 METHODS: dict[str, dict[str, str]] = {
     "sogclr": {"estimator": "moving-average", "temperature_mode": "constant"},
@@ -420,6 +423,17 @@ def from_options(options: dict[str, Any], table: dict[str, Any] | None = None) -
             f"{name!r} is missing: say what to train on and where the run goes (data=, out=)",
         )
     return TrainConfig(**{name: _build(SECTIONS[name], entries) for name, entries in values.items()}, recipe=recipe)
+
+
+def without_unused(saved: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a run's own configuration, without options of an average that its estimator has not.
+
+    They were saved with every run before they were refused, and did nothing.
+    """
+    loss = saved.get("loss", {})
+    estimator = loss.get("estimator")
+    kept = {k: v for k, v in loss.items() if k not in OF_AVERAGES or estimator in OF_AVERAGES[k]}
+    return {**saved, "loss": kept}
 
 
 def _check_known(key: str, known: list[str], where: str) -> None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import TrainConfig, from_options, read_table
+from .config import TrainConfig, from_options, read_table, without_unused
 from .errors import BadInput
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class RunFolder:
 
     def config(self) -> TrainConfig:
         """The resolved configuration."""
-        return from_options({}, self.config_table())
+        return from_options({}, without_unused(self.config_table()))
 
     def holds_pairs(self) -> bool:
         """Whether the run is on image-caption pairs."""
