@@ -210,6 +210,7 @@ def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
             {"estimator": "boosted", "gamma_schedule": "cosine"},
             "--gamma-schedule cosine does not go with --estimator boosted",
         ),
+        ({"method": "scent", "estimator": "neural"}, "--estimator neural does not go with --method scent"),
         ({"method": "simclr", "gamma": 0.9}, "--gamma 0.9 does not go with --method simclr"),
         (
             {"method": "neuclip", "convention": "per_sample"},

@@ -173,6 +173,11 @@ class LossConfig:
             f"--estimator {self.estimator} does not go with --method {self.method}, which has a normalizer of its own; "
             "use --method sogclr",
         )
+        _require(
+            self.method != "scent" or self.estimator in (None, *AVERAGES),
+            f"--estimator {self.estimator} does not go with --method scent, which is an adaptive gamma; give one of "
+            f"{', '.join(AVERAGES)}, or --method sogclr",
+        )
         estimator = self.estimator or METHODS[self.method].get("estimator")
         with_what = f"estimator {estimator}" if self.estimator else f"method {self.method}"
         for name, takers in OF_AVERAGES.items():

@@ -165,10 +165,17 @@ def _take_up(
 def scan(
     data: str | os.PathLike[str], screen: Screen, image_column: str | None = None, caption_column: str | None = None
 ) -> Manifest | Pairs:
-    """What to train on: the pairs of DATA; or its images, or those of its `train/` part."""
+    """What to train on: the pairs of DATA; or its images, or those of its `train/` part.
+
+    Raises:
+        BadInput: DATA cannot be read, or columns are given and it holds images.
+    """
     progress = screen.progress("checking images")
     if holds_pairs(data):
         return Pairs.scan(data, image_column=image_column, caption_column=caption_column, progress=progress)
+    for name, column in (("--image-column", image_column), ("--caption-column", caption_column)):
+        if column is not None:
+            raise BadInput(f"{name} {column} is for image-caption pairs and {data} holds images; leave it out")
     manifest = Manifest.scan(data, progress=progress)
     part = manifest.part(TRAIN_PARTS) if Path(data).is_dir() else None
     if part is not None:
