@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
@@ -109,8 +110,14 @@ def _check_kind(config: TrainConfig, pairs: bool) -> None:
     if pairs and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
     given = [f"--{f.name.replace('_', '-')}" for f in fields(PairsConfig) if getattr(config.pairs, f.name) != f.default]
-    if given and not pairs:
-        raise BadInput(f"{given[0]} is for image-caption pairs and {config.data.data} holds images; leave it out")
+    if not pairs:
+        refuse_for_images(given, config.data.data)
+
+
+def refuse_for_images(given: Sequence[str], data: str | os.PathLike[str]) -> None:
+    """Raises BadInput where one of the options of pairs is `given`, and DATA holds images."""
+    if given:
+        raise BadInput(f"{given[0]} is for image-caption pairs and {data} holds images; leave it out")
 
 
 def resolve(config: TrainConfig, manifest: Manifest | Pairs) -> tuple[TrainConfig, list[str]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .config import LossConfig, TrainConfig
-from .guarded import fused
+from .guarded import fused, put
 from .losses import (
     DecoupledContrastiveLoss,
     GlobalContrastiveLoss,
@@ -184,6 +184,5 @@ class MomentumEncoder(nn.Module):
         own: list[Tensor] = list(self.average.module.parameters())
         current: list[Tensor] = list(model.parameters())
         followed = torch._foreach_lerp(own, current, 1 - self.momentum)
-        targets, values = [*own, *self.average.module.buffers()], [*followed, *model.buffers()]
-        for target, value in zip(targets, values, strict=True):
-            target.copy_(value if ok is None else torch.where(ok, value, target))
+        into = [*own, *self.average.module.buffers()]
+        put([*followed, *model.buffers()], into=into, unless=None if ok is None else ~ok)

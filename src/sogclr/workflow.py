@@ -19,7 +19,7 @@ from .data.decoded import write_decoded
 from .data.labels import read_labels
 from .data.manifest import Difference, Manifest
 from .data.pairs import Pairs, holds_pairs
-from .defaults import choose_device, cores, resolve
+from .defaults import choose_device, cores, refuse_for_images, resolve
 from .errors import BadInput
 from .files import claimed, write_text
 from .models import timm
@@ -173,9 +173,8 @@ def scan(
     progress = screen.progress("checking images")
     if holds_pairs(data):
         return Pairs.scan(data, image_column=image_column, caption_column=caption_column, progress=progress)
-    for name, column in (("--image-column", image_column), ("--caption-column", caption_column)):
-        if column is not None:
-            raise BadInput(f"{name} {column} is for image-caption pairs and {data} holds images; leave it out")
+    columns = {"--image-column": image_column, "--caption-column": caption_column}
+    refuse_for_images([name for name, column in columns.items() if column is not None], data)
     manifest = Manifest.scan(data, progress=progress)
     part = manifest.part(TRAIN_PARTS) if Path(data).is_dir() else None
     if part is not None:
