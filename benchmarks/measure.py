@@ -62,13 +62,19 @@ def key_of(config: dict[str, Any]) -> str:
 class Cache:
     """`benchmarks/cache/<name>.jsonl`: {"key", "config", "result"} a line."""
 
-    def __init__(self, name: str) -> None:
-        self.path = CACHE / f"{name}.jsonl"
+    def __init__(self, name: str, quick: bool = False) -> None:
+        """quick: it begins empty, and writes nothing."""
+        self.path, self.quick = CACHE / f"{name}.jsonl", quick
         self.found: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
+        if self.path.exists() and not quick:
             for line in self.path.read_text().splitlines():
                 entry = json.loads(line)
                 self.found[entry["key"]] = entry
+
+    @property
+    def hours(self) -> float:
+        """Of all runs in it."""
+        return sum(entry["result"]["seconds"] for entry in self.found.values()) / 3600
 
     def get(self, config: dict[str, Any]) -> dict[str, Any] | None:
         entry = self.found.get(key_of(config))
@@ -77,6 +83,8 @@ class Cache:
     def put(self, config: dict[str, Any], result: dict[str, Any]) -> None:
         entry = {"key": key_of(config), "config": config, "result": result}
         self.found[entry["key"]] = entry
+        if self.quick:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(entry, sort_keys=True) + "\n")

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
 from figures import figure, host, save, style, write_page
 from many_runs import Job
@@ -189,7 +187,6 @@ def report() -> None:
         if not cache.found:
             text += [f"## {problem}", "", "Not run.", ""]
             continue
-        hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
         planned = {epochs for name, epochs, _, _ in PLAN if name == problem}
         all_epochs = sorted(planned & {e["config"]["epochs"] for e in cache.found.values()})
         path = panels(cache, problem, all_epochs)
@@ -198,7 +195,7 @@ def report() -> None:
             "",
             f"![F2 and linear accuracy against B]({path.name})",
             "",
-            f"{len(cache.found)} runs, {hours:.2f} hours of one shared core.",
+            f"{len(cache.found)} runs, {cache.hours:.2f} hours of one shared core.",
             "",
         ]
         for epochs in all_epochs:
@@ -217,12 +214,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            measure.CACHE = Path(folder)
-            cache = Cache("digits")
-            for batch in (16, 64):
-                run(digits(views=4), cache, (0,), 5, batch, None, options.at_once)
-            print("\n".join(table(cache, "digits", 5)))
+        cache = Cache("digits", quick=True)
+        for batch in (16, 64):
+            run(digits(views=4), cache, (0,), 5, batch, None, options.at_once)
+        print("\n".join(table(cache, "digits", 5)))
         return
     if not options.report:
         makers = {"digits": digits, "fashion": lambda: fashion(options.data), "openmoji": emoji}

@@ -57,9 +57,8 @@ def report(cache: Cache) -> None:
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     save(fig, RESULT.with_suffix(".png"))
-    hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
     text = [
-        "# F2 and accuracy against the strength of the augmentation", "", "`python benchmarks/strength.py`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
+        "# F2 and accuracy against the strength of the augmentation", "", "`python benchmarks/strength.py`", "", f"Machine: {host()}; {cache.hours:.2f} hours.", "",
         f"Digits, B = {BATCH}, {EPOCHS} epochs, 8 fixed views whose rotation, shift, zoom, contrast and noise are multiplied by the strength; encoders without "
         f"normalisation layers; mean ± standard deviation over {len(SEEDS)} seeds, at the rate of two with the lower mean F2. The probes see the images "
         "themselves. An encoder that maps all images to one point has F2 = 0.", "", "![F2 and kNN accuracy](strength.png)", "", *rows, "",
@@ -72,10 +71,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="strength 1, one seed, one rate, 2 epochs, no page")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cache = Cache("strength")
+    cache = Cache("strength", options.quick)
     if options.quick:
-        cache.put = lambda config, result: print(config, result)  # type: ignore[method-assign]
         ensure(cache, digits(), [Job(METHODS[n], 8e-3, 0) for n in NAMES[:2]], BATCH, 2)
+        print(*cache.found.values(), sep="\n")
         return
     for strength in STRENGTHS:
         jobs = [Job(rule_of(n, BATCH), lr, s) for n in NAMES for lr in RATES for s in SEEDS]

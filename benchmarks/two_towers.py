@@ -16,12 +16,10 @@ import csv
 import hashlib
 import json
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import measure
 import numpy as np
 import torch
 from figures import figure, host, save, style, write_page
@@ -259,7 +257,7 @@ constant here; with a learned one it may do better. Nothing here says what happe
 
 def report(cache: Cache) -> None:
     """docs/results/two_towers.md and .png, from the runs of the cache."""
-    minutes = sum(e["result"]["seconds"] for e in cache.found.values()) / 60
+    minutes = 60 * cache.hours
     panels(cache, EPOCHS)
     text = [
         "# Two towers: recall and objective against B", "", "`python benchmarks/two_towers.py`", "",
@@ -278,13 +276,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            measure.CACHE = Path(folder)
-            cache = Cache("two_towers")
-            problem = emoji_pairs()
-            for batch in (16, 64):
-                ensure(cache, problem, jobs_of(batch, (0,), grid(batch)[:1]), batch, 2, options.at_once)
-            print("\n".join(table(cache, 2)))
+        cache, problem = Cache("two_towers", quick=True), emoji_pairs()
+        for batch in (16, 64):
+            ensure(cache, problem, jobs_of(batch, (0,), grid(batch)[:1]), batch, 2, options.at_once)
+        print("\n".join(table(cache, 2)))
         return
     cache = Cache("two_towers")
     if not options.report:

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="200 images, one epoch, one seed, no page")
     parser.add_argument("--report", action="store_true", help="only the page, from what is there")
     options = parser.parse_args()
-    cache = Cache("with_a_resnet")
+    cache = Cache("with_a_resnet", options.quick)
     if options.report:
         report(cache)
         return
@@ -85,8 +85,7 @@ def main() -> None:
                 if cache.get(config) is None:
                     result = run(folder, METHODS[method] | SETTINGS[setting], seed, epochs)
                     print(epochs, method, setting, seed, result, flush=True)
-                    if not options.quick:
-                        cache.put(config, result)
+                    cache.put(config, result)
     if not options.quick:
         report(cache)
 
@@ -119,8 +118,7 @@ def mean_sd(values: list[float], digits: int) -> str:
 
 
 def report(cache: Cache) -> None:
-    hours = sum(e["result"]["seconds"] for e in cache.found.values()) / 3600
-    text = ["# The estimators in the trainer, with a ResNet", "", "`python benchmarks/with_a_resnet.py`", "", f"Machine: {host()}; {hours:.2f} hours.", "",
+    text = ["# The estimators in the trainer, with a ResNet", "", "`python benchmarks/with_a_resnet.py`", "", f"Machine: {host()}; {cache.hours:.2f} hours.", "",
             f"resnet10_mini, {TRAIN:,} images of Fashion-MNIST, batch 16, {TEST:,} test images: with the optimizer and rate that the trainer "
             "chooses by itself (LARS, 0.3), and at others, about a factor of 3 apart. Mean ± standard deviation over seeds.", ""]  # fmt: skip
     for epochs, methods, settings, seeds in PLAN:
