@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from sogclr.data.augment import Augmentation
 from sogclr.data.decoded import write_decoded
 from sogclr.data.loader import training_loader
 from sogclr.data.manifest import Manifest
 from sogclr.data.recipe import Recipe, named_recipe
-from sogclr.data.views import Augmentation
-from sogclr.models import IMAGENET_MEAN, IMAGENET_STD, import_timm
+from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
 
 import_timm()  # declares torchvision's operators where they are missing
 from torchvision.transforms import v2  # noqa: E402

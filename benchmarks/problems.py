@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from sogclr.demo_pairs import write_emoji
+from sogclr.commands.demo_pairs import write_emoji
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from figures import host, write_page
 
-from sogclr import GlobalContrastiveLoss, estimators, sharded
+from sogclr import GlobalContrastiveLoss, estimators
+from sogclr.losses.estimators import sharded
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "sharded_state.md"
 D, MIB = 128, 2**20

@@ -20,7 +20,7 @@ from figures import COLOURS, figure, host, save
 from torch import Tensor, nn
 
 import sogclr
-from sogclr.models import create_backbone
+from sogclr.models.backbone import create_backbone
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "state_cost.md"
 N, D = 1_281_167, 128

@@ -28,15 +28,15 @@ import torch
 from loader import write_tiles
 from PIL import Image
 
-from sogclr.config import from_options
+from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.data.recipe import Recipe, recipe_from_table
-from sogclr.defaults import resolve
-from sogclr.models import IMAGENET_MEAN, IMAGENET_STD, import_timm
-from sogclr.optim import build_optimizer
+from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
+from sogclr.progress import Screen
 from sogclr.run_folder import RunFolder
-from sogclr.screen import Screen
-from sogclr.training import Trainer
+from sogclr.training.optim import build_optimizer
+from sogclr.training.resolve import resolve
+from sogclr.training.trainer import Trainer
 
 import_timm()  # declares torchvision's operators where they are missing
 from torchvision import transforms  # noqa: E402

@@ -30,8 +30,8 @@ from PIL import Image
 from problems import random_views
 from torch import Tensor
 
-from sogclr.demo_pairs import base_of, write_emoji
-from sogclr.text import train_tokenizer
+from sogclr.commands.demo_pairs import base_of, write_emoji
+from sogclr.models.text import train_tokenizer
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "two_towers.md"
 SEEDS = (0, 1, 2)

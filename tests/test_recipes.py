@@ -6,7 +6,7 @@ import pytest
 from digits import SMALL, write_digits
 
 import sogclr as package
-from sogclr.config import from_options, read_table
+from sogclr.config.toml import from_options, read_table
 
 FILES = sorted((Path(__file__).parent.parent / "examples" / "recipes").glob("*.toml"))
 PAPER = {  # batch, epochs, temperature

@@ -28,25 +28,25 @@ _HOMES = {
     "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
     "temperatures": "losses.temperatures",
-    "exact": "exact",
-    "diagnose": "diagnosis",
-    "train": "workflow",
-    "resume": "workflow",
-    "embed": "embedding",
-    "evaluate": "evaluation.evaluate",
-    "load_encoder": "models",
-    "load_two_tower": "towers",
+    "exact": "evaluation.exact",
+    "diagnose": "evaluation.diagnosis",
+    "train": "commands.train",
+    "resume": "commands.train",
+    "embed": "commands.embed",
+    "evaluate": "commands.evaluate",
+    "load_encoder": "models.encoder",
+    "load_two_tower": "models.two_tower",
     "BadInput": "errors",
 }
 
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
-    from . import exact as exact
-    from .diagnosis import diagnose as diagnose
-    from .embedding import embed as embed
+    from .commands.embed import embed as embed
+    from .commands.evaluate import evaluate as evaluate
     from .errors import BadInput as BadInput
-    from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation import exact as exact
+    from .evaluation.diagnosis import diagnose as diagnose
     from .losses import ClipLoss as ClipLoss
     from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
     from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from .losses import TwoTowerMemoryContrastiveLoss as TwoTowerMemoryContrastiveLoss
     from .losses import estimators as estimators
     from .losses import temperatures as temperatures
-    from .models import load_encoder as load_encoder
-    from .towers import load_two_tower as load_two_tower
+    from .models.encoder import load_encoder as load_encoder
+    from .models.two_tower import load_two_tower as load_two_tower
 
 
 def __getattr__(name: str) -> Any:

@@ -20,9 +20,10 @@ from tyro import MISSING
 from tyro.conf import Positional, arg
 
 from . import __version__
-from .config import TrainConfig, from_options, read_table
+from .config.schema import TrainConfig
+from .config.toml import from_options, read_table
 from .errors import BadInput, Interrupted, RunFailed
-from .screen import Screen
+from .progress import Screen
 
 
 class Command:
@@ -59,13 +60,13 @@ class Demo(Command):
     def run(self) -> None:
         folder = None if self.out is None else Path(self.out)
         if self.pairs:
-            from .demo_pairs import run_pair_demo
+            from .commands.demo_pairs import run_pair_demo
 
             run_pair_demo(main, quick=self.quick, folder=folder, language=self.language)
             return
         if self.language is not None:
             raise BadInput(f"--language {self.language} is for captions; give --pairs too")
-        from .demo import run_demo
+        from .commands.demo import run_demo
 
         run_demo(main, quick=self.quick, folder=folder)
 
@@ -82,9 +83,9 @@ class Resume(Command):
     """Another device; the result then agrees to rounding only."""
 
     def run(self) -> None:
-        from . import workflow
+        from .commands import train
 
-        _finished(workflow.resume(self.folder, workers=self.workers, device=self.device))
+        _finished(train.resume(self.folder, workers=self.workers, device=self.device))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Embed(Reading, Command):
     """Images at a time."""
 
     def run(self) -> None:
-        from .embedding import embed
+        from .commands.embed import embed
 
         with Screen() as screen:
             progress = screen.progress("embedding")
@@ -142,7 +143,7 @@ class Eval(Reading, Command):
     """Images at a time."""
 
     def run(self) -> None:
-        from .evaluation.evaluate import evaluate, table
+        from .commands.evaluate import evaluate, table
         from .files import write_text
         from .run_folder import RunFolder
 
@@ -176,7 +177,7 @@ class Search(Reading, Command):
     """The page; RUN/search.html when left out."""
 
     def run(self) -> None:
-        from .search import search
+        from .commands.search import search
 
         with Screen() as screen:
             hits, page = search(
@@ -200,7 +201,7 @@ class Export(Command):
     """The file; in the run's folder when left out."""
 
     def run(self) -> None:
-        from .export import export
+        from .commands.export import export
 
         print(export(self.encoder, self.format, self.out))
 
@@ -217,7 +218,7 @@ class Report(Reading, Command):
     """The most images on the map."""
 
     def run(self) -> None:
-        from .report import write_report
+        from .commands.report import write_report
 
         with Screen() as screen:
             path = write_report(
@@ -239,7 +240,7 @@ class Inspect(Command):
     """Print one JSON object."""
 
     def run(self) -> None:
-        from .inspection import inspect_path, render
+        from .commands.inspect import inspect_path, render
 
         with Screen() as screen:
             result = inspect_path(self.path, decode=self.decode, progress=screen.progress("reading images"))
@@ -262,7 +263,7 @@ class Cache(Command):
     """Column of the captions."""
 
     def run(self) -> None:
-        from .workflow import cache
+        from .commands.cache import cache
 
         with Screen() as screen:
             line = cache(
@@ -279,14 +280,14 @@ class Train(Command):
     config: TrainConfig
 
     def run(self) -> None:
-        from . import workflow
+        from .commands import train
 
         with Screen() as screen:
-            _finished(workflow.start(self.config, screen))
+            _finished(train.start(self.config, screen))
 
 
 def _finished(run: Any) -> None:
-    from .processes import is_main
+    from .distributed import is_main
 
     if not is_main():
         return

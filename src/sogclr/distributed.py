@@ -1,213 +1,230 @@
-"""Anchors of this rank against candidates of all ranks. With `processes` and `sharded`, the only place
-that knows of ranks.
+"""The processes of a run: their group, what one does for all, and what all agree on.
 
-Embeddings are gathered once. Each rank computes the log-sums of its own anchors and gathers those of the others, so all
-go on with the same numbers and compute the same loss. The weights dL/d lse that come back are then the same everywhere
-too, and each rank forms the whole gradient of its own rows, as anchors and as candidates, without a collective.
+With `distributed`, which has the mathematics, the only place that knows of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import os
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from . import kernels
-from .processes import world_size
+from .errors import BadInput, Interrupted, RunFailed
 
-_sizes: list[int] | None = None  # how many rows each rank holds; None: all as many
+T = TypeVar("T")
+TIMEOUT = timedelta(hours=2)  # of a rank that waits: for the main one it may be long, and torchrun sees the dead ones
+
+_alone = False  # whether the main rank is computing something without the others
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Ranks that compute together: those of the default process group; 1 without one, and within `on_main`."""
+    return dist.get_world_size() if _grouped() and not _alone else 1
+
+
+def all_ranks() -> int:
+    """Ranks of the default process group, whoever computes just now; 1 without one."""
+    return dist.get_world_size() if _grouped() else 1
+
+
+def rank() -> int:
+    """This process's number in the group, or the one torchrun gave it; 0 without either."""
+    return dist.get_rank() if _grouped() else int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the one process that speaks and writes."""
+    return rank() == 0
+
+
+def local_ranks() -> int:
+    """Processes that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
-def uneven(sizes: list[int] | None) -> Iterator[None]:
-    """Inside the block rank k holds `sizes[k]` rows of the batch; None: all as many. Gradients of it know afterwards too."""
-    global _sizes
-    before, _sizes = _sizes, sizes
+def processes() -> Iterator[None]:
+    """The process group that torchrun's variables describe, for as long as the block runs; one of the caller's is kept.
+
+    gloo on the CPU, where the ranks agree on things without a wait for the device, and NCCL on CUDA.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _grouped():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
-        _sizes = before
+        gc.collect()  # a model that still holds on to the group would end its threads at exit, by an abort
+        dist.destroy_process_group()
 
 
-def gather(z: Tensor) -> Tensor:
-    """(b, ...) on each rank -> (B, ...) in rank order on all; this rank's own rows carry gradient."""
-    if world_size() == 1:
-        return z
-    everything = all_gather(z, _sizes)
-    if not z.requires_grad:
-        return everything
-    own = _own(len(everything), _sizes)
-    return torch.cat([everything[: own.start], z, everything[own.stop :]])
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process: with several on CUDA, the GPU of its number on the machine, LOCAL_RANK.
 
-
-def all_gather(z: Tensor, sizes: list[int] | None = None) -> Tensor:
-    """`gather` without gradient. Where the ranks hold different numbers of rows, all send as many as the largest."""
-    local = z.detach()
-    most = len(local) if sizes is None else max(sizes)
-    if len(local) < most:
-        local = torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
-    out = local.new_empty(world_size() * most, *local.shape[1:])
-    collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
-    collective(out, local.contiguous())
-    if sizes is None or min(sizes) == most:
-        return out
-    return torch.cat([part[:size] for part, size in zip(out.split(most), sizes, strict=True)])
-
-
-def _own(count: int, sizes: list[int] | None) -> slice:
-    """This rank's rows among those of all."""
-    rank = dist.get_rank()
-    if sizes is None:
-        return slice(rank * count // world_size(), (rank + 1) * count // world_size())
-    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-
-
-def log_sum_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
-    """One tower: log of the sum over N(a) of exp(s_ab / tau_a), each rank computing that of its own anchors.
-
-    Args:
-        z0, z1: (B, D) unit rows of all ranks, gathered.  index: (B,) their ids.
-        temperature: a number, () or (B,), one a sample, the same on all ranks.
-
-    Returns:
-        (2, B), the same on all ranks. If all go on to the same loss, the gradient of this rank's rows is complete, that
-        of the other rows is zero, and that of the temperature is complete.
+    Raises:
+        BadInput: a machine has fewer GPUs than processes, or the device is not one for several processes.
     """
-    z, ids = torch.cat([z0, z1]), index.repeat(2)
-    if isinstance(temperature, Tensor) and temperature.ndim == 1:
-        temperature = temperature.repeat(2)
-    if world_size() == 1:
-        return kernels.log_sum_negatives(z, ids, temperature).view(2, -1)
-    temperature = _one_each(temperature, len(z))
-    return _Strips.apply(z, None, ids, None, temperature, None, 2)[0].view(2, -1)
+    if not _grouped() or dist.get_world_size() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise BadInput(f"several processes train on --device cpu or cuda, and it was {device}; give one of these")
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= gpus:
+        raise BadInput(f"there are {local_ranks()} processes and {gpus} GPUs on this machine; start one for each GPU")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
-def log_sum_between(
-    x: Tensor, y: Tensor, index: Tensor, temperature: float | Tensor | tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Two towers: log-sums of the rows of x over y of other ids, and of y over x, each rank computing its own.
+def share(batch_size: int) -> int:
+    """This rank's part of the batch of all ranks.
 
-    Args:
-        x, y: (B, D) unit rows of all ranks, gathered.  index: (B,) ids, or (B, 2), a pair's image and text: b counts for a
-            where both are others.  temperature: a number, (), or two of (B,).
-
-    Returns:
-        Twice (B,); gradients as in `log_sum_negatives`.
+    Raises:
+        BadInput: it cannot be split evenly, or into parts of two samples and more.
     """
-    if world_size() == 1:
-        return kernels.log_sum_between(x, y, index, index, temperature)
-    each = temperature if isinstance(temperature, tuple) else (_one_each(temperature, len(x)),) * 2
-    return _Strips.apply(x, y, index, index, *each, 1)
-
-
-def log_sum_keys(
-    x: Tensor, keys: Tensor, x_ids: Tensor, key_ids: Tensor, temperature: float | Tensor, views: int = 1
-) -> Tensor:
-    """Log-sums of the rows of x over keys of other ids that all ranks hold alike (a queue), each rank computing its own.
-
-    Args:
-        x: (views x B, D) unit rows of all ranks, gathered.  keys: (K, D), without gradient.  x_ids: (views x B,),
-            key_ids: (K,).  temperature: a number, () or (views x B,).
-
-    Returns:
-        (views x B,); gradients as in `log_sum_negatives`.
-    """
-    if world_size() == 1:
-        return kernels.log_sum_rows(x, keys, x_ids, key_ids, temperature)
-    return _Strips.apply(x, keys, x_ids, key_ids, _one_each(temperature, len(x)), None, views)[0]
-
-
-def _one_each(temperature: float | Tensor, count: int) -> float | Tensor:
-    return temperature.expand(count) if isinstance(temperature, Tensor) else temperature
-
-
-class _Strips(torch.autograd.Function):
-    """This rank's rows against everybody's. Without y: y is x. Without y's temperature: y are no anchors."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor | None,
-        x_ids: Tensor,
-        y_ids: Tensor | None,
-        x_temperature: float | Tensor,
-        y_temperature: float | Tensor | None,
-        views: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        sides = [_Side(x, x_ids, x_temperature, views)]
-        if y is not None and y_ids is not None:
-            sides.append(_Side(y, y_ids, y_temperature, views))
-        for side, other in zip(sides, reversed(sides), strict=True):
-            if side.temperature is not None:
-                own = (side.own(t) for t in (side.z, side.ids, side.temperature))
-                z, ids, temperature = own
-                side.lse = side.everyone(kernels.log_sum_rows(z, other.z, ids, other.ids, temperature))
-        ctx.sides = sides
-        # copies: an output that its own graph node holds on to would never be freed
-        first, second = sides[0].lse, sides[-1].lse
-        assert first is not None
-        return first.clone(), second.clone() if len(sides) == 2 and second is not None else None
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
-        d_x, d_x_temperature = ctx.sides[0].gradient(ctx.sides[-1], weights[0], weights[len(ctx.sides) - 1])
-        d_y, d_y_temperature = None, None
-        if len(ctx.sides) == 2 and ctx.sides[1].lse is not None:
-            d_y, d_y_temperature = ctx.sides[1].gradient(ctx.sides[0], weights[1], weights[0])
-        return d_x, d_y, None, None, d_x_temperature, d_y_temperature, None
-
-
-class _Side:
-    """One tower's rows of all ranks, (views x B, ...); `own` takes this rank's, `everyone` puts all together."""
-
-    lse: Tensor | None = None
-
-    def __init__(self, z: Tensor, ids: Tensor, temperature: float | Tensor | None, views: int) -> None:
-        self.z, self.ids, self.views = z.detach(), ids, views
-        self.temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
-        self.sizes = _sizes
-        self.rows = _own(len(z) // views, _sizes)
-
-    def own(self, values: Any) -> Any:
-        if not isinstance(values, Tensor):
-            return values
-        return values.unflatten(0, (self.views, -1))[:, self.rows].flatten(0, 1)
-
-    def everyone(self, own: Tensor) -> Tensor:
-        return all_gather(own.view(self.views, -1).T, self.sizes).T.reshape(-1)
-
-    def gradient(self, other: _Side, weight: Tensor, other_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Of all rows (other ranks' stay zero: they have it) and, gathered, of the temperatures where each has one."""
-        temperature: Any = self.temperature
-        each = isinstance(temperature, Tensor)
-        if each:
-            theirs = other.temperature if other.lse is not None else torch.ones(len(other.z), device=other.z.device)
-            temperature = (self.own(self.temperature), theirs)
-        own_d, own_d_temperature = kernels.gradient_of_rows(
-            self.own(self.z),
-            other.z,
-            self.own(self.ids),
-            other.ids,
-            temperature,
-            (self.own(self.lse), other.lse),
-            (self.own(weight), other_weight if other.lse is not None else None),
+    ranks = all_ranks()
+    if batch_size % ranks or batch_size < 2 * ranks:
+        nearest = max(2, round(batch_size / ranks)) * ranks
+        raise said_once(
+            BadInput(
+                f"--batch-size {batch_size} is the batch of all processes together and cannot be split evenly over "
+                f"{ranks}, two samples or more for each; give {nearest}"
+            )
         )
-        d = torch.zeros_like(self.z)
-        d.unflatten(0, (self.views, -1))[:, self.rows] = own_d.unflatten(0, (self.views, -1))
-        return d, self.everyone(own_d_temperature).to(temperature[0].dtype) if each else None
+    return batch_size // ranks
 
 
-def scale_gradient(loss: Tensor, factor: float) -> Tensor:
-    """The same value with `factor` times the gradient.
+def part() -> tuple[int, int]:
+    """(which part of each batch is this rank's, how many parts there are)."""
+    return (rank(), world_size()) if world_size() > 1 else (0, 1)
 
-    Each rank computes the loss of the whole batch and the gradient of its own rows; DistributedDataParallel then
-    averages over the ranks, where a sum is wanted.
+
+# ------------------------------------------------------------------------------------------------------------ agreement
+E = TypeVar("E", bound=BaseException)
+
+
+def said_once(error: E) -> E:
+    """An error that all ranks raise alike: only the main one shows it."""
+    error.quiet = not is_main()  # type: ignore[attr-defined]
+    return error
+
+
+def on_main(compute: Callable[[], T]) -> T:
+    """What the main rank computes, alone, while the others wait for the result; its errors are everyone's."""
+    global _alone
+    if world_size() == 1:
+        return compute()
+    said: list[Any] = [None, None]
+    if is_main():
+        _alone = True
+        try:
+            said[0] = compute()
+        except Exception as error:
+            known = type(error) in (BadInput, RunFailed, Interrupted)
+            said[1] = error if known else RunFailed(f"the main process failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            _alone = False
+            dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    else:
+        dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    if said[1] is not None:
+        raise said_once(said[1])
+    return said[0]
+
+
+def main_first(begin: Callable[[], T], follow: Callable[[], T] | None = None) -> T:
+    """`begin` on the main rank; when that has ended well, `follow` (or the same) on the others."""
+    results: list[T] = []
+    on_main(lambda: results.append(begin()))
+    return results[0] if results else (follow or begin)()
+
+
+def least(value: int) -> int:
+    """The smallest of the ranks' numbers."""
+    if world_size() == 1:
+        return int(value)
+    smallest = torch.tensor(int(value))
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)
+
+
+def agree(here: bool) -> bool:
+    """Whether it is so on any rank."""
+    return least(not here) == 0
+
+
+def everyones(value: T) -> list[T]:
+    """The ranks' values, in rank order. They are pickled: for what is rare."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(values: Tensor) -> None:
+    """Overwrite with the main rank's."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
+def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> tuple[Tensor, list[int] | None]:
+    """`check(rows, *others)`, whose error on any rank is everyone's: who went on would wait for ever.
+
+    Also how many rows each rank holds; None where all hold as many. It is said by the hosts and waits for no device.
+
+    Raises:
+        BadInput: the check's own.
     """
-    return loss if factor == 1 else loss * factor - loss.detach() * (factor - 1)
+    if world_size() == 1 or torch.compiler.is_compiling():
+        return check(rows, *others), None
+    result, error = rows, None
+    try:
+        result = check(rows, *others)
+    except BadInput as raised:
+        error = raised
+    group = _host_group()
+    sizes = torch.zeros(world_size(), dtype=torch.int64)
+    sizes[rank()] = -1 if error else len(rows)
+    dist.all_reduce(sizes, group=group)
+    if bool((sizes < 0).any()):
+        errors: list[Any] = [None] * world_size()
+        dist.all_gather_object(errors, error, group=group)
+        raise next(e for e in errors if e is not None)
+    return result, None if bool((sizes == len(rows)).all()) else sizes.tolist()
+
+
+_beside: weakref.ref[Any] | None = None  # weak: a group that outlives its end aborts the process
+
+
+def _host_group() -> Any:
+    """A group for tensors of the host: the default one or, where that knows only GPUs, one beside it, made at first use."""
+    global _beside
+    if "cpu" in dist.get_backend_config():
+        return None
+    group = None if _beside is None else _beside()
+    if group is None or group not in dist.distributed_c10d._world.pg_map:
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _beside = weakref.ref(group)
+    return group
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+def parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model with gradients averaged over the ranks; buffers are the main rank's at the start of each forward pass."""
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import TrainConfig, from_options, read_table, without_unused
+from .config.schema import TrainConfig
+from .config.toml import from_options, read_table, without_unused
 from .errors import BadInput
 
 if TYPE_CHECKING:

@@ -19,13 +19,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadImage, RunFailed
+from .augment import CROP_SLOTS, uniforms
+from .augment_params import crop_boxes, largest_shrink
 from .decoded import DecodedImages
 from .images import background_colour, central_box, opened, quiet, resized_crop
 from .manifest import Manifest
 from .pairs import Pairs
 from .recipe import Recipe
 from .sampler import Request, ResumableSampler
-from .views import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
 
 _CACHE_BYTES = 256 << 20
 

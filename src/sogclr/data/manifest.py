@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadInput
-from ..files import write_text
 from .headers import Checked, check_headers, sparse_text
 from .listing import Listing, file_at, first_few, list_file, list_folder, text_bytes
 from .manifest_file import read_columns, read_head, write_columns
@@ -297,10 +296,3 @@ def _fingerprint(relative: pa.LargeStringArray, sizes: np.ndarray) -> str:
     digest.update(text_bytes(relative))
     digest.update(sizes.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def write_bad_files(path: str | os.PathLike[str], rows: Iterable[tuple[str, str]]) -> None:
-    """One `relative path<TAB>reason` a line, sorted, each path once; control characters in names are escaped."""
-    escape = {code: f"\\x{code:02x}" for code in range(32)}
-    lines = [f"{name.translate(escape)}\t{reason.translate(escape)}\n" for name, reason in dict(rows).items()]
-    write_text(Path(path), "".join(sorted(lines)))

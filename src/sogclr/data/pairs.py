@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 
 from ..errors import BadInput
 from ..files import replacing
+from ..progress import ProgressCallback
 from .headers import check_headers
 from .images import EMPTY
 from .listing import Listing, relative_to, text_bytes
@@ -28,7 +28,6 @@ from .shards import find_shards, read_shards
 from .tables import SUFFIXES, read_rows
 from .text_columns import column_of, distinct, give_back
 
-Progress = Callable[[int, int], None]
 _BLOCK = 1 << 16
 _IMAGES = "images.arrow"
 
@@ -72,7 +71,7 @@ class Pairs:
     @classmethod
     def scan(
         cls, data: str | os.PathLike[str], *, image_column: str | None = None, caption_column: str | None = None,
-        check: bool | None = None, progress: Progress | None = None,
+        check: bool | None = None, progress: ProgressCallback | None = None,
     ) -> Pairs:  # fmt: skip
         """Read a CSV, TSV, JSONL or Parquet file, or tar shards, and the headers of the images.
 

@@ -1,1 +1,1 @@
-"""How good an encoder is: kNN, linear probes, and label-free health."""
+"""How good an encoder is: scores of arrays."""

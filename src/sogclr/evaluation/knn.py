@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BadInput
-from .health import refuse_non_finite
+from .label_free import refuse_non_finite
 
 _ROWS, _COLUMNS = 1024, 16_384  # one tile of similarities is 64 MiB
 

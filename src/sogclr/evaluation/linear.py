@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import BadInput
-from .health import refuse_non_finite
+from .label_free import refuse_non_finite
 
 LARGEST_FOR_LBFGS = 2_000_000_000  # rows x features x classes: a few minutes on one core
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the regularisation, that are tried where labels suffice

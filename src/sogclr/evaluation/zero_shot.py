@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..errors import BadInput
 
 if TYPE_CHECKING:
-    from ..towers import TwoTower
+    from ..models.two_tower import TwoTower
 
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
 

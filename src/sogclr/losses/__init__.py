@@ -1,10 +1,11 @@
 """Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; their mathematics in `functional`."""
 
-from .baselines import DecoupledContrastiveLoss, NTXentLoss
+from __future__ import annotations
+
+from .image_text import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
 from .memory import MemoryContrastiveLoss, TwoTowerMemoryContrastiveLoss
 from .moco import MoCoLoss
-from .one_tower import GlobalContrastiveLoss
-from .two_tower import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
+from .two_view import DecoupledContrastiveLoss, GlobalContrastiveLoss, NTXentLoss
 from .validation import NonFinite
 
 __all__ = [

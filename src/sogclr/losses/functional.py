@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize, softplus
 
-from .. import distributed
-from ..kernels import at_least_float32, log_sum_between, log_sum_negatives
+from ..kernels import at_least_float32, log_sum_between, log_sum_negatives, ranks
 from ..kernels.choice import looking_is_free
 from .validation import all_distinct
 
@@ -135,7 +134,7 @@ def log_sum_keys(
         tau = each.detach() if isinstance(each, Tensor) else each
         x = torch.cat([x, torch.ones_like(x[:, :1]) * of_anchors(tau, 1)], dim=1)
         keys = torch.cat([keys, log_weight[:, None].to(keys.dtype)], dim=1)
-    log_sum = distributed.log_sum_keys(x, keys, torch.cat([index] * views), ids, each, views).view(views, -1)
+    log_sum = ranks.log_sum_keys(x, keys, torch.cat([index] * views), ids, each, views).view(views, -1)
     return torch.where(count > 0, log_sum, -math.inf), count
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from . import functional as F
+from .contrastive import Anchors, Reduction
 from .estimators import BoostedAverage, Dictionary, Gamma, MovingAverage
-from .one_tower import Anchors, GlobalContrastiveLoss, Reduction
+from .image_text import TwoTowerGlobalContrastiveLoss, contrasts
 from .queue import EmbeddingQueue
-from .two_tower import TwoTowerGlobalContrastiveLoss, contrasts
+from .two_view import GlobalContrastiveLoss
 
 BATCHES = 32  # the queue's default length, in batches of B embeddings: 16 steps
 WITH_SCHEDULES = 512  # the queue's default length with `steps`: it makes up for a small batch

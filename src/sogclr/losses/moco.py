@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from . import functional as F
 from . import temperatures
-from .one_tower import Anchors, OneTowerLoss, Reduction, replicated
+from .contrastive import Anchors, Reduction, replicated
 from .queue import EmbeddingQueue
+from .two_view import OneTowerLoss
 
 
 class MoCoLoss(OneTowerLoss):

@@ -11,12 +11,12 @@ from torch import nn
 
 from ...errors import BadInput
 from .boosted import BoostedAverage
-from .contrast import Contrast
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .mini_batch import MiniBatch
 from .moving_average import Convention, MovingAverage
 from .neural import Neural
+from .protocol import Contrast
 
 __all__ = [
     "AdaptiveGamma",

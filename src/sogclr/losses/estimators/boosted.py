@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
-from .contrast import Contrast
 from .dictionary import Dictionary
 from .gamma import CosineGamma
 from .moving_average import Convention, MovingAverage
+from .protocol import Contrast
 
 
 class BoostedAverage(MovingAverage):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..queue import EmbeddingQueue
-from .contrast import Contrast
+from .protocol import Contrast
 
 
 class Dictionary(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .contrast import Contrast
+from .protocol import Contrast
 
 
 class MiniBatch(nn.Module):

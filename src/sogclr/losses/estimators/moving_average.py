@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ... import sharded as shards
 from ...errors import BadInput
 from ..functional import either, log_mean, merge_duplicates, moving_average
-from .contrast import Contrast
+from . import sharded as shards
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
+from .protocol import Contrast
 
 Convention = Literal["per_view", "per_sample"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput
 from .. import functional as F
-from .contrast import Contrast
+from .protocol import Contrast
 
 
 class Neural(nn.Module):

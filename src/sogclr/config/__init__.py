@@ -1,0 +1,1 @@
+"""What decides a run: its options, the table of methods, TOML files. No torch in here."""

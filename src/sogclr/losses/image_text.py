@@ -1,0 +1,292 @@
+"""Images and texts, one encoder each: the two-way global contrastive loss (arXiv 2202.12387, §5) and its baselines."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import check_together
+from ..errors import BadInput
+from ..kernels import direct
+from ..kernels.ranks import gather, log_sum_between, uneven
+from . import functional as F
+from . import temperatures
+from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
+from .estimators import Contrast, Gamma, MovingAverage
+from .queue import EmbeddingQueue
+from .validation import all_distinct, check_built_for, check_negatives, check_pairs, check_through
+
+_WHAT = "image and text embeddings"
+
+
+class TwoTowerLoss(ContrastiveLoss):
+    """What the losses on image-text pairs have in common: checks, unit rows, float32, two kinds of ids, ranks.
+
+    A loss adds `per_pair(anchors, y_ids)`, which returns the (B,) values; `anchors.index` are the images' ids.
+    """
+
+    num_samples: int | None = None
+    num_texts: int | None = None
+
+    def __init__(
+        self,
+        temperature: float | nn.Module,
+        reduction: Reduction,
+        normalize: bool,
+        text_temperature: nn.Module | None = None,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        self.text_temperature = text_temperature  # where texts have temperatures of their own
+
+    def forward(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, index: Tensor, text_index: Tensor | None = None
+    ) -> Tensor:
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B of all ranks,) with `reduction='none'`.
+
+        Args:
+            index: the images' ids.
+            text_index: the texts' ids, where an image has several captions or a caption several images; the images'
+                ids when left out. Pairs that share an image or a text are never negatives of each other.
+
+        Raises:
+            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+        """
+        x, y = image_embeddings, text_embeddings
+        is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
+        x_ids, sizes = check_together(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
+        if text_index is not None:
+            y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
+        with uneven(sizes), no_autocast(x):
+            x_ids = gather(x_ids)
+            check_negatives(x_ids)
+            if is_direct:
+                return self.reduced(self.per_pair(self.direct(x, y, x_ids), x_ids))
+            y_ids = x_ids if text_index is None else gather(y_ids)
+            check_negatives(y_ids)
+            x, y = gather(self.unit(x)), gather(self.unit(y))
+            values = self.values(x, y, x_ids, y_ids)
+        return self.reduced(values)
+
+    def direct(self, x: Tensor, y: Tensor, index: Tensor) -> Anchors:
+        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch with one kind of ids, in fewer operations."""
+        apart = all_distinct(index)
+        negatives = x.shape[0] - 1.0 if apart else F.count_different(index).to(F.inside(x))
+        tau = self.temperature
+        assert isinstance(tau, float)
+        s_pos, log_g, z = direct.two_towers(x, y, None if apart else index, F.log_of(negatives), tau)
+        check_through(log_g, x, y, index)
+        return Anchors(z, index, tau, s_pos, log_g, negatives)
+
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+        """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
+        tau = self.temperature_of(x_ids, y_ids, x)
+        tau = replicated(tau) if isinstance(tau, Tensor) else tau
+        each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
+        ids = F.ids_of_pairs(x_ids, y_ids)
+        log_sum = torch.stack(log_sum_between(x, y, ids, each))
+        negatives = F.count_different(ids).to(x.dtype)
+        # with one kind of ids everyone has a negative
+        log_g = log_sum - negatives.log() if y_ids is x_ids else F.log_mean_of_pairs(log_sum, negatives)
+        anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g, negatives)
+        return self.per_pair(anchors, y_ids)
+
+    def temperature_of(self, x_ids: Tensor, y_ids: Tensor, like: Tensor) -> float | Tensor:
+        """tau of a batch of all ranks: a float, () or (2, B), the images' and the texts'; one a pair serves both ways."""
+        tau = temperatures.at(self.temperature, x_ids, like)
+        theirs = tau if self.text_temperature is None else temperatures.at(self.text_temperature, y_ids, like)
+        if isinstance(tau, Tensor) and isinstance(theirs, Tensor) and (tau.ndim or theirs is not tau):
+            return torch.stack([tau.expand(len(like)), theirs.expand(len(like))])
+        return tau
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
+    r"""Two-way global contrastive loss: each pair against ALL texts and ALL images of the data set, at any batch size.
+
+    Value of a batch, the mean over its images a (against texts) and its texts a (against images) of
+
+        -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_a after  u_a <- (1 - gamma) u_a + gamma ĝ_a
+
+    with one running normalizer for each image and one for each text. ĝ_a is the mean of exp(s_ab / tau) over the negatives
+    in the batch. Means over negatives and anchors: the size of the gradient does not depend on the batch's.
+
+    Args:
+        num_samples: images in the data set; `index` runs from 0 to num_samples - 1.
+        temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, which is copied for the texts; or two
+            modules, for images and for texts.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
+        num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
+        estimator: another source of nu, copied for the texts; or two, for images and for texts. A queue (`Dictionary`) is
+            one of texts for the images and one of images for the texts, and keeps both kinds of ids.
+        balanced: weigh an anchor's attraction too, as in `GlobalContrastiveLoss`.
+        reduction: `mean`, `sum` or `none` (one value a pair).
+        normalize: scale embeddings to norm one first; pass False only if they have it already.
+
+    All state is in `state_dict()`: `image_estimator.log_u`, `text_estimator.log_u` (float32, one number each) and their
+    `step`. It changes in training mode only.
+
+    Example:
+        >>> import torch, sogclr
+        >>> loss_fn = sogclr.TwoTowerGlobalContrastiveLoss(num_samples=1000, temperature=0.07, gamma=0.9)
+        >>> image, text = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss = loss_fn(image, text, index=torch.arange(8))
+        >>> loss.backward()
+        >>> int(torch.isfinite(loss_fn.text_estimator.log_u).sum())
+        8
+
+    Source: arXiv 2202.12387.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        temperature: float | nn.Module | tuple[nn.Module, nn.Module] = 0.07,
+        gamma: Gamma = 0.9,
+        num_texts: int | None = None,
+        estimator: nn.Module | tuple[nn.Module, nn.Module] | None = None,
+        balanced: bool = False,
+        reduction: Reduction = "mean",
+        normalize: bool = True,
+    ) -> None:
+        of_images, of_texts = _two_temperatures(temperature, num_samples, num_texts or num_samples)
+        super().__init__(of_images, reduction, normalize, of_texts)
+        self.num_samples, self.balanced = num_samples, balanced
+        self.num_texts = num_samples if num_texts is None else num_texts
+        if estimator is None:
+            estimator = MovingAverage(num_samples, gamma), MovingAverage(self.num_texts, gamma)
+        elif isinstance(estimator, nn.Module):
+            estimator = estimator, copy.deepcopy(estimator)
+        self.image_estimator, self.text_estimator = estimator
+        two = "give two, estimator=(for images, for texts)"
+        check_built_for(self.image_estimator, self.num_samples, "images", two)
+        check_built_for(self.text_estimator, self.num_texts, "texts", two)
+        for part in self.modules():
+            if isinstance(part, EmbeddingQueue):
+                part.keep_ids(2)
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        log_g, ids = anchors.log_g.detach(), (anchors.index, y_ids)
+        estimators = self.image_estimator, self.text_estimator
+        nu = torch.cat(
+            [
+                estimators[k](log_g[k : k + 1], ids[k], self.training, contrast)
+                for k, contrast in enumerate(contrasts(anchors, y_ids))
+            ]
+        )
+        values = self.dual(anchors, replicated(nu)) + self.penalty(anchors.temperature)
+        return values + self.balance(anchors, nu) if self.balanced else values
+
+    def penalty(self, tau: float | Tensor) -> float | Tensor:
+        """rho tau, the mean of the images' and the texts' where each have their own, (2, B) -> (B,)."""
+        if self.text_temperature is None or not isinstance(tau, Tensor):
+            return temperatures.penalty(self.temperature, tau)
+        return (
+            temperatures.penalty(self.temperature, tau[0]) + temperatures.penalty(self.text_temperature, tau[1])
+        ) / 2
+
+
+def contrasts(anchors: Anchors, y_ids: Tensor) -> tuple[Contrast, Contrast]:
+    """Images against texts, and texts against images."""
+    x, y = anchors.z.detach().split(1)
+    tau, ids = temperatures.detached(anchors.temperature), torch.stack([anchors.index, y_ids], dim=1)
+    own = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim else (tau, tau)
+    return Contrast(x, y, ids, own[0]), Contrast(y, x, ids, own[1])
+
+
+def _two_temperatures(
+    temperature: float | nn.Module | tuple[nn.Module, nn.Module], num_samples: int, num_texts: int
+) -> tuple[float | nn.Module, nn.Module | None]:
+    """The images' temperature, and the texts' where it is another."""
+    if isinstance(temperature, tuple):
+        if not all(isinstance(t, nn.Module) for t in temperature):
+            raise BadInput(
+                f"two temperatures are two modules, as temperatures.Global, and were {temperature}; or give one"
+            )
+        return temperature
+    if not isinstance(temperature, temperatures.PerSample):
+        return temperature, None
+    if num_texts != num_samples:
+        raise BadInput(
+            f"one PerSample temperature serves {temperature.num_samples} images and the loss has {num_texts} texts; "
+            "give two, temperature=(PerSample(images), PerSample(texts))"
+        )
+    return temperature, copy.deepcopy(temperature)
+
+
+class ClipLoss(TwoTowerLoss):
+    """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau  at the positive.
+
+    The negatives are those of the batch; what shares an image or a text is left out of them.
+    `statistics['objective']` is -s + tau log ĝ, on the scale of `TwoTowerGlobalContrastiveLoss`, with the batch's normalizer.
+
+    Args:
+        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> z = torch.eye(4)
+        >>> round(float(sogclr.ClipLoss(temperature=1.0)(z, z, torch.arange(4))), 4)   # log(e + 3) - 1
+        0.7437
+
+    Source: Radford et al., arXiv 2103.00020.
+    """
+
+    per_temperature = True
+
+    def __init__(
+        self, temperature: float | nn.Module = 0.07, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+
+    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        self.record(anchors, anchors.log_g)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
+
+
+class SigLipLoss(TwoTowerLoss):
+    """SigLIP's loss:  mean over images of  -sum over texts of log sigmoid( ±(s_ab / tau + bias) ),  + for the own text.
+
+    The scale 1/tau and the bias are learned, as in the paper: give `loss_fn.parameters()` to the optimizer too.
+    `statistics['objective']` is -s + tau log ĝ with the batch's normalizer, as in `ClipLoss`.
+
+    Args:
+        temperature: tau > 0 to start from.  bias: to start from.  learnable: False keeps both as they are.
+        reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> z = torch.eye(4)
+        >>> f"{sogclr.SigLipLoss(temperature=1.0, bias=0.0)(z, z, torch.arange(4)):.4f}"   # log(1 + 1/e) + 3 log 2
+        '2.3927'
+
+    Source: Zhai et al., arXiv 2303.15343.
+    """
+
+    per_temperature = True
+    of_the_batch = False
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        learnable: bool = True,
+        reduction: Reduction = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        if not math.isfinite(bias):
+            raise BadInput(f"bias must be finite and was {bias}; -10 is the paper's")
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
+
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+        scale, bias = replicated(self.log_scale).exp().to(x.dtype), replicated(self.bias).to(x.dtype)
+        with torch.no_grad():
+            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, 1 / scale)
+            self.record(Anchors(torch.stack([x, y]), x_ids, 1 / scale, F.positive_similarity(x, y), log_g), log_g)
+        return F.sigmoid_loss(x, y, x_ids, y_ids, scale, bias)

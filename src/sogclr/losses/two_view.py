@@ -1,0 +1,185 @@
+"""Losses on two views of each image: the global contrastive loss (SogCLR, arXiv 2202.12387), NT-Xent and DCL."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import check_together
+from ..kernels import direct
+from ..kernels.ranks import gather, log_sum_negatives, uneven
+from . import functional as F
+from . import temperatures
+from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
+from .estimators import Convention, Gamma, MovingAverage
+from .validation import VIEWS, all_distinct, check_built_for, check_negatives, check_pairs, check_through
+
+
+class OneTowerLoss(ContrastiveLoss):
+    """What the losses on two views have in common: checks, unit rows, float32, ids, ranks.
+
+    A loss adds `per_sample(anchors)`, which returns the (B,) values.
+    """
+
+    num_samples: int | None = None
+
+    def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """(B, D) floating, (B, D), (B,) ids -> (), or (B of all ranks,) with `reduction='none'`.
+
+        With several ranks every rank gives its own rows, as many as it has, sees everybody's, and returns the loss of the
+        whole batch.
+
+        Raises:
+            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+        """
+        is_direct = self.is_direct(z0, 2)
+        index, sizes = check_together(check_pairs, z0, z1, index, self.num_samples, VIEWS, not is_direct)
+        with uneven(sizes), no_autocast(z0):
+            index = gather(index)
+            check_negatives(index)
+            if is_direct:
+                values = self.per_sample(self.direct(z0, z1, index))
+            else:
+                values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), index)
+        return self.reduced(values)
+
+    def direct(self, z0: Tensor, z1: Tensor, index: Tensor) -> Anchors:
+        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch, in fewer operations."""
+        apart = all_distinct(index)
+        negatives = 2.0 * (z0.shape[0] - 1) if apart else F.negatives_of(index).to(F.inside(z0))
+        tau = self.temperature
+        assert isinstance(tau, float)
+        s_pos, log_g, z = direct.one_tower(z0, z1, None if apart else index, F.log_of(negatives), tau)
+        check_through(log_g, z0, z1, index)
+        return Anchors(z, index, tau, s_pos, log_g, negatives)
+
+    def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
+        tau = temperatures.at(self.temperature, index, z0)
+        tau = replicated(tau) if isinstance(tau, Tensor) else tau
+        negatives = F.negatives_of(index).to(z0.dtype)
+        log_g = log_sum_negatives(z0, z1, index, tau) - negatives.log()
+        s_pos = F.positive_similarity(z0, z1)
+        return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, s_pos, log_g, negatives))
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        raise NotImplementedError
+
+
+class GlobalContrastiveLoss(OneTowerLoss):
+    r"""Global contrastive loss: each positive pair against ALL negatives of the data set, at any batch size.
+
+    Value of a batch, over its anchors a (sample i, view A):
+
+        mean of  -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_i after
+        u_i <- (1 - gamma) u_i + gamma ĝ_i
+
+    ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is SogCLR's;
+    the value is an estimate of the global objective itself, so it can be watched.
+
+    Args:
+        num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
+        temperature: tau > 0, or `sogclr.temperatures.PerSample` or `Global`, which are learned.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
+        convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
+        estimator: another source of nu, instead of `gamma` and `convention`.
+        balanced: weigh an anchor's attraction with w = exp(log ĝ - nu) too, as its repulsion is: the same expectation where
+            E[w] = 1, with less noise (docs/method.md).
+        reduction: `mean`, `sum` or `none` (one value a sample).
+        normalize: scale embeddings to norm one first; pass False only if they have it already.
+
+    All state is in `state_dict()`: `estimator.log_u` (float32, one number a sample) and `estimator.step`. It changes
+    in training mode only (`loss_fn.eval()` leaves it alone).
+
+    Example:
+        >>> import torch, sogclr
+        >>> loss_fn = sogclr.GlobalContrastiveLoss(num_samples=1000, temperature=0.1, gamma=0.9)
+        >>> z0, z1 = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss = loss_fn(z0, z1, index=torch.arange(8))
+        >>> loss.backward()
+        >>> int(torch.isfinite(loss_fn.estimator.log_u).sum())
+        8
+
+    Source: arXiv 2202.12387, Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        temperature: float | nn.Module = 0.1,
+        gamma: Gamma = 0.9,
+        convention: Convention = "per_view",
+        estimator: nn.Module | None = None,
+        balanced: bool = False,
+        reduction: Reduction = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        self.num_samples, self.balanced = num_samples, balanced
+        self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
+        for part in (self.estimator, temperature):
+            check_built_for(part, num_samples, "samples", "give both num_samples=len(dataset)")
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        nu = self.estimator(anchors.log_g.detach(), anchors.index, self.training, anchors.contrast())
+        values = self.dual(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
+        return values + self.balance(anchors, nu) if self.balanced else values
+
+
+class NTXentLoss(OneTowerLoss):
+    """NT-Xent, SimCLR's loss:  mean over anchors of  -log( exp(s_pos/tau) / (exp(s_pos/tau) + sum over N(a) exp(s_ab/tau)) ).
+
+    The negatives are those of the batch. A sample that is in the batch twice is no negative of itself.
+    `statistics['objective']` is -s + tau log ĝ, on the scale of `GlobalContrastiveLoss`, with the batch's normalizer.
+
+    Args:
+        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> z = torch.eye(4)
+        >>> round(float(sogclr.NTXentLoss(temperature=1.0)(z, z, torch.arange(4))), 4)   # log(e + 6) - 1
+        1.1654
+
+    Source: Chen et al., arXiv 2002.05709.
+    """
+
+    per_temperature = True
+
+    def __init__(
+        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        self.record(anchors, anchors.log_g)
+        return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
+
+
+class DecoupledContrastiveLoss(OneTowerLoss):
+    """DCL:  mean over anchors of  -s_pos/tau + log( sum over N(a) exp(s_ab/tau) ).  NT-Xent without the positive below.
+
+    Its gradient is 1/tau times that of `GlobalContrastiveLoss` with the mini-batch's normalizer.
+
+    Args:
+        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+
+    Example:
+        >>> import torch, sogclr
+        >>> z = torch.eye(4)
+        >>> round(float(sogclr.DecoupledContrastiveLoss(temperature=1.0)(z, z, torch.arange(4))), 4)   # log 6 - 1
+        0.7918
+
+    Source: Yeh et al., arXiv 2110.06848.
+    """
+
+    per_temperature = True
+
+    def __init__(
+        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        self.record(anchors, anchors.log_g)
+        return F.decoupled_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)

@@ -1,0 +1,1 @@
+"""Backbones, heads, towers, encoder files, features."""

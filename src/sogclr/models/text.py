@@ -1,0 +1,229 @@
+"""The text tower: a byte-level BPE tokenizer and a small transformer, or a Hugging Face encoder from a local path.
+
+A tower's description and its tokenizer are kept with the run (`text/`), so that nothing else is needed to use it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from ..files import write_text
+
+os.environ.setdefault(
+    "TOKENIZERS_PARALLELISM", "false"
+)  # its threads and our reader processes would wait for each other
+
+PAD, START = "<pad>", "<start>"
+ALPHABET = 256 + 2  # bytes, and the two above: no vocabulary is smaller
+
+
+class Tokenizer:
+    """Texts -> int64 (N, L), L at most `length`; what is shorter is filled with `pad`.
+
+    Args:
+        inner: of the `tokenizers` package; it adds what its model wants at both ends.
+        length: most tokens of a text; the rest is cut off.
+        pad: the id that is no token.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, length: int, pad: int) -> None:
+        self.inner, self.length, self.pad = inner, length, pad
+        inner.enable_truncation(length)
+        inner.enable_padding(pad_id=pad)
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return torch.tensor([e.ids for e in self.inner.encode_batch(texts)], dtype=torch.int64)
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int, length: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens, case-insensitive; every text in any script has an encoding."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, START], min_frequency=2, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    inner.train_from_iterator(captions, trainer)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(f"{START} $A", special_tokens=[(START, 1)])
+    return Tokenizer(inner, length, pad=0)
+
+
+class TextTransformer(nn.Module):
+    """A pre-norm transformer encoder. (N, L) int64 tokens -> (N, width): the mean over what is no padding.
+
+    Args:
+        vocab_size: tokens; id `pad` is no token.  length: most tokens.  layers, heads: of the encoder.
+    """
+
+    def __init__(self, vocab_size: int, width: int, layers: int, heads: int, length: int, pad: int = 0) -> None:
+        super().__init__()
+        self.num_features, self.pad = width, pad
+        self.token = nn.Embedding(vocab_size, width)
+        self.position = nn.Parameter(torch.empty(length, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        for (
+            name,
+            parameter,
+        ) in self.named_parameters():  # TransformerEncoder copies one layer: each needs weights of its own
+            if parameter.ndim >= 2:
+                deep = name.endswith(("out_proj.weight", "linear2.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if deep else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        empty = tokens == self.pad
+        x = self.token(tokens) + self.position[: tokens.shape[1]]
+        return mean_over_tokens(self.blocks(x, src_key_padding_mask=empty), ~empty)
+
+
+class PretrainedText(nn.Module):
+    """A Hugging Face text encoder. (N, L) int64 tokens -> (N, hidden_size): the mean over what is no padding."""
+
+    def __init__(self, inner: nn.Module, pad: int) -> None:
+        super().__init__()
+        self.inner, self.pad = inner, pad
+        self.num_features = int(inner.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        there = tokens != self.pad
+        hidden = self.inner(input_ids=tokens, attention_mask=there.long()).last_hidden_state
+        return mean_over_tokens(hidden, there)
+
+
+def mean_over_tokens(hidden: Tensor, there: Tensor) -> Tensor:
+    """(N, L, D), (N, L) bool -> (N, D)."""
+    weight = there.to(hidden.dtype)[:, :, None]
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """What builds a text tower again, beside its weights."""
+
+    vocab_size: int
+    length: int
+    """Most tokens of a text."""
+    pad: int
+    width: int = 0
+    layers: int = 0
+    heads: int = 0
+    hugging_face: dict[str, Any] | None = None
+    """The configuration of a Hugging Face encoder; None for the built-in one."""
+
+
+@dataclass(frozen=True)
+class TextSetup:
+    """A text tower's description and tokenizer."""
+
+    info: TextInfo
+    tokenizer: Tokenizer
+    weights: Path | None = None
+    """The folder of a Hugging Face encoder whose weights are the first ones."""
+
+    def build(self) -> nn.Module:
+        """The tower, with its first weights."""
+        info = self.info
+        if info.hugging_face is None:
+            return TextTransformer(info.vocab_size, info.width, info.layers, info.heads, info.length, info.pad)
+        transformers = _transformers()
+        if self.weights is not None:
+            inner = transformers.AutoModel.from_pretrained(str(self.weights), local_files_only=True)
+        else:
+            inner = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**info.hugging_face))
+        return PretrainedText(inner.float(), info.pad)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `tokenizer.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "tokenizer.json", self.tokenizer.inner.to_str())
+        write_text(folder / "config.json", json.dumps(asdict(self.info), indent=2))
+
+    @classmethod
+    def load(cls, folder: Path) -> TextSetup:
+        """What `save` wrote.
+
+        Raises:
+            BadInput: missing or damaged.
+        """
+        try:
+            info = TextInfo(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            inner = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        except Exception as error:  # the tokenizer raises bare exceptions
+            raise BadInput(
+                f"{folder} does not hold the text tower of a run ({error}); restore it from a copy"
+            ) from None
+        return cls(info, Tokenizer(inner, info.length, info.pad))
+
+
+def built_in(captions: Iterable[str], vocab_size: int, width: int, layers: int, length: int) -> TextSetup:
+    """A new tower with a tokenizer trained on the captions."""
+    tokenizer = train_tokenizer(captions, vocab_size, length)
+    heads = max(1, width // 64)
+    return TextSetup(TextInfo(tokenizer.inner.get_vocab_size(), length, tokenizer.pad, width, layers, heads), tokenizer)
+
+
+def pretrained(name: str, length: int) -> TextSetup:
+    """A Hugging Face encoder: a local folder, or an installed package that carries one.
+
+    Raises:
+        BadInput: no such folder or package, no fast tokenizer in it, or `transformers` is missing.
+    """
+    folder = find_encoder(name)
+    config = _transformers().AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    if not (folder / "tokenizer.json").is_file():
+        raise BadInput(f"{folder} has no tokenizer.json; save it with transformers' fast tokenizer")
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    length = min(length, getattr(config, "max_position_embeddings", length))
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    info = TextInfo(inner.get_vocab_size(), length, pad, hugging_face=config.to_dict())
+    return TextSetup(info, Tokenizer(inner, length, pad), folder)
+
+
+def find_encoder(name: str) -> Path:
+    """The folder with `config.json` that a path or the name of an installed package means.
+
+    Raises:
+        BadInput: there is none.
+    """
+    place = Path(name)
+    if (place / "config.json").is_file():
+        return place
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    for parent in (spec.submodule_search_locations or []) if spec else []:
+        found = sorted(p.parent for p in Path(parent).rglob("config.json") if (p.parent / "tokenizer.json").is_file())
+        if found:
+            return found[0]
+    raise BadInput(
+        f"--text-model {name} is neither a folder with a config.json nor an installed package that carries an encoder; "
+        "give the path of a Hugging Face text encoder (nothing is downloaded)"
+    )
+
+
+def _transformers() -> Any:
+    from .torchvision_cpu import import_timm
+
+    import_timm()  # transformers imports torchvision too, and needs the same repair
+    try:
+        import transformers
+    except ImportError:
+        raise BadInput("a Hugging Face text tower needs the package transformers: pip install 'sogclr[text]'") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers

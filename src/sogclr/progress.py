@@ -1,0 +1,99 @@
+"""What the user sees while something runs: a progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, to do)."""
+
+
+class Screen:
+    """Messages and progress on standard error, so that standard output holds results only. `quiet` shows nothing."""
+
+    def __init__(self, quiet: bool = False, every: float = 15.0) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.every = every
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._next_line = 0.0
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def info(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        (self._bar.console if self._bar else self.console).print(text, markup=False)
+
+    def start(self, name: str, total: int, done: int = 0) -> None:
+        """Begin a progress bar."""
+        self.stop()
+        self._next_line = time.monotonic() + self.every
+        self._started, self._first = time.monotonic(), done
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                speed_estimate_period=60,
+            )
+            self._task = self._bar.add_task(name, total=total, completed=done, note="")
+            self._bar.start()
+        self._name = name
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total`; `note` stands at the end of the line."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self.every
+            left = (time.monotonic() - self._started) / max(1, done - self._first) * (total - done)
+            self.info(f"{self._name} {done:,}/{total:,}, {clock(left)} left" + (f", {note}" if note else ""))
+
+    def stop(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+    def progress(self, name: str) -> Callable[[int, int], None]:
+        """A callback `(done, total)` that draws its own bar."""
+        begun = False
+
+        def report(done: int, total: int) -> None:
+            nonlocal begun
+            if not begun:
+                self.start(name, total)
+                begun = True
+            self.advance(done, total)
+            if done >= total:
+                self.stop()
+
+        return report
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,79 @@
+"""Features of towers that do not train: computed once, kept with the run as mapped files, looked up by id ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.loader import Batch
+from ..data.manifest import Manifest
+from ..data.pairs import Pairs
+from ..data.sampler import ResumableSampler
+from ..files import replacing
+from ..models.encoder import Encoder
+from ..models.features import compute_features
+from ..models.two_tower import TwoTower
+from ..progress import ProgressCallback
+
+AT_ONCE = 8192  # images or texts between two writes
+
+
+def image_features(
+    path: Path, encoder: Encoder, images: Manifest, *, workers: int, device: torch.device, progress: ProgressCallback | None = None
+) -> np.ndarray:  # fmt: skip
+    """float32 (n, F) on disk: the backbone's features of the central crops; NaN where an image cannot be read."""
+
+    def fill(out: np.ndarray) -> None:
+        out[:] = np.nan
+        ids = images.usable
+        for start in range(0, len(ids), AT_ONCE):
+            part = ids[start : start + AT_ONCE]
+            features, kept, _ = compute_features(encoder, images, part, workers=workers, device=device)
+            out[kept] = features
+            if progress is not None:
+                progress(min(start + AT_ONCE, len(ids)), len(ids))
+
+    return _once(path, (len(images), encoder.num_features), fill)
+
+
+@torch.inference_mode()
+def text_features(path: Path, towers: TwoTower, pairs: Pairs, progress: ProgressCallback | None = None) -> np.ndarray:
+    """float32 (m, T) on disk: the text backbone's features of every caption."""
+
+    def fill(out: np.ndarray) -> None:
+        count, step = len(pairs.captions), 256
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            out[start:stop] = towers.text_features(pairs.captions_of(np.arange(start, stop))).float().cpu().numpy()
+            if progress is not None:
+                progress(stop, count)
+
+    width = int(towers.model.text_backbone.num_features)  # type: ignore[arg-type]
+    return _once(path, (len(pairs.captions), width), fill)
+
+
+def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> np.ndarray:
+    """The array of a file, which is made first where there is none of this shape."""
+    if path.is_file():
+        found = np.load(path, mmap_mode="r")
+        if found.shape == shape:
+            return found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        fill(out)
+        out.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def lookup_loader(sampler: ResumableSampler, pairs: Pairs, features: np.ndarray) -> Iterator[Batch]:
+    """Batches of ids alone, as `training_loader` gives them with pixels: no image is opened."""
+    readable = np.isfinite(features[:, 0])
+    for request in sampler:
+        good = readable[pairs.image_ids[request.ids]]
+        bad = [(int(i), "cannot be read") for i in request.ids[~good]]
+        index = torch.from_numpy(request.ids[good])
+        yield Batch(request.step, request.epoch, index, torch.empty(1, len(index), 0, 0, 3, dtype=torch.uint8), bad)

@@ -1,0 +1,101 @@
+"""`inspect` says what is there: images with their bad files, a run, an encoder."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from digits import SMALL, sogclr, write_digits
+
+import sogclr as package
+from sogclr.commands.inspect import inspect_path
+from sogclr.errors import BadInput
+from sogclr.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_digits(tmp_path_factory.mktemp("data") / "digits", digits=3)
+    empty, truncated = sorted((folder / "1").iterdir())[:2]
+    empty.write_bytes(b"")
+    truncated.write_bytes(truncated.read_bytes()[:90])
+    misnamed = sorted((folder / "2").iterdir())[0]
+    misnamed.rename(misnamed.with_suffix(".jpg"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = SMALL | {"batch_size": 4, "max_steps": 3, "max_bad": 0.5, "log_every": 1}
+    return package.train(data, out, quiet=True, **options)
+
+
+def test_a_folder_of_images(data):
+    found = inspect_path(data)
+    assert (found["kind"], found["images"]) == ("images", 12)
+    assert found["folders"] == {"0": 4, "1": 4, "2": 4}
+    assert found["classes"] == ["0", "1", "2"]
+    assert found["shorter_side"] == {"smallest": 16, "median": 16.0, "largest": 16}
+    assert list(found["bad"].values()) == ["is empty (0 bytes)"]
+    assert list(found["notes"].values()) == ["holds PNG data under the name .jpg; it is used"]
+    assert found["bytes"] == sum(p.stat().st_size for p in data.rglob("*") if p.is_file())
+
+
+def test_decoding_finds_the_truncated_ones_too(data):
+    done = []
+    found = inspect_path(data, decode=True, progress=lambda *counts: done.append(counts))
+    assert len(found["bad"]) == 2
+    assert any("truncated" in reason for reason in found["bad"].values())
+    assert done[-1] == (11, 11)
+    assert found["checked"] == "decoded"
+
+
+def test_a_run(run):
+    found = inspect_path(run.path)
+    assert (found["kind"], found["state"], found["step"], found["steps"]) == ("run", "finished", 3, 3)
+    assert found["config"]["run"]["batch_size"] == 4
+    assert found["log_u"]["seen"] + found["log_u"]["unseen"] == 12
+    assert found["log_u"]["seen"] == int(np.isfinite(run.log_u()).sum())
+    assert found["checkpoints"] == [p.name for p in run.checkpoint_files()]
+
+
+def test_an_encoder(run):
+    found = inspect_path(run.encoder_file)
+    assert (found["kind"], found["name"], found["image_size"]) == ("encoder", "resnet10_mini", 16)
+    assert found["parameters"] == sum(p.numel() for p in package.load_encoder(run.path).parameters())
+
+
+@pytest.mark.parametrize("what", ["data", "run", "encoder"])
+def test_the_command_prints_json_and_a_table(what, data, run):
+    path = {"data": data, "run": run.path, "encoder": run.encoder_file}[what]
+    assert json.loads(sogclr("inspect", path, "--json", check=0).stdout) == json.loads(json.dumps(inspect_path(path)))
+    shown = sogclr("inspect", path, check=0).stdout
+    for word in {"data": ["12", "is empty"], "run": ["finished", "batch_size 4"], "encoder": ["resnet10_mini"]}[what]:
+        assert word in shown
+
+
+def test_what_cannot_be_inspected(run, tmp_path):
+    with pytest.raises(BadInput, match="there is nothing at"):
+        inspect_path(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="is a run and --decode reads images"):
+        inspect_path(run.path, decode=True)
+    (tmp_path / "x.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(BadInput, match="no readable safetensors file"):
+        inspect_path(tmp_path / "x.safetensors")
+    with pytest.raises(BadInput, match="holds no images"):
+        inspect_path(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    newest = RunFolder(copy).latest_checkpoint()
+    newest.write_bytes(newest.read_bytes()[:100])
+    found = inspect_path(copy)
+    assert found["images"] == 12
+    assert "log_u" not in found
+    assert newest.name in found["damaged_checkpoint"]
+    result = sogclr("inspect", copy)
+    assert result.returncode == 0
+    assert "damaged" in result.stdout

@@ -1,0 +1,165 @@
+"""`embed`, `eval` and `search` of a run on pairs, as real commands."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from captioned import PAIRS, write_pairs
+from digits import sogclr
+
+import sogclr as package
+from sogclr.cli import main
+from sogclr.commands.evaluate_pairs import evaluate_pairs
+from sogclr.commands.report import write_report
+from sogclr.commands.search import Collection, gallery, open_collection, search
+from sogclr.errors import BadInput
+from sogclr.models.two_tower import load_two_tower
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("data") / "digits", per_digit=20)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return package.train(data, out, quiet=True, **(PAIRS | {"epochs": 15, "batch_size": 32, "lr": 3e-3})).path
+
+
+@pytest.fixture(scope="module", params=["parquet", "npz", "safetensors"])
+def embeddings(request, run, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("embeddings") / f"e.{request.param}"
+    package.embed(run, data, path, device="cpu", workers=0)
+    return path
+
+
+def test_texts_find_their_images_in_a_file_of_embeddings(run, embeddings):
+    hits, page = search(run, "the digit seven", embeddings, top=10, device="cpu", workers=0)
+    assert len(hits) == 10
+    assert sum(hit.path.startswith("seven/") for hit in hits) >= 7
+    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+    assert page == run / "search.html"
+    html = page.read_text()
+    assert "the digit seven" in html
+    assert html.count("data:image/webp") == 10
+    assert "://" not in html
+
+
+def test_pictures_are_found_beside_embeddings_of_another_program(run, embeddings, data, tmp_path):
+    """Without a word on what they are of; and where there are none the page says so."""
+    collection = open_collection(embeddings, load_two_tower(run))
+    for folder, pictures in ((data.parent, 3), (tmp_path, 0)):
+        np.savez(folder / "theirs.npz", path=np.array(collection.paths), embedding=collection.rows.numpy())
+        _, page = search(run, "the digit two", folder / "theirs.npz", top=3, device="cpu", workers=0)
+        assert page.read_text().count("data:image/webp") == pictures
+    assert page.read_text().count("no longer exists") == 3
+
+
+def test_embeddings_of_other_weights_are_refused(run, data, embeddings, tmp_path):
+    other = package.train(data, tmp_path / "other", quiet=True, **(PAIRS | {"max_steps": 2, "seed": 3})).path
+    with pytest.raises(BadInput, match="not by this run"):
+        search(other, "the digit two", embeddings, device="cpu", workers=0)
+
+
+def test_the_command_prints_paths_and_scores(run, data, tmp_path):
+    said = sogclr(
+        "search", run, "a handwritten zero", "--in", data.parent, "--top", 5, "--out", tmp_path / "page.html",
+        "--workers", 0, "--device", "cpu", check=0,
+    ).stdout.splitlines()  # fmt: skip
+    assert len(said) == 6
+    score, path = said[0].split()
+    assert -1 <= float(score) <= 1
+    assert path.startswith("zero/")
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_an_image_finds_itself_and_its_like(run, data):
+    image = next((data.parent / "four").iterdir())
+    hits, _ = search(run, None, data, image=str(image), top=5, device="cpu", workers=0)
+    assert hits[0].path == f"four/{image.name}"
+    assert hits[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_a_hundred_thousand_images_answer_in_under_a_second():
+    rows = torch.randn(100_000, 128, generator=torch.Generator().manual_seed(0))
+    collection = Collection([f"{i}.png" for i in range(100_000)], rows, lambda row: None)
+    query, times = rows[77] / rows[77].norm(), []
+    for _ in range(5):
+        begun = time.perf_counter()
+        hits = collection.nearest(query, 20)
+        times.append(time.perf_counter() - begun)
+    assert hits[0].path == "77.png"
+    assert sorted(times)[2] < 1
+
+
+def test_evaluation_as_json_has_the_documented_keys(run, data, capsys):
+    assert main(["eval", str(run), str(data), "--json", "--baselines", "--workers", "0", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for way in ("image_to_text", "text_to_image"):
+        assert 0 <= found[f"{way}_r1"] <= found[f"{way}_r5"] <= found[f"{way}_r10"] <= 1
+        assert found[f"{way}_r1"] > found["baselines"]["chance"][f"{way}_r1"]
+    assert found["zero_shot_top1"] > max(found["baselines"]["untrained"]["zero_shot_top1"], 0.3)
+    assert json.loads((run / "eval.json").read_text()) == found
+    assert main(["eval", str(run), str(data), "--workers", "0", "--device", "cpu", "--templates", "the digit {}"]) == 0
+    assert "zero-shot" in capsys.readouterr().out
+
+
+def test_retrieval_by_hand(run, data):
+    """The command's R@1 from the embeddings of `embed` and of the texts, by slow comparison."""
+    towers = load_two_tower(run)
+    collection = open_collection(data, towers)
+    captions = sorted({f"the digit {p.split('/')[0]}" for p in collection.paths} | {f"a handwritten {p.split('/')[0]}" for p in collection.paths})  # fmt: skip
+    nearest = (collection.rows @ towers.encode_texts(captions).T).argmax(dim=1).tolist()
+    right = [captions[k].split()[-1] == p.split("/")[0] for k, p in zip(nearest, collection.paths, strict=True)]
+    scores = package.evaluate(run, data, device="cpu", workers=0)
+    assert scores["image_to_text_r1"] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, "data"), "give one query: a text, or an image with --image FILE"),
+        (("x", "nowhere"), "nowhere"),
+        (("x", "other"), "holds embeddings of 3 numbers"),
+        (("x", "broken"), "is no readable file of embeddings"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(arguments, message, run, data, tmp_path):
+    np.savez(tmp_path / "other.npz", path=np.array(["a"]), embedding=np.ones((1, 3)))
+    (tmp_path / "broken.npz").write_bytes(b"no")
+    text, name = arguments
+    source = {
+        "data": data,
+        "nowhere": tmp_path / "nowhere",
+        "other": tmp_path / "other.npz",
+        "broken": tmp_path / "broken.npz",
+    }
+    with pytest.raises(BadInput, match=message):
+        search(run, text, source[name], device="cpu", workers=0)
+
+
+def test_names_cannot_break_the_page():
+    assert "<script>" not in gallery("<script>alert(1)</script>", [])
+
+
+def test_a_run_on_images_has_no_texts(data, tmp_path):
+    out = tmp_path / "images"
+    package.train(
+        data.parent, out, quiet=True, model="resnet10_mini", image_size=16, batch_size=8, max_steps=1, workers=0
+    )
+    with pytest.raises(BadInput, match="was trained on images alone and knows no texts"):
+        search(out, "x", data, device="cpu")
+    with pytest.raises(BadInput, match="is no run on image-caption pairs"):
+        package.evaluate(out, data, device="cpu", workers=0)
+    assert callable(evaluate_pairs)
+
+
+def test_the_report_shows_images_by_caption(run):
+    html = write_report(run, images=60).read_text()
+    assert 'id="texts"' in html
+    assert "the digit" in html
+    assert "Image to text, R@1" in html
+    assert "No captions are shown" not in html

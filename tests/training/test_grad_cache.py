@@ -1,0 +1,85 @@
+"""Micro-batches: weights get the gradient of the whole batch, and the loss's state moves once."""
+
+import pytest
+import torch
+from digits import SMALL, write_digits
+from torch import nn
+
+import sogclr as package
+from sogclr.checkpoint import load_checkpoint
+from sogclr.losses import GlobalContrastiveLoss, TwoTowerGlobalContrastiveLoss
+from sogclr.training.grad_cache import MicroBatches
+
+B = 12
+
+
+class Towers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x, self.y = nn.Linear(6, 4), nn.Linear(5, 4)
+
+    def forward(self, x, y):
+        return self.x(x), self.y(y)
+
+
+def gradients(model, encode, inputs, loss, two):
+    """Of two batches, one after the other: sums, as with --accumulate."""
+    model.zero_grad()
+    torch.manual_seed(1)  # what dropout draws
+    for _ in range(2):
+        z = encode(*inputs)
+        loss(*(z if two else z.chunk(2)), torch.arange(B)).backward()
+        if isinstance(encode, MicroBatches):
+            encode.backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 100])
+@pytest.mark.parametrize("two", [False, True])
+def test_the_gradient_and_the_state_are_the_whole_batchs(rows, two):
+    torch.manual_seed(0)
+    model = (Towers() if two else nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))).double()
+    inputs = [torch.randn(B if two else 2 * B, width, dtype=torch.float64) for width in ((6, 5) if two else (6,))]
+    build = TwoTowerGlobalContrastiveLoss if two else GlobalContrastiveLoss
+    losses = [build(B, 0.2, 0.3) for _ in range(2)]
+    expected = gradients(model, model, inputs, losses[0], two)
+    got = gradients(model, MicroBatches(model, model, rows), inputs, losses[1], two)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+        assert b.abs().max() > 1e-4
+    for key, value in losses[0].state_dict().items():
+        torch.testing.assert_close(losses[1].state_dict()[key], value)
+
+
+def test_dropout_draws_the_same_twice():
+    """The gradient is that of the very embeddings that the loss saw: for a linear map it says what was dropped."""
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 1, bias=False))
+    encode = MicroBatches(model, model, rows=3)
+    inputs, direction = torch.ones(10, 6), torch.randn(10, 1, generator=torch.Generator().manual_seed(0))
+    z = encode(inputs)
+    state = torch.get_rng_state()
+    (z * direction).sum().backward()
+    encode.backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.isclose((model[1].weight * model[1].weight.grad).sum(), (z * direction).sum().detach(), atol=1e-5)
+
+
+def test_a_pass_without_graph_leaves_running_statistics_alone():
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    encode = MicroBatches(model, model, rows=4)
+    z = encode(torch.randn(8, 6))
+    assert model[1].num_batches_tracked == 0
+    z.sum().backward()
+    encode.backward()
+    assert model[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"method": "moco", "queue": 24, "symmetric": True}])
+def test_a_run_with_micro_batches_trains_and_resumes(options, tmp_path):
+    data = write_digits(tmp_path / "digits", per_digit=2)
+    settings = SMALL | {"max_steps": 4, "log_every": 1, "labels": "none", "micro_batch": 6} | options
+    run = package.train(data, tmp_path / "run", quiet=True, **settings)
+    first, last = (load_checkpoint(p)["model"] for p in (run.checkpoint_files()[0], run.latest_checkpoint()))
+    weights = [k for k in first if k.endswith("weight")]
+    assert all(torch.isfinite(last[k]).all() for k in weights)
+    assert sum(not torch.equal(first[k], last[k]) for k in weights) > len(weights) // 2

@@ -1,0 +1,512 @@
+import copy
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from digits import SMALL, sogclr, words, write_digits
+
+import sogclr as package
+from sogclr.checkpoint import load_checkpoint
+from sogclr.commands.report.run_summary import Facts
+from sogclr.config.toml import from_options, to_table, to_toml
+from sogclr.data.manifest import Manifest
+from sogclr.errors import BadInput, Interrupted, RunFailed
+from sogclr.hardware import choose_device, choose_precision, choose_threads
+from sogclr.progress import Screen
+from sogclr.run_folder import RunFolder
+from sogclr.training.momentum_encoder import MomentumEncoder
+from sogclr.training.resolve import image_size_for, resolve
+from sogclr.training.trainer import SKIPS_IN_A_ROW, Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("data") / "digits")
+
+
+def trainer_for(data, out, **options):
+    """A trainer as `train` makes it, before its first step."""
+    manifest = Manifest.scan(data)
+    config, _ = resolve(from_options({"data": str(data), "out": str(out), **SMALL, **options}), manifest)
+    out.mkdir()
+    return Trainer(config, RunFolder(out), manifest, None, Screen(quiet=True))
+
+
+def test_a_run_learns_and_leaves_everything_where_it_belongs(data, tmp_path):
+    run = package.train(data, tmp_path / "run", epochs=15, optimizer="adamw", lr=3e-3, quiet=True, **SMALL)
+    assert {p.name for p in run.path.iterdir()} == {
+        "config.toml", "manifest.parquet", "metrics.jsonl", "tensorboard", "checkpoints", "encoder.safetensors",
+    }  # fmt: skip
+    rows = run.metrics()
+    train = [row for row in rows if row["kind"] == "train"]
+    assert train[-1]["objective"] < train[0]["objective"] - 0.1
+    assert {"normalizer_mean", "normalizer_std", "weight_max", "grad_norm", "lr", "gamma"} <= train[-1].keys()
+    assert [row["kind"] for row in rows][-1] == "end"
+    scores = [row["knn_top1"] for row in rows if row["kind"] == "eval"]
+    assert scores[-1] > scores[0] + 0.15  # 40 images; it starts below 0.15, and 0.1 is chance
+    assert list(run.tensorboard.glob("events*"))
+    assert np.isfinite(run.log_u()).all()
+    assert len(run.checkpoint_files()) == 2
+    assert run.best_checkpoint.exists()
+    encoder = package.load_encoder(run.path)
+    assert encoder(torch.zeros(2, 3, 16, 16)).shape == (2, encoder.num_features)
+
+
+def test_without_labels_health_is_reported(data, tmp_path):
+    run = package.train(data, tmp_path / "run", epochs=1, labels="none", quiet=True, **SMALL)
+    scores = next(row for row in run.metrics() if row["kind"] == "eval")
+    assert {"rankme", "alignment", "uniformity"} <= scores.keys()
+    assert 1 <= scores["rankme"] <= 40
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"convention": "per_sample", "gamma_schedule": "cosine", "gamma": 0.3},
+        {"optimizer": "sgd", "clip_grad": 1.0, "head_layers": 3, "accumulate": 2},
+        {"precision": "bf16", "channels_last": False},
+        {"precision": "fp16"},
+        {"model": "vit_tiny_patch16_224", "image_size": 32, "labels": "none"},
+    ],
+)
+def test_every_choice_trains(options, data, tmp_path):
+    run = package.train(data, tmp_path / "run", quiet=True, **(SMALL | {"max_steps": 4, "log_every": 1} | options))
+    objectives = [row["objective"] for row in run.metrics() if row["kind"] == "train" and "objective" in row]
+    assert objectives
+    assert all(math.isfinite(v) for v in objectives)
+    assert run.log_u() is not None
+
+
+METHOD_OPTIONS = [
+    ({"method": "simclr"}, "SimCLR (NT-Xent)"),
+    ({"method": "dcl"}, "DCL"),
+    ({"method": "moco", "queue": 24}, "MoCo"),
+    ({"method": "moco", "queue": 24, "symmetric": True, "key_schedule": "cosine"}, "MoCo"),
+    ({"method": "isogclr"}, "iSogCLR, γ 0.9"),
+    ({"method": "isogclr", "precision": "fp16"}, "iSogCLR, γ 0.9"),
+    ({"method": "scent"}, "SCENT, γ adaptive (α -4.0)"),
+    ({"method": "neuclip", "prototypes": 20, "accumulate": 2}, "NeuCLIP, neural normalizer"),
+    ({"temperature_mode": "global", "gamma_schedule": "cosine-full"}, "SogCLR, learned temperature, γ 1 → 0.9"),
+    ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
+    ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
+    ({"estimator": "boosted"}, "SogCLR, boosted average"),
+    ({"estimator": "memory", "accumulate": 2}, "SogCLR, negatives from batch and memory"),
+    ({"estimator": "boosted-memory"}, "SogCLR, boosted average, negatives from batch and memory"),
+    ({"estimator": "queue-average", "queue": 24, "accumulate": 2}, "SogCLR, average over batch and queue, γ 0.9"),
+]
+
+
+@pytest.mark.parametrize(("options", "name"), METHOD_OPTIONS)
+def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, name, data, tmp_path):
+    """Stopped after 5 of 9 steps, in an epoch's middle, and resumed."""
+    settings = SMALL | {"max_steps": 9, "log_every": 1, "labels": "none", "eval_every": 100} | options
+    whole = package.train(data, tmp_path / "whole", quiet=True, **settings)
+    trainer = trainer_for(data, tmp_path / "halves", **settings)
+    with pytest.raises(Interrupted):
+        trainer.fit(lambda: trainer.step >= 5)
+    again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Screen(quiet=True))
+    again.load_state_dict(load_checkpoint(trainer.run.latest_checkpoint()))
+    again.fit(lambda: False)
+    a, b = (load_checkpoint(run.latest_checkpoint()) for run in (whole, trainer.run))
+    for part in ("model", "loss", "optimizer", "loss_optimizers", "keys"):
+        assert str(a[part]) == str(b[part]), part
+    for part in ("model", "loss"):
+        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items())
+    rows = [row for row in whole.metrics() if row["kind"] == "train"]
+    assert all(math.isfinite(row["objective"]) for row in rows if "objective" in row)
+    assert ("temperature" in rows[-1]) == (a["loss"].keys() >= {"temperature.tau"})
+    assert Facts.read(whole).method.replace("\xa0", " ") == name  # no line breaks within a rate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"estimator": "boosted"}, {"estimator": "boosted-memory"}, {"gamma_schedule": "cosine-full", "gamma": 0.1}],
+)
+def test_schedules_end_with_the_run_whatever_is_accumulated(options, data, tmp_path):
+    """An estimator is updated once a batch, not once a step: halfway through the run gamma is halfway too."""
+    trainer = trainer_for(data, tmp_path / "run", max_steps=4, accumulate=2, **options)
+    with pytest.raises(Interrupted):
+        trainer.fit(lambda: trainer.step >= 2)
+    assert int(trainer.loss.estimator.step) == 4
+    assert float(trainer.loss.estimator.current_gamma()) == pytest.approx(0.55)
+
+
+def test_temperatures_of_visited_images_move_and_prototypes_learn(data, tmp_path):
+    run = package.train(data, tmp_path / "run", quiet=True, **(SMALL | {"method": "isogclr", "max_steps": 2}))
+    tau = load_checkpoint(run.latest_checkpoint())["loss"]["temperature.tau"]
+    assert int((tau != 0.1).sum()) == 16  # two steps of 8 images
+    run = package.train(
+        data, tmp_path / "neural", quiet=True, **(SMALL | {"method": "neuclip", "prototypes": 16, "max_steps": 4})
+    )
+    norms = load_checkpoint(run.latest_checkpoint())["loss"]["estimator.prototypes"].norm(dim=1)
+    assert (norms - 1).abs().max() > 1e-4  # they start as unit rows
+
+
+@pytest.mark.parametrize("method", ["isogclr", "moco"])
+def test_a_run_that_starts_from_another_takes_what_fits(method, data, tmp_path):
+    """Temperatures beside normalizers; keys that are those of the weights taken."""
+    settings = SMALL | {"method": method, "max_steps": 3, "labels": "none"}
+    first = package.train(data, tmp_path / "first", quiet=True, **settings)
+    state = load_checkpoint(first.latest_checkpoint())
+    trainer = trainer_for(data, tmp_path / "next", **settings)
+    assert trainer.start_from(first, state) == (40 if method == "isogclr" else 0)
+    if method == "isogclr":
+        for key in ("temperature.tau", "estimator.log_u"):
+            assert torch.equal(trainer.loss.state_dict()[key], state["loss"][key])
+    else:
+        weight = trainer.keys.average.module.head[0].weight
+        assert torch.equal(weight, state["model"]["head.0.weight"])
+        assert {b.data_ptr() for b in trainer.keys.buffers()} <= {b.data_ptr() for b in trainer._buffers}
+    trainer.fit(lambda: False)
+
+
+def test_the_momentum_encoder_follows_the_model():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    keys = MomentumEncoder(model, 0.9, rising=True, total=10)
+    first = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    for step, momentum in ((0, 0.9), (5, 0.95), (10, 1.0)):
+        before = keys.average.module[0].weight.clone()
+        keys.update(model, step)
+        assert keys.momentum == pytest.approx(momentum)
+        torch.testing.assert_close(
+            keys.average.module[0].weight, momentum * before + (1 - momentum) * model[0].weight.detach()
+        )
+    assert not torch.equal(keys.average.module[0].weight, first)
+    x = torch.randn(6, 3)
+    torch.manual_seed(1)
+    out = keys(x)
+    torch.manual_seed(1)
+    order = torch.randperm(6)
+    for half in order.tensor_split(2):  # each with the statistics of its own
+        torch.testing.assert_close(out[half], keys.average(x[half]))
+    assert not out.requires_grad
+
+
+def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
+    settings = SMALL | {"epochs": 2, "labels": "none", "eval_every": 100}
+    plain = package.train(data, tmp_path / "plain", quiet=True, **settings)
+    run = package.train(data, tmp_path / "run", quiet=True, diagnose_every=1, **settings)
+    found = [row for row in run.metrics() if row["kind"] == "diagnosis"]
+    assert [row["step"] for row in found] == [5, 10]
+    assert found[0]["images"] == 40
+    assert found[0]["views"] == 4
+    assert {"F1", "F2", "bias", "bias_noise", "variance", "cosine", "normalizer_rmse"} <= found[0].keys()
+    assert all(math.isfinite(v) for row in found for v in row.values() if isinstance(v, float))
+    a, b = (load_checkpoint(r.latest_checkpoint()) for r in (plain, run))
+    for part in ("model", "loss"):
+        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"estimator": "memory", "gamma": 0.5}, "--gamma 0.5 does not go with --estimator memory"),
+        (
+            {"estimator": "boosted", "gamma_schedule": "cosine"},
+            "--gamma-schedule cosine does not go with --estimator boosted",
+        ),
+        ({"method": "scent", "estimator": "neural"}, "--estimator neural does not go with --method scent"),
+        ({"method": "simclr", "gamma": 0.9}, "--gamma 0.9 does not go with --method simclr"),
+        (
+            {"method": "neuclip", "convention": "per_sample"},
+            "--convention per_sample does not go with --method neuclip",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        from_options({"data": "x", "out": "y", **options})
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "simclr"}, {"method": "neuclip"}, {"estimator": "boosted"}, {}], ids=str
+)
+def test_a_run_that_was_saved_with_options_of_no_use_is_read(options, tmp_path):
+    """Before they were refused each run's configuration held them; there they did nothing."""
+    run, manifest = RunFolder(tmp_path), Manifest.scan(write_digits(tmp_path / "digits", 4))
+    config, _ = resolve(from_options({"data": "x", "out": "y", **SMALL, **options}), manifest)
+    table = to_table(config)
+    table["loss"] |= {"gamma": 0.9, "gamma_schedule": "constant", "convention": "per_view"}
+    run.config_file.write_text(to_toml({**table, "versions": {"sogclr": "0.1.0"}}))
+    assert run.config().loss == config.loss
+
+
+def test_an_estimator_for_a_method_that_has_none_is_refused():
+    with pytest.raises(BadInput, match=r"--estimator neural does not go with --method moco.*--method sogclr"):
+        from_options({"data": "x", "out": "y", "method": "moco", "estimator": "neural"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "fp16"},
+        {"method": "moco", "queue": 40, "symmetric": True},
+        {"method": "neuclip", "prototypes": 40},
+        {"method": "isogclr", "estimator": "queue-average", "queue": 40, "accumulate": 2},
+        {"estimator": "memory", "queue": 40},
+        {"estimator": "boosted-memory", "queue": 40},
+    ],
+)
+def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):
+    """Weights, statistics of BatchNorm, momentum, u, queue and keys are those from before; the next step is taken."""
+    trainer = trainer_for(data, tmp_path / "run", epochs=6 if "accumulate" in options else 4, **options)
+    poisoned, augment = 3, trainer.augment
+
+    class Poison:
+        recipe, image_size, seed = augment.recipe, augment.image_size, augment.seed
+
+        def __call__(self, crops, index, epoch, view):
+            images = augment(crops, index, epoch, view)
+            if trainer.step == poisoned:
+                images = images.clone()
+                images[1, 0, 0, 0] = float("nan")
+            return images
+
+    trainer.augment = Poison()
+    states = []
+    step = trainer.train_step
+    trainer.train_step = lambda batches: (states.append(copy_of(trainer)), step(batches))[1]
+    trainer.fit(lambda: False)
+    before, after = states[poisoned], states[poisoned + 1]
+    assert_same(before, after)
+    assert not torch.equal(after["model"]["head.0.weight"], states[poisoned + 2]["model"]["head.0.weight"])
+    skipped = [row for row in trainer.run.metrics() if row["kind"] == "skipped"]
+    assert len(skipped) == 1
+    assert skipped[0]["step"] == poisoned + 1
+    assert len(skipped[0]["ids"]) == 8 * options.get("accumulate", 1)
+    assert "not finite" in skipped[0]["reason"]
+    assert trainer.counts["skipped"] == 1
+
+
+def poison_gradients(trainer, steps):
+    """The gradient of one filter is NaN in these steps, and the loss is as ever: only the device sees it."""
+    weight = next(p for p in trainer.model.parameters() if p.ndim == 4)
+    weight.register_hook(lambda gradient: gradient * (float("nan") if trainer.step in steps else 1.0))
+
+
+@pytest.mark.parametrize("poisoned", [0, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "lars"},
+        {"optimizer": "sgd"},
+        {"optimizer": "adamw", "clip_grad": 1.0},
+        {"optimizer": "adamw", "precision": "bf16", "micro_batch": 8},
+        {"method": "moco", "queue": 40, "symmetric": True, "key_schedule": "cosine"},
+        {"method": "neuclip", "prototypes": 40, "optimizer": "sgd"},
+        {"method": "isogclr", "accumulate": 2},
+        {"method": "isogclr", "precision": "fp16"},
+        {"temperature_mode": "global", "estimator": "queue-average", "queue": 40},
+        {"estimator": "boosted-memory", "queue": 40, "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_what_only_the_device_sees_changes_nothing_either(options, poisoned, data, tmp_path):
+    """And the host is told later, of the first step too."""
+    settings = {"max_steps": 6, "log_every": 100, "labels": "none", "eval_every": 100} | options
+    trainer = trainer_for(data, tmp_path / "run", **settings)
+    poison_gradients(trainer, {poisoned})
+    states, counts, step = [], [], trainer.train_step
+
+    def recorded(batches):
+        states.append(copy_of(trainer))
+        counts.append(dict(trainer.counts))
+        return step(batches)
+
+    trainer.train_step = recorded
+    trainer.fit(lambda: False)
+    assert_same(states[poisoned], states[poisoned + 1])
+    assert not torch.equal(states[poisoned]["model"]["head.0.weight"], states[-1]["model"]["head.0.weight"])
+    assert all(count == {"steps": 0, "skipped": 0, "skipped_in_a_row": 0} for count in counts)
+    rows = trainer.run.metrics()
+    skipped = [row for row in rows if row["kind"] == "skipped"]
+    if options.get("precision") == "fp16":  # its scale is lowered, which is no news
+        assert not skipped
+        assert float(trainer.scaler.get_scale()) < 2.0**14
+    else:
+        assert [(row["step"], row["reason"]) for row in skipped] == [(poisoned + 1, "the gradient is not finite")]
+        assert skipped[0]["epoch"] == poisoned / trainer.steps_per_epoch
+        assert len(skipped[0]["ids"]) == 8 * options.get("accumulate", 1)
+        assert rows.index(skipped[0]) < [row["kind"] for row in rows].index("train")
+        assert trainer.counts == {"steps": 0, "skipped": 1, "skipped_in_a_row": 0}
+
+
+def test_a_run_is_the_same_however_late_it_is_told(data, tmp_path):
+    """Skipped steps are no part of the means, and a checkpoint in between changes nothing."""
+    runs = {}
+    for name, options in {"each": {"log_every": 1}, "late": {"log_every": 9}, "saved": {"log_every": 9}}.items():
+        trainer = trainer_for(data, tmp_path / name, max_steps=9, labels="none", eval_every=100, **options)
+        poison_gradients(trainer, {2, 3, 7})
+        if name == "saved":
+            with pytest.raises(Interrupted):
+                trainer.fit(lambda trainer=trainer: trainer.step >= 4)
+            assert trainer.counts == {"steps": 2, "skipped": 2, "skipped_in_a_row": 2}
+            again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Screen(quiet=True))
+            again.load_state_dict(load_checkpoint(trainer.run.latest_checkpoint()))
+            poison_gradients(again, {2, 3, 7})
+            trainer = again
+        trainer.fit(lambda: False)
+        runs[name] = load_checkpoint(trainer.run.latest_checkpoint()), trainer.run.metrics()
+    rows = {name: [row for row in found if row["kind"] == "train"] for name, (_, found) in runs.items()}
+    means = [row["objective"] for row in rows["each"] if "objective" in row]
+    assert len(means) == 6
+    for name in ("late", "saved"):
+        assert rows[name][-1]["objective"] == pytest.approx(np.mean(means), abs=1e-5)
+        assert rows[name][-1]["skipped"] == rows["each"][-1]["skipped"] == 3
+        assert rows[name][-1]["weight_max"] == max(row["weight_max"] for row in rows["each"])
+        assert [row for row in runs[name][1] if row["kind"] == "skipped"] == [
+            row for row in runs["each"][1] if row["kind"] == "skipped"
+        ]
+        for part in ("model", "loss", "optimizer"):
+            assert str(runs[name][0][part]) == str(runs["each"][0][part])
+
+
+def test_ten_steps_in_a_row_stop_the_run_when_it_is_told(data, tmp_path):
+    """At the next line of metrics; nothing is lost, for those steps changed nothing."""
+    trainer = trainer_for(data, tmp_path / "run", max_steps=40, log_every=15, save_every=100)
+    poison_gradients(trainer, range(1, 100))
+    after_one, step = [], trainer.train_step
+    trainer.train_step = lambda batches: (step(batches), after_one.append(copy_of(trainer)))[0]
+    with pytest.raises(RunFailed, match=r"10 steps in a row had no finite gradient, the last at step 11: the gradient"):
+        trainer.fit(lambda: False)
+    assert trainer.step == 15
+    assert_same(after_one[0], copy_of(trainer))
+    assert [row["step"] for row in trainer.run.metrics() if row["kind"] == "skipped"] == list(range(2, 12))
+
+
+def copy_of(trainer):
+    """What a step may change, without asking what steps did; the learning rate is a function of its number."""
+    keys = {} if trainer.keys is None else trainer.keys.state_dict()
+    parts = {"model": trainer.model.state_dict(), "loss": trainer.loss.state_dict(), "keys": keys}
+    parts["optimizer"] = {
+        f"{number} {key} {name}": value
+        for number, optimizer in enumerate([trainer.optimizer, *trainer.loss_optimizers])
+        for key, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    return copy.deepcopy(parts)
+
+
+def assert_same(a, b):
+    for part, values in a.items():
+        made = b[part].keys() - values.keys()  # an optimizer's state, in the first step
+        assert all(not b[part][key].any() for key in made)
+        for key, value in values.items():
+            same = torch.equal(value, b[part][key]) if isinstance(value, torch.Tensor) else value == b[part][key]
+            assert same, (part, key)
+
+
+def test_ten_skipped_steps_in_a_row_stop_the_run_with_advice(data, tmp_path):
+    result = sogclr(
+        "train", data, "--out", tmp_path / "run", *words(SMALL | {"lr": 1e38, "epochs": 5, "optimizer": "sgd"}), check=1
+    )
+    assert f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient" in result.stderr
+    assert "lower --lr (now 1e+38)" in result.stderr
+    assert "Traceback" not in result.stderr
+    rows = RunFolder(tmp_path / "run").metrics()
+    assert sum(row["kind"] == "skipped" for row in rows) == SKIPS_IN_A_ROW
+
+
+def test_bad_files_are_skipped_counted_and_listed(tmp_path):
+    folder = write_digits(tmp_path / "digits")
+    victims = [sorted((folder / str(d)).iterdir())[0] for d in (2, 5)]
+    victims[0].write_bytes(b"")  # found by its header
+    victims[1].write_bytes(victims[1].read_bytes()[:90])  # found when it is decoded
+    run = package.train(folder, tmp_path / "run", epochs=3, max_bad=0.06, quiet=True, **SMALL)
+    listed = run.bad_file.read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == [str(v.relative_to(folder)) for v in victims]
+    assert run.encoder_file.exists()
+    assert np.isneginf(run.log_u()).sum() == 2
+    with pytest.raises(BadInput, match=r"1 of 40 images cannot be read, more than --max-bad 1.0%, first: 2/"):
+        package.train(folder, tmp_path / "strict", epochs=1, quiet=True, **SMALL)
+    assert not (tmp_path / "strict").exists()
+    with pytest.raises(RunFailed, match=r"2 of 40 images cannot be read, more than --max-bad 3.0%"):
+        package.train(folder, tmp_path / "late", epochs=3, max_bad=0.03, quiet=True, **SMALL)
+
+
+def test_a_train_part_is_used_alone(tmp_path):
+    write_digits(tmp_path / "data" / "train")
+    write_digits(tmp_path / "data" / "test", start=4, per_digit=1)
+    run = package.train(tmp_path / "data", tmp_path / "run", max_steps=2, quiet=True, **SMALL)
+    assert len(run.manifest()) == 40
+    assert run.manifest().root == tmp_path / "data" / "train"
+
+
+def test_configuration_file_and_options_agree(data, tmp_path):
+    first = package.train(data, tmp_path / "first", max_steps=2, quiet=True, **(SMALL | {"seed": 5}))
+    table = first.config_table()
+    assert table["run"]["seed"] == 5
+    assert table["versions"]["torch"] == torch.__version__
+    sogclr("train", data, "--out", tmp_path / "second", "--config", first.config_file, check=0)
+    second = RunFolder(tmp_path / "second")
+    assert second.config_table() | {"data": None} == table | {"data": None}
+    a, b = (load_checkpoint(run.latest_checkpoint())["model"] for run in (first, second))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_a_custom_recipe_comes_from_the_configuration(data, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('[data]\nrecipe = "small"\n[recipe]\nflip = 0.0\ncrop_scale = [0.5, 1.0]\n[run]\nmax_steps = 1\n')
+    options = {k: v for k, v in SMALL.items() if k != "recipe"}
+    run = package.train(data, tmp_path / "run", config=str(file), quiet=True, **options)
+    recipe = run.config_table()["recipe"]
+    assert recipe["flip"] == 0.0
+    assert recipe["crop_scale"] == [0.5, 1.0]
+    assert recipe["blur"] == 0.0  # the rest is the small recipe's
+
+
+def test_choices_follow_the_images_and_the_machine(data, tmp_path):
+    manifest = Manifest.scan(data)
+    assert image_size_for(manifest) == 32
+    config, lines = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8}), manifest)
+    assert config.model.model == "resnet18_small"
+    assert config.recipe["blur"] == 0.0
+    assert config.optim.lr == pytest.approx(0.075 * math.sqrt(8))
+    assert config.run.device in ("cpu", "cuda", "mps")
+    assert any("reader process" in line for line in lines)
+    large, _ = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, "image_size": 224}), manifest)
+    assert large.model.model == "resnet50"
+    assert large.recipe["blur"] == 0.5
+
+
+def test_two_cores_get_one_thread_and_one_reader(monkeypatch):
+    """More threads than that and a busy neighbour stall each other."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert choose_threads(torch.device("cpu"), None) == (1, 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    threads, workers = choose_threads(torch.device("cpu"), None)
+    assert threads + workers <= 16
+
+
+def test_precision_is_not_emulated_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(BadInput, match="--device cuda:99 is not there"):
+        choose_device("cuda:99")
+    with pytest.raises(BadInput, match="--device gpu is no device"):
+        choose_device("gpu")
+
+
+def test_metrics_are_json_and_tensorboard_reads_the_events(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = package.train(data, tmp_path / "run", epochs=2, quiet=True, **(SMALL | {"log_every": 1}))
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    written = [(e.step, e.value) for e in events.Scalars("train/objective")]
+    train = [row for row in rows if row["kind"] == "train"]
+    assert [s for s, _ in written] == [row["step"] for row in train] == list(range(1, 11))
+    assert [v for _, v in written] == pytest.approx([row["objective"] for row in train])
