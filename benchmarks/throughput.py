@@ -32,7 +32,7 @@ from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.data.recipe import Recipe, recipe_from_table
 from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
-from sogclr.progress import Screen
+from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
 from sogclr.training.optim import build_optimizer
 from sogclr.training.resolve import resolve
@@ -54,7 +54,7 @@ def trainer_of(folder: Path, size: int, model: str, batch: int) -> Trainer:
     }  # fmt: skip
     manifest = Manifest.scan(folder, cache=False)
     config, _ = resolve(from_options(options), manifest)
-    trainer = Trainer(config, RunFolder(options["out"]), manifest, None, Screen(quiet=True))
+    trainer = Trainer(config, RunFolder(options["out"]), manifest, None, Progress(quiet=True))
     trainer.model.train()
     trainer.loss.train()
     return trainer

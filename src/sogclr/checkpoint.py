@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .errors import BadInput, RunFailed
-from .files import replacing
+from .files import atomic_write
 from .run_folder import RunFolder
 
 FORMAT = "sogclr-checkpoint-1"
@@ -27,11 +27,11 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
     path = run.checkpoints / f"step-{state['step']:08d}.pt"
     try:
         # A file, not its name: torch's own writer does not say that the disk is full.
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
         if best:
-            with replacing(run.best_checkpoint) as temporary:
+            with atomic_write(run.best_checkpoint) as temporary:
                 _link(path, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -23,7 +23,7 @@ from . import __version__
 from .config.schema import TrainConfig
 from .config.toml import from_options, read_table
 from .errors import BadInput, Interrupted, RunFailed
-from .progress import Screen
+from .progress import Progress
 
 
 class Command:
@@ -106,7 +106,7 @@ class Embed(Reading, Command):
     def run(self) -> None:
         from .commands.embed import embed
 
-        with Screen() as screen:
+        with Progress() as screen:
             progress = screen.progress("embedding")
             result = embed(
                 self.encoder, self.data, self.out, dtype=self.dtype, batch_size=self.batch_size, workers=self.workers,
@@ -147,7 +147,7 @@ class Eval(Reading, Command):
         from .files import write_text
         from .run_folder import RunFolder
 
-        with Screen() as screen:
+        with Progress() as screen:
             result = evaluate(
                 self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
                 templates=self.templates, image_column=self.image_column, caption_column=self.caption_column,
@@ -179,7 +179,7 @@ class Search(Reading, Command):
     def run(self) -> None:
         from .commands.search import search
 
-        with Screen() as screen:
+        with Progress() as screen:
             hits, page = search(
                 self.folder, self.text, self.source, image=self.image, top=self.top, out=self.out,
                 workers=self.workers, device=self.device, progress=screen.progress("embedding"),
@@ -218,10 +218,10 @@ class Report(Reading, Command):
     """The most images on the map."""
 
     def run(self) -> None:
-        from .commands.report import write_report
+        from .commands.report import report
 
-        with Screen() as screen:
-            path = write_report(
+        with Progress() as screen:
+            path = report(
                 self.folder, data=self.data, images=self.images, workers=self.workers, device=self.device,
                 progress=screen.progress("reading images"),
             )  # fmt: skip
@@ -240,10 +240,10 @@ class Inspect(Command):
     """Print one JSON object."""
 
     def run(self) -> None:
-        from .commands.inspect import inspect_path, render
+        from .commands.inspect import inspect, render
 
-        with Screen() as screen:
-            result = inspect_path(self.path, decode=self.decode, progress=screen.progress("reading images"))
+        with Progress() as screen:
+            result = inspect(self.path, decode=self.decode, progress=screen.progress("reading images"))
         _show(_json(result) if self.json else render(result))
 
 
@@ -265,7 +265,7 @@ class Cache(Command):
     def run(self) -> None:
         from .commands.cache import cache
 
-        with Screen() as screen:
+        with Progress() as screen:
             line = cache(
                 self.data, side=self.side, background=self.background, image_column=self.image_column,
                 caption_column=self.caption_column, screen=screen,
@@ -282,14 +282,14 @@ class Train(Command):
     def run(self) -> None:
         from .commands import train
 
-        with Screen() as screen:
+        with Progress() as screen:
             _finished(train.start(self.config, screen))
 
 
 def _finished(run: Any) -> None:
-    from .distributed import is_main
+    from .distributed import is_rank0
 
-    if not is_main():
+    if not is_rank0():
         return
     print(f"encoder   {run.encoder_file}")
     print(

@@ -46,18 +46,18 @@ def rank() -> int:
     return dist.get_rank() if _grouped() else int(os.environ.get("RANK", "0"))
 
 
-def is_main() -> bool:
+def is_rank0() -> bool:
     """Whether this is the one process that speaks and writes."""
     return rank() == 0
 
 
-def local_ranks() -> int:
+def local_world_size() -> int:
     """Processes that share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The process group that torchrun's variables describe, for as long as the block runs; one of the caller's is kept.
 
     gloo on the CPU, where the ranks agree on things without a wait for the device, and NCCL on CUDA.
@@ -85,12 +85,14 @@ def local_device(device: torch.device) -> torch.device:
         raise BadInput(f"several processes train on --device cpu or cuda, and it was {device}; give one of these")
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= gpus:
-        raise BadInput(f"there are {local_ranks()} processes and {gpus} GPUs on this machine; start one for each GPU")
+        raise BadInput(
+            f"there are {local_world_size()} processes and {gpus} GPUs on this machine; start one for each GPU"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 
-def share(batch_size: int) -> int:
+def per_rank_batch_size(batch_size: int) -> int:
     """This rank's part of the batch of all ranks.
 
     Raises:
@@ -108,7 +110,7 @@ def share(batch_size: int) -> int:
     return batch_size // ranks
 
 
-def part() -> tuple[int, int]:
+def shard() -> tuple[int, int]:
     """(which part of each batch is this rank's, how many parts there are)."""
     return (rank(), world_size()) if world_size() > 1 else (0, 1)
 
@@ -119,17 +121,17 @@ E = TypeVar("E", bound=BaseException)
 
 def said_once(error: E) -> E:
     """An error that all ranks raise alike: only the main one shows it."""
-    error.quiet = not is_main()  # type: ignore[attr-defined]
+    error.quiet = not is_rank0()  # type: ignore[attr-defined]
     return error
 
 
-def on_main(compute: Callable[[], T]) -> T:
+def run_on_rank0(compute: Callable[[], T]) -> T:
     """What the main rank computes, alone, while the others wait for the result; its errors are everyone's."""
     global _alone
     if world_size() == 1:
         return compute()
     said: list[Any] = [None, None]
-    if is_main():
+    if is_rank0():
         _alone = True
         try:
             said[0] = compute()
@@ -147,14 +149,14 @@ def on_main(compute: Callable[[], T]) -> T:
     return said[0]
 
 
-def main_first(begin: Callable[[], T], follow: Callable[[], T] | None = None) -> T:
+def rank0_first(begin: Callable[[], T], follow: Callable[[], T] | None = None) -> T:
     """`begin` on the main rank; when that has ended well, `follow` (or the same) on the others."""
     results: list[T] = []
-    on_main(lambda: results.append(begin()))
+    run_on_rank0(lambda: results.append(begin()))
     return results[0] if results else (follow or begin)()
 
 
-def least(value: int) -> int:
+def all_reduce_min(value: int) -> int:
     """The smallest of the ranks' numbers."""
     if world_size() == 1:
         return int(value)
@@ -163,12 +165,12 @@ def least(value: int) -> int:
     return int(smallest)
 
 
-def agree(here: bool) -> bool:
+def any_rank(here: bool) -> bool:
     """Whether it is so on any rank."""
-    return least(not here) == 0
+    return all_reduce_min(not here) == 0
 
 
-def everyones(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """The ranks' values, in rank order. They are pickled: for what is rare."""
     if world_size() == 1:
         return [value]
@@ -177,13 +179,13 @@ def everyones(value: T) -> list[T]:
     return values
 
 
-def from_main(values: Tensor) -> None:
+def broadcast(values: Tensor) -> None:
     """Overwrite with the main rank's."""
     if world_size() > 1:
         dist.broadcast(values, src=0)
 
 
-def check_together(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> tuple[Tensor, list[int] | None]:
+def check_on_all_ranks(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> tuple[Tensor, list[int] | None]:
     """`check(rows, *others)`, whose error on any rank is everyone's: who went on would wait for ever.
 
     Also how many rows each rank holds; None where all hold as many. It is said by the hosts and waits for no device.
@@ -225,6 +227,6 @@ def _host_group() -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
-def parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+def wrap_ddp(model: nn.Module, device: torch.device) -> DistributedDataParallel:
     """The model with gradients averaged over the ranks; buffers are the main rank's at the start of each forward pass."""
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)

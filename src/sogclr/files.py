@@ -13,7 +13,7 @@ from .errors import BadInput
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a hidden temporary name beside `path`, with its suffix; when the block ends well, what was written there becomes `path`.
 
     The data are flushed to the disk before the rename. When the block fails, the temporary file is removed.
@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def claimed(path: Path, what: str) -> Iterator[None]:
+def file_lock(path: Path, what: str) -> Iterator[None]:
     """Only one process at a time is in here for the same `path`, a lock file beside what it writes.
 
     The lock ends with the process, also by a kill; reader processes do not hold it. Where the system or the file system
@@ -68,7 +68,7 @@ def claimed(path: Path, what: str) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` with this text, all or nothing."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

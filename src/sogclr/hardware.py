@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from threadpoolctl import threadpool_limits
 
-from .distributed import local_ranks
+from .distributed import local_world_size
 from .errors import BadInput
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -19,7 +19,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 def cores() -> int:
     """Cores for this process: those it may use, shared with the others of its run on this machine."""
     have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, have // local_ranks())
+    return max(1, have // local_world_size())
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import rich.progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -20,17 +20,17 @@ ProgressCallback = Callable[[int, int], None]
 """Called with (done, to do)."""
 
 
-class Screen:
+class Progress:
     """Messages and progress on standard error, so that standard output holds results only. `quiet` shows nothing."""
 
     def __init__(self, quiet: bool = False, every: float = 15.0) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.every = every
-        self._bar: Progress | None = None
+        self._bar: rich.progress.Progress | None = None
         self._task: TaskID | None = None
         self._next_line = 0.0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -46,7 +46,7 @@ class Screen:
         self._next_line = time.monotonic() + self.every
         self._started, self._first = time.monotonic(), done
         if self.console.is_terminal:
-            self._bar = Progress(
+            self._bar = rich.progress.Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),

@@ -8,7 +8,7 @@ import pytest
 from digits import SMALL, sogclr, write_digits
 
 import sogclr as package
-from sogclr.commands.inspect import inspect_path
+from sogclr.commands.inspect import inspect
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ def run(data, tmp_path_factory):
 
 
 def test_a_folder_of_images(data):
-    found = inspect_path(data)
+    found = inspect(data)
     assert (found["kind"], found["images"]) == ("images", 12)
     assert found["folders"] == {"0": 4, "1": 4, "2": 4}
     assert found["classes"] == ["0", "1", "2"]
@@ -44,7 +44,7 @@ def test_a_folder_of_images(data):
 
 def test_decoding_finds_the_truncated_ones_too(data):
     done = []
-    found = inspect_path(data, decode=True, progress=lambda *counts: done.append(counts))
+    found = inspect(data, decode=True, progress=lambda *counts: done.append(counts))
     assert len(found["bad"]) == 2
     assert any("truncated" in reason for reason in found["bad"].values())
     assert done[-1] == (11, 11)
@@ -52,7 +52,7 @@ def test_decoding_finds_the_truncated_ones_too(data):
 
 
 def test_a_run(run):
-    found = inspect_path(run.path)
+    found = inspect(run.path)
     assert (found["kind"], found["state"], found["step"], found["steps"]) == ("run", "finished", 3, 3)
     assert found["config"]["run"]["batch_size"] == 4
     assert found["log_u"]["seen"] + found["log_u"]["unseen"] == 12
@@ -61,7 +61,7 @@ def test_a_run(run):
 
 
 def test_an_encoder(run):
-    found = inspect_path(run.encoder_file)
+    found = inspect(run.encoder_file)
     assert (found["kind"], found["name"], found["image_size"]) == ("encoder", "resnet10_mini", 16)
     assert found["parameters"] == sum(p.numel() for p in package.load_encoder(run.path).parameters())
 
@@ -69,7 +69,7 @@ def test_an_encoder(run):
 @pytest.mark.parametrize("what", ["data", "run", "encoder"])
 def test_the_command_prints_json_and_a_table(what, data, run):
     path = {"data": data, "run": run.path, "encoder": run.encoder_file}[what]
-    assert json.loads(sogclr("inspect", path, "--json", check=0).stdout) == json.loads(json.dumps(inspect_path(path)))
+    assert json.loads(sogclr("inspect", path, "--json", check=0).stdout) == json.loads(json.dumps(inspect(path)))
     shown = sogclr("inspect", path, check=0).stdout
     for word in {"data": ["12", "is empty"], "run": ["finished", "batch_size 4"], "encoder": ["resnet10_mini"]}[what]:
         assert word in shown
@@ -77,14 +77,14 @@ def test_the_command_prints_json_and_a_table(what, data, run):
 
 def test_what_cannot_be_inspected(run, tmp_path):
     with pytest.raises(BadInput, match="there is nothing at"):
-        inspect_path(tmp_path / "nowhere")
+        inspect(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="is a run and --decode reads images"):
-        inspect_path(run.path, decode=True)
+        inspect(run.path, decode=True)
     (tmp_path / "x.safetensors").write_bytes(b"rubbish")
     with pytest.raises(BadInput, match="no readable safetensors file"):
-        inspect_path(tmp_path / "x.safetensors")
+        inspect(tmp_path / "x.safetensors")
     with pytest.raises(BadInput, match="holds no images"):
-        inspect_path(tmp_path)
+        inspect(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
     shutil.copytree(run.path, copy)
     newest = RunFolder(copy).latest_checkpoint()
     newest.write_bytes(newest.read_bytes()[:100])
-    found = inspect_path(copy)
+    found = inspect(copy)
     assert found["images"] == 12
     assert "log_u" not in found
     assert newest.name in found["damaged_checkpoint"]

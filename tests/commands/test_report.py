@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import sogclr as package
 from sogclr import cli
-from sogclr.commands.report import charts, pictures, write_report
+from sogclr.commands.report import charts, pictures, report
 from sogclr.commands.report.charts import Axis, histogram, line_chart, thinned
 from sogclr.commands.report.pictures import choose_queries, colours, layout, neighbours, same_class_share
-from sogclr.commands.report.run_summary import Facts
+from sogclr.commands.report.run_summary import RunSummary
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
@@ -76,7 +76,7 @@ def run(digits_run, tmp_path):
 
 def test_the_page_of_a_finished_run_holds_everything_and_loads_nothing(run):
     seen = []
-    page = Page(write_report(run, progress=lambda *x: seen.append(x)))
+    page = Page(report(run, progress=lambda *x: seen.append(x)))
     assert set(SECTIONS) <= page.ids
     assert all(kind in ("data:", "#") for kind in (re.match(r"data:|#|.*", v)[0] for _, _, v in page.references))
     assert not re.search(r"https?://|url\(|@import|//[a-z]+\.[a-z]+", page.source)
@@ -96,7 +96,7 @@ def test_the_page_of_a_finished_run_holds_everything_and_loads_nothing(run):
 
 
 def test_the_map_holds_every_image_with_its_class(run):
-    data = Page(write_report(run)).map()
+    data = Page(report(run)).map()
     assert len(data["names"]) == len(data["y"]) == 120
     assert len(data["at"]) == 240
     assert min(data["at"]) == 0
@@ -110,13 +110,13 @@ def test_the_map_holds_every_image_with_its_class(run):
 
 
 def test_the_same_run_gives_the_same_page(run, tmp_path):
-    first, again = (write_report(run, out=tmp_path / f"{k}.html").read_text() for k in range(2))
+    first, again = (report(run, out=tmp_path / f"{k}.html").read_text() for k in range(2))
     assert first == again
     assert not (run / "report.html").exists()
 
 
 def test_fewer_images_than_there_are_make_a_sample(run):
-    page = Page(write_report(run, images=40))
+    page = Page(report(run, images=40))
     assert page.says("a sample of 40 of 120 images")
     assert len(page.map()["names"]) == 40
 
@@ -124,7 +124,7 @@ def test_fewer_images_than_there_are_make_a_sample(run):
 def test_scores_on_file_are_shown(run, digits_data):
     result = package.evaluate(run, digits_data, baselines=True, workers=0)
     (run / "eval.json").write_text(json.dumps(result))
-    page = Page(write_report(run))
+    page = Page(report(run))
     for name in ("this encoder", "raw pixels", "untrained"):
         assert page.says(name)
     assert page.says(f"{100 * result['knn_top1']:.1f}%")
@@ -139,7 +139,7 @@ def test_the_command_prints_the_page(run, capsys):
 
 def test_an_unfinished_run_has_a_page_of_its_last_checkpoint(run):
     (run / "encoder.safetensors").unlink()
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert page.says("unfinished: step 150 of 150")
     assert page.says("finish this run")
     assert len(page.map()["names"]) == 120
@@ -149,7 +149,7 @@ def test_a_run_that_has_just_begun_has_a_page(run):
     (run / "encoder.safetensors").unlink()
     shutil.rmtree(run / "checkpoints")
     (run / "metrics.jsonl").unlink()
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert page.says("the run has saved no encoder yet")
     assert page.says("unfinished: step 0 of 150")
     assert page.source.count("nothing was logged") >= 5
@@ -160,14 +160,14 @@ def test_a_run_that_has_just_begun_has_a_page(run):
 def test_a_cut_line_of_metrics_is_left_out(run):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')
-    assert Page(write_report(run)).says("finished")
+    assert Page(report(run)).says("finished")
 
 
 def test_a_run_without_labels_shows_health(tmp_path):
     data = write_digits(tmp_path / "data", 2)
     options = SMALL | {"labels": "none", "max_steps": 6, "method": "simclr"}
     run = package.train(data, tmp_path / "run", quiet=True, **options).path
-    page = Page(write_report(run))
+    page = Page(report(run))
     for words in ("RankMe", "Alignment", "Uniformity", "SimCLR (NT-Xent)", "no classes used"):
         assert page.says(words)
     assert not page.says("Online kNN")
@@ -181,13 +181,13 @@ def test_images_that_moved_are_found_where_data_says(digits_data, run, tmp_path)
     moved = shutil.copytree(digits_data, tmp_path / "moved")
     manifest = Manifest.load(run / "manifest.parquet", root=tmp_path / "gone" / "train")
     manifest.save(run / "manifest.parquet")
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert page.says(f"No images are shown: their folder {tmp_path / 'gone' / 'train'} is gone.")
     assert page.map() is None
     assert page.images == 0
     assert page.source.count('class="bar"') > 5  # what needs no image is there
     for where in (moved, moved / "train"):  # as the user knows the folder, or as the manifest does
-        page = Page(write_report(run, data=where))
+        page = Page(report(run, data=where))
         assert len(page.map()["names"]) == 120
         assert not page.says("No images are shown")
 
@@ -197,7 +197,7 @@ def test_images_that_vanished_are_named_and_the_rest_is_shown(run, digits_data, 
     gone = sorted(moved.rglob("*.png"))[10:60]
     for path in gone:
         path.unlink()
-    page = Page(write_report(run, data=moved))
+    page = Page(report(run, data=moved))
     assert page.says("50 images could not be read and were left out, first: ")
     assert len(page.map()["names"]) == 70
 
@@ -213,11 +213,11 @@ def rewrite_encoder(run, change):
 
 def test_a_diverged_and_a_collapsed_encoder_have_a_page(run):
     rewrite_encoder(run, lambda w: w["conv1.weight"].fill_(float("nan")))
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert page.says("fewer than two images have usable features")
     assert page.images == 20  # the ends of log u need no encoder
     rewrite_encoder(run, lambda w: w["conv1.weight"].zero_())
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert page.says("all features are the same, the encoder has collapsed")
     assert page.map() is None
 
@@ -227,11 +227,11 @@ def test_broken_files_of_a_run_leave_a_note(run):
     for path in (run / "checkpoints").glob("*.pt"):
         path.write_bytes(b"no checkpoint")
     (run / "eval.json").write_text("{")
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert page.says("the encoder cannot be loaded")
     assert page.says("The normalizers are not shown")
     (run / "manifest.parquet").write_bytes(b"no manifest")
-    assert Page(write_report(run)).says("No images are shown: ")
+    assert Page(report(run)).says("No images are shown: ")
 
 
 NASTY = ["<b>.png", "a&b.png", "x'\"><script>alert(1)<", "</script><!--.png", "ümlaut \u2028.png", "$&{}.png"]
@@ -248,7 +248,7 @@ def test_names_from_outside_are_escaped_everywhere(tmp_path):
         )
     (data / "<u>&class" / "<em>bad.png").write_bytes(b"")
     run = package.train(data, tmp_path / "<s>run", quiet=True, **(SMALL | {"max_steps": 5, "max_bad": 0.5})).path
-    page = Page(write_report(run))
+    page = Page(report(run))
     for tag in ("<b>.png", "<i>data", "<u>", "<s>", "<em>", "<script>alert"):
         assert tag not in page.source, tag
     names = page.map()["names"]
@@ -278,7 +278,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(options, message, digi
     before = sorted(tmp_path.rglob("*")), sorted(digits_run.iterdir())
     job = {"run": digits_run, **{k: tmp_path / v if k in ("out", "data", "run") else v for k, v in options.items()}}
     with pytest.raises(BadInput) as error:
-        write_report(**job)
+        report(**job)
     assert message in str(error.value)
     assert (sorted(tmp_path.rglob("*")), sorted(digits_run.iterdir())) == before
 
@@ -361,12 +361,12 @@ def test_charts_say_what_they_show():
 
 
 def test_facts_of_a_resumed_run_add_up_its_processes(digits_run):
-    facts = Facts.read(RunFolder.open(digits_run))
+    facts = RunSummary.read(RunFolder.open(digits_run))
     timing = [{"seconds": s} for s in (5.0, 9.0, 2.0, 3.0)]
     rows = [{"kind": "train", "step": k, "epoch": k, "timing": t} for k, t in enumerate(timing)]
-    again = Facts(facts.run, facts.config, rows, None, [])
+    again = RunSummary(facts.run, facts.config, rows, None, [])
     assert again.seconds() == 12.0
-    assert Facts(facts.run, facts.config, [], None, []).seconds() is None
+    assert RunSummary(facts.run, facts.config, [], None, []).seconds() is None
 
 
 def test_the_encoder_of_a_checkpoint_is_the_encoder_of_the_run(run):

@@ -12,7 +12,7 @@ from digits import sogclr
 import sogclr as package
 from sogclr.cli import main
 from sogclr.commands.evaluate_pairs import evaluate_pairs
-from sogclr.commands.report import write_report
+from sogclr.commands.report import report
 from sogclr.commands.search import Collection, gallery, open_collection, search
 from sogclr.errors import BadInput
 from sogclr.models.two_tower import load_two_tower
@@ -158,7 +158,7 @@ def test_a_run_on_images_has_no_texts(data, tmp_path):
 
 
 def test_the_report_shows_images_by_caption(run):
-    html = write_report(run, images=60).read_text()
+    html = report(run, images=60).read_text()
     assert 'id="texts"' in html
     assert "the digit" in html
     assert "Image to text, R@1" in html

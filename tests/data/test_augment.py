@@ -362,10 +362,10 @@ def test_stages_leave_the_other_rows_alone():
     rows = torch.tensor([1, 4])
     maps = torch.tensor([[[0.5, 0.1, 0.2], [-0.1, 0.7, 0.1]]]).repeat(6, 1, 1)
     changes = {
-        "flip": lambda y: augment.flipped(y, rows),
-        "affine": lambda y: augment.warped(y, maps, rows),
-        "stroke": lambda y: augment.stroked(y, torch.ones(6, 2), rows),
-        "blur": lambda y: augment.blurred(y, torch.full((6, 2), 1 / 3), rows),
+        "flip": lambda y: augment.hflip_(y, rows),
+        "affine": lambda y: augment.affine_(y, maps, rows),
+        "stroke": lambda y: augment.morphology_(y, torch.ones(6, 2), rows),
+        "blur": lambda y: augment.gaussian_blur_(y, torch.full((6, 2), 1 / 3), rows),
     }
     for change in changes.values():
         out = change(x.clone())

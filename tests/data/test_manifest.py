@@ -374,7 +374,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path.write_text("old")
 
     def write_half():
-        with files.replacing(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.write_text("half")
             raise OSError(28, "No space left on device")
 

@@ -233,7 +233,7 @@ def divided_state(rank, ranks):
         with pytest.raises(BadInput, match=f"divided among {ranks} ranks and 1 compute"):
             divided(log_g, index, False)
 
-    distributed_module.on_main(alone)
+    distributed_module.run_on_rank0(alone)
 
 
 def errors(rank, ranks):

@@ -8,7 +8,7 @@ from torch import nn
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
 from sogclr.losses import GlobalContrastiveLoss, TwoTowerGlobalContrastiveLoss
-from sogclr.training.grad_cache import MicroBatches
+from sogclr.training.grad_cache import GradCache
 
 B = 12
 
@@ -29,7 +29,7 @@ def gradients(model, encode, inputs, loss, two):
     for _ in range(2):
         z = encode(*inputs)
         loss(*(z if two else z.chunk(2)), torch.arange(B)).backward()
-        if isinstance(encode, MicroBatches):
+        if isinstance(encode, GradCache):
             encode.backward()
     return [p.grad for p in model.parameters()]
 
@@ -43,7 +43,7 @@ def test_the_gradient_and_the_state_are_the_whole_batchs(rows, two):
     build = TwoTowerGlobalContrastiveLoss if two else GlobalContrastiveLoss
     losses = [build(B, 0.2, 0.3) for _ in range(2)]
     expected = gradients(model, model, inputs, losses[0], two)
-    got = gradients(model, MicroBatches(model, model, rows), inputs, losses[1], two)
+    got = gradients(model, GradCache(model, model, rows), inputs, losses[1], two)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
         assert b.abs().max() > 1e-4
@@ -54,7 +54,7 @@ def test_the_gradient_and_the_state_are_the_whole_batchs(rows, two):
 def test_dropout_draws_the_same_twice():
     """The gradient is that of the very embeddings that the loss saw: for a linear map it says what was dropped."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 1, bias=False))
-    encode = MicroBatches(model, model, rows=3)
+    encode = GradCache(model, model, rows=3)
     inputs, direction = torch.ones(10, 6), torch.randn(10, 1, generator=torch.Generator().manual_seed(0))
     z = encode(inputs)
     state = torch.get_rng_state()
@@ -66,7 +66,7 @@ def test_dropout_draws_the_same_twice():
 
 def test_a_pass_without_graph_leaves_running_statistics_alone():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
-    encode = MicroBatches(model, model, rows=4)
+    encode = GradCache(model, model, rows=4)
     z = encode(torch.randn(8, 6))
     assert model[1].num_batches_tracked == 0
     z.sum().backward()

@@ -22,7 +22,7 @@ from sogclr.config.toml import from_options
 from sogclr.data.pairs import Pairs
 from sogclr.errors import BadInput
 from sogclr.models.two_tower import load_two_tower
-from sogclr.progress import Screen
+from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
@@ -165,7 +165,7 @@ def test_a_step_without_finite_gradient_changes_nothing(options, what, data, tmp
         Pairs.scan(data),
     )
     (tmp_path / "run").mkdir()
-    trainer = Trainer(config, RunFolder(tmp_path / "run"), Pairs.scan(data), None, Screen(quiet=True))
+    trainer = Trainer(config, RunFolder(tmp_path / "run"), Pairs.scan(data), None, Progress(quiet=True))
     poisoned, augment, states, step = 3, trainer.augment, [], trainer.train_step
 
     class Poison:

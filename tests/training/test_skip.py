@@ -7,7 +7,7 @@ import torch
 
 from sogclr.config.schema import OptimConfig
 from sogclr.training.optim import build_optimizer
-from sogclr.training.skip import finite, fused, load_state, put, step_if
+from sogclr.training.skip import copy_where_, grads_finite, load_optimizer_state, step_where, use_fused
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -44,7 +44,7 @@ def train(make, steps):
         if ok is None:
             optimizer.step()
         else:
-            step_if(YES if ok else NO, optimizer)
+            step_where(YES if ok else NO, optimizer)
     return list(model.parameters()), optimizer.state_dict()["state"]
 
 
@@ -82,7 +82,7 @@ def test_sparse_gradients_are_left_out_too():
         optimizer.zero_grad()
         (torch.gather(tau, 0, torch.tensor([4, 1, 4]), sparse_grad=True).sum() * factor).backward()
         assert tau.grad.is_sparse
-        step_if(ok, optimizer)
+        step_where(ok, optimizer)
         assert tau.tolist() == expected
 
 
@@ -92,10 +92,10 @@ def test_a_step_runs_no_number_past_the_host():
     optimizer = configured("adamw")(model)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    step_if(YES, optimizer)
+    step_where(YES, optimizer)
     assert not hasattr(optimizer, "found_inf")
     assert optimizer.param_groups[0]["fused"]
-    assert fused(list(net().to("meta").parameters())) is None
+    assert use_fused(list(net().to("meta").parameters())) is None
 
 
 def test_a_state_is_loaded_whether_or_not_it_is_of_a_fused_optimizer():
@@ -108,36 +108,36 @@ def test_a_state_is_loaded_whether_or_not_it_is_of_a_fused_optimizer():
             p.grad = torch.ones_like(p)
         source.step()
         state = copy.deepcopy(source.state_dict())
-        load_state(target, state)
+        load_optimizer_state(target, state)
         assert bool(target.param_groups[0]["fused"]) == (second == "adamw")
         assert state["param_groups"][0]["fused"] == source.param_groups[0]["fused"]  # what was given is as it was
         before = model[0].weight.detach().clone()
-        step_if(NO, target)
+        step_where(NO, target)
         assert torch.equal(model[0].weight, before)
-        step_if(YES, target)
+        step_where(YES, target)
         assert not torch.equal(model[0].weight, before)
         assert float(next(iter(target.state.values()))["step"]) == 2
     optimizer = MAKERS["lars"](net())
-    load_state(optimizer, MAKERS["sgd"](net()).state_dict())
+    load_optimizer_state(optimizer, MAKERS["sgd"](net()).state_dict())
     assert all("fused" not in group for group in optimizer.param_groups)
     with pytest.raises(ValueError, match="number of parameter groups"):
-        load_state(MAKERS["plain"](net()), optimizer.state_dict())
+        load_optimizer_state(MAKERS["plain"](net()), optimizer.state_dict())
 
 
 def test_finite_looks_at_dense_and_sparse_gradients():
     dense, sparse = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     one = torch.tensor(1.0)
-    assert bool(finite(one, [dense]))
-    assert not bool(finite(one / 0, []))
+    assert bool(grads_finite(one, [dense]))
+    assert not bool(grads_finite(one / 0, []))
     for value in (1.0, float("nan"), float("inf")):
         dense.grad, sparse.grad = torch.ones(3), None
         (torch.gather(sparse, 0, torch.tensor([1]), sparse_grad=True).sum() * value).backward()
-        assert bool(finite(one, [dense, sparse])) == (value == 1.0)
+        assert bool(grads_finite(one, [dense, sparse])) == (value == 1.0)
 
 
 def test_put_copies_always_or_where_it_is_told():
     for unless, expected in ((None, 1.0), (NO, 1.0), (YES, 2.0)):
         into = [torch.full((2, 3), 2.0), torch.tensor(2)]
-        put([torch.ones(2, 3), torch.tensor(1)], into=into, unless=unless)
+        copy_where_([torch.ones(2, 3), torch.tensor(1)], into=into, unless=unless)
         assert [float(t.float().mean()) for t in into] == [expected] * 2
-    put([], into=[])
+    copy_where_([], into=[])

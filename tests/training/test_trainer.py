@@ -10,12 +10,12 @@ from digits import SMALL, sogclr, words, write_digits
 
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
-from sogclr.commands.report.run_summary import Facts
+from sogclr.commands.report.run_summary import RunSummary
 from sogclr.config.toml import from_options, to_table, to_toml
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput, Interrupted, RunFailed
 from sogclr.hardware import choose_device, choose_precision, choose_threads
-from sogclr.progress import Screen
+from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
 from sogclr.training.momentum_encoder import MomentumEncoder
 from sogclr.training.resolve import image_size_for, resolve
@@ -32,7 +32,7 @@ def trainer_for(data, out, **options):
     manifest = Manifest.scan(data)
     config, _ = resolve(from_options({"data": str(data), "out": str(out), **SMALL, **options}), manifest)
     out.mkdir()
-    return Trainer(config, RunFolder(out), manifest, None, Screen(quiet=True))
+    return Trainer(config, RunFolder(out), manifest, None, Progress(quiet=True))
 
 
 def test_a_run_learns_and_leaves_everything_where_it_belongs(data, tmp_path):
@@ -107,7 +107,7 @@ def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, na
     trainer = trainer_for(data, tmp_path / "halves", **settings)
     with pytest.raises(Interrupted):
         trainer.fit(lambda: trainer.step >= 5)
-    again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Screen(quiet=True))
+    again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Progress(quiet=True))
     again.load_state_dict(load_checkpoint(trainer.run.latest_checkpoint()))
     again.fit(lambda: False)
     a, b = (load_checkpoint(run.latest_checkpoint()) for run in (whole, trainer.run))
@@ -118,7 +118,7 @@ def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, na
     rows = [row for row in whole.metrics() if row["kind"] == "train"]
     assert all(math.isfinite(row["objective"]) for row in rows if "objective" in row)
     assert ("temperature" in rows[-1]) == (a["loss"].keys() >= {"temperature.tau"})
-    assert Facts.read(whole).method.replace("\xa0", " ") == name  # no line breaks within a rate
+    assert RunSummary.read(whole).method.replace("\xa0", " ") == name  # no line breaks within a rate
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_a_run_is_the_same_however_late_it_is_told(data, tmp_path):
             with pytest.raises(Interrupted):
                 trainer.fit(lambda trainer=trainer: trainer.step >= 4)
             assert trainer.counts == {"steps": 2, "skipped": 2, "skipped_in_a_row": 2}
-            again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Screen(quiet=True))
+            again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Progress(quiet=True))
             again.load_state_dict(load_checkpoint(trainer.run.latest_checkpoint()))
             poison_gradients(again, {2, 3, 7})
             trainer = again

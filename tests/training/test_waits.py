@@ -18,7 +18,7 @@ import sogclr.training.trainer
 from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
-from sogclr.progress import Screen
+from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
@@ -61,7 +61,7 @@ def trainer_for(name, data, out, device="cpu", **options):
     config, _ = resolve(from_options({"data": str(source), "out": str(out), **chosen}), manifest)
     config = replace(config, run=replace(config.run, device=device))
     out.mkdir()
-    trainer = Trainer(config, RunFolder(out), manifest, None, Screen(quiet=True))
+    trainer = Trainer(config, RunFolder(out), manifest, None, Progress(quiet=True))
     trainer.model.train()
     trainer.loss.train()
     loader = trainer.task.loader(trainer.recipe, 0, False)

@@ -7,13 +7,13 @@ import os
 from ..data.decoded import write_decoded
 from ..errors import BadInput
 from ..hardware import cores
-from ..progress import Screen
+from ..progress import Progress
 from .train import scan
 
 
 def cache(
     data: str | os.PathLike[str], *, side: int = 0, background: str = "white", image_column: str | None = None,
-    caption_column: str | None = None, screen: Screen,
+    caption_column: str | None = None, screen: Progress,
 ) -> str:  # fmt: skip
     """Decode the images that `train` would read of DATA, each once, into a file that it finds; a line about it.
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import BadInput, RunFailed
 from ..files import cache_folder
-from ..progress import Screen, clock
+from ..progress import Progress, clock
 from ..run_folder import RunFolder
 from .evaluate import comparison
 
@@ -43,7 +43,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
     begun = time.monotonic()
     train, test, epochs = QUICK if quick else FULL
     folder = folder or Path("runs/demo-quick" if quick else "runs/demo")
-    screen = Screen()
+    screen = Progress()
     data = write_digits(train, test, say=screen.info)
     runs = {name: RunFolder(folder / name) for name in ("simclr", "sogclr")}
     for run in runs.values():
@@ -69,7 +69,7 @@ def run_demo(command: Callable[[list[str]], int], *, quick: bool = False, folder
     return rows
 
 
-def announced(command: Callable[[list[str]], int], screen: Screen) -> Callable[..., None]:
+def announced(command: Callable[[list[str]], int], screen: Progress) -> Callable[..., None]:
     """`command` for words of any kind, which shows each line before it runs and stops at the first that fails."""
 
     def sogclr(*words: str | Path) -> None:

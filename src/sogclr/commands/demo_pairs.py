@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import BadInput
 from ..files import cache_folder
-from ..progress import Screen, clock
+from ..progress import Progress, clock
 from ..run_folder import RunFolder
 from .demo import announced, remove
 from .evaluate import comparisons
@@ -63,7 +63,7 @@ def run_pair_demo(
     Raises:
         BadInput: the packages are not installed, or have no such language.  RunFailed: one of the commands failed.
     """
-    begun, screen = time.monotonic(), Screen()
+    begun, screen = time.monotonic(), Progress()
     epochs, every = QUICK if quick else FULL
     folder = folder or Path("runs/demo-pairs-quick" if quick else "runs/demo-pairs")
     data, attribution = write_emoji(every, language, screen.info)

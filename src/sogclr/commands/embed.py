@@ -23,7 +23,7 @@ from ..data.manifest import Manifest
 from ..data.source import scan_images
 from ..errors import BadInput
 from ..evaluation.label_free import refuse_non_finite
-from ..files import check_output, claimed, replacing, write_text
+from ..files import atomic_write, check_output, file_lock, write_text
 from ..hardware import computing_on
 from ..models.features import compute_features, load_image_encoder, nothing_readable
 from ..progress import ProgressCallback
@@ -84,7 +84,7 @@ def embed(
         raise BadInput(f"--dtype must be float32 or float16 and was {dtype}")
     if batch_size < 1:
         raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
-    with claimed(path.with_name(f".{path.name}.lock"), f"writes {path}"):
+    with file_lock(path.with_name(f".{path.name}.lock"), f"writes {path}"):
         with computing_on(device, workers) as (chosen, readers):
             encoder = load_image_encoder(run_or_file, chosen)
             manifest = scan_images(data)
@@ -153,7 +153,7 @@ class _Parts:
         if not self.folder.is_dir():  # with the first piece: a refusal before it leaves nothing behind
             self.folder.mkdir(parents=True)
             write_text(*self._job)
-        with replacing(self._file(number)) as temporary:
+        with atomic_write(self._file(number)) as temporary:
             save_file({"embedding": features, "id": ids}, temporary, metadata={"bad": json.dumps(bad)})
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
@@ -180,7 +180,7 @@ def _check_paths_fit(path: Path, manifest: Manifest) -> None:
 
 def _assemble(path: Path, parts: _Parts, manifest: Manifest, job: dict[str, Any]) -> tuple[int, int]:
     """Write the file from its parts, whole or not at all; returns its rows and columns."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         if path.suffix == ".parquet":
             return _write_parquet(temporary, parts, manifest, {"sogclr": json.dumps(job)})
         tables = list(parts.read())

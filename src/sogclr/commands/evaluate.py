@@ -22,7 +22,7 @@ from ..data.pairs import Pairs, holds_pairs
 from ..data.recipe import named_recipe
 from ..errors import BadInput
 from ..evaluation.knn import knn_predict
-from ..evaluation.label_free import health, rankme, refuse_non_finite, uniformity
+from ..evaluation.label_free import label_free, rankme, refuse_non_finite, uniformity
 from ..evaluation.linear import few_label_top1, linear_top1, protocol, stratified
 from ..evaluation.scores import FRACTIONS, SCORES
 from ..evaluation.zero_shot import TEMPLATES
@@ -229,7 +229,7 @@ def _health(
     if len(ids) < 2:
         raise BadInput(f"{manifest.root} has {len(ids)} readable image; give 2 or more")
     some = ids[:: max(1, len(ids) // VIEWED)]
-    return health(features, *compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device))
+    return label_free(features, *compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device))
 
 
 class RawPixels:

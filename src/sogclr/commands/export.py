@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import BadInput, RunFailed
 from ..evaluation.label_free import refuse_non_finite
-from ..files import check_output, replacing
+from ..files import atomic_write, check_output
 from ..models.backbone import timm
 from ..models.encoder import Encoder, load_encoder, save_encoder
 from ..models.two_tower import ImageTower, load_two_tower
@@ -57,7 +57,7 @@ def export(
     if path.resolve() == source.resolve():
         _check(path, encoder, run)
         return path
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         write(temporary, encoder)
         _check(temporary, encoder, run)
     return path

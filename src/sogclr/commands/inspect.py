@@ -26,7 +26,7 @@ FILES_SHOWN = 20  # on a screen; the JSON has all
 CLASSES_SHOWN = 12
 
 
-def inspect_path(
+def inspect(
     path: str | os.PathLike[str], *, decode: bool = False, progress: ProgressCallback | None = None
 ) -> dict[str, Any]:
     """What is at `path`: a run, a folder or list of images, or an encoder file. JSON-able; `kind` says which.

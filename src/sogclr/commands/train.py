@@ -21,10 +21,10 @@ from ..data.labels import read_labels
 from ..data.manifest import Difference, Manifest
 from ..data.pairs import Pairs, holds_pairs
 from ..errors import BadInput
-from ..files import claimed, write_text
+from ..files import file_lock, write_text
 from ..hardware import choose_device
 from ..models.backbone import timm
-from ..progress import Screen
+from ..progress import Progress
 from ..run_folder import RunFolder
 from ..training.resolve import refuse_for_images, resolve
 from ..training.stopping import stop_on_signals
@@ -58,22 +58,22 @@ def train(
         RunFailed: the run could not go on.  Interrupted: a signal came, and the state is saved.
     """
     table = read_table(config) if config else None
-    return start(from_options({"data": os.fspath(data), "out": os.fspath(out), **options}, table), Screen(quiet))
+    return start(from_options({"data": os.fspath(data), "out": os.fspath(out), **options}, table), Progress(quiet))
 
 
-def start(config: TrainConfig, screen: Screen) -> RunFolder:
+def start(config: TrainConfig, screen: Progress) -> RunFolder:
     """`train` with a configuration: check everything, write the run's folder, train.
 
     Under torchrun the main process does so, and the others then take the run up from its first checkpoint.
     """
-    with distributed.processes(), ExitStack() as held:
-        screen = screen if distributed.is_main() else Screen(quiet=True)
-        distributed.share(config.run.batch_size)
+    with distributed.process_group(), ExitStack() as held:
+        screen = screen if distributed.is_rank0() else Progress(quiet=True)
+        distributed.per_rank_batch_size(config.run.batch_size)
         out = RunFolder(config.data.out)
-        return _fit(distributed.main_first(lambda: _begin(config, out, screen, held), lambda: _take_up(out, screen)))
+        return _fit(distributed.rank0_first(lambda: _begin(config, out, screen, held), lambda: _take_up(out, screen)))
 
 
-def _begin(config: TrainConfig, run: RunFolder, screen: Screen, held: ExitStack) -> Trainer:
+def _begin(config: TrainConfig, run: RunFolder, screen: Progress, held: ExitStack) -> Trainer:
     """A run's folder with its first checkpoint; `held` keeps the claim on it."""
     run.check_free()
     manifest = scan(config.data.data, screen, config.pairs.image_column, config.pairs.caption_column)
@@ -88,7 +88,7 @@ def _begin(config: TrainConfig, run: RunFolder, screen: Screen, held: ExitStack)
         screen.info(line)
 
     run.path.mkdir(parents=True, exist_ok=True)
-    held.enter_context(claimed(run.lock_file, f"trains in {run.path}"))
+    held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     run.check_free()  # again: another process may have been faster
     trainer.task.write_inputs()
     if trainer.bad or manifest.rejected:
@@ -111,9 +111,9 @@ def resume(
     Raises:
         BadInput: no run there, its images have changed, or its checkpoint cannot be read.
     """
-    with distributed.processes(), ExitStack() as held:
-        folder, screen = RunFolder(run), Screen(quiet or not distributed.is_main())
-        distributed.on_main(lambda: RunFolder.open(run).path)  # there is a run
+    with distributed.process_group(), ExitStack() as held:
+        folder, screen = RunFolder(run), Progress(quiet or not distributed.is_rank0())
+        distributed.run_on_rank0(lambda: RunFolder.open(run).path)  # there is a run
         if folder.encoder_file.exists():
             screen.info(
                 f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
@@ -124,8 +124,8 @@ def resume(
             changed["data"]["workers"] = workers
         if device is not None:
             changed["run"]["device"] = str(choose_device(device))
-        distributed.share(folder.config().run.batch_size)
-        trainer = distributed.main_first(
+        distributed.per_rank_batch_size(folder.config().run.batch_size)
+        trainer = distributed.rank0_first(
             lambda: _take_up(folder, screen, changed, held), lambda: _take_up(folder, screen, changed)
         )
         screen.info(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
@@ -133,7 +133,7 @@ def resume(
 
 
 def _take_up(
-    run: RunFolder, screen: Screen, changed: dict[str, dict[str, Any]] | None = None, held: ExitStack | None = None
+    run: RunFolder, screen: Progress, changed: dict[str, dict[str, Any]] | None = None, held: ExitStack | None = None
 ) -> Trainer:
     """The trainer of a run in the state of its newest checkpoint.
 
@@ -150,7 +150,7 @@ def _take_up(
     labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
     trainer = Trainer(config, run, manifest, labels, screen)
     if held is not None:
-        held.enter_context(claimed(run.lock_file, f"trains in {run.path}"))
+        held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     newest = run.latest_checkpoint()
     if newest is not None:
         state = load_checkpoint(newest)
@@ -165,7 +165,7 @@ def _take_up(
 
 
 def scan(
-    data: str | os.PathLike[str], screen: Screen, image_column: str | None = None, caption_column: str | None = None
+    data: str | os.PathLike[str], screen: Progress, image_column: str | None = None, caption_column: str | None = None
 ) -> Manifest | Pairs:
     """What to train on: the pairs of DATA; or its images, or those of its `train/` part.
 

@@ -9,16 +9,24 @@ import torch
 from torch import Tensor
 
 from . import augment
-from .augment_params import CROP_SLOTS, Drawn, crop_boxes, draw, keeps_whole_image, largest_shrink, uniforms
+from .augment_params import (
+    CROP_SLOTS,
+    AugmentParams,
+    crop_boxes,
+    draw_params,
+    keeps_whole_image,
+    largest_shrink,
+    uniforms,
+)
 from .recipe import Recipe
 
 
-def flipped(x: Tensor, rows: Tensor) -> Tensor:
+def hflip_(x: Tensor, rows: Tensor) -> Tensor:
     """Left and right exchanged in those rows."""
     return x.index_copy_(0, rows, x.index_select(0, rows).flip(3))
 
 
-def warped(x: Tensor, maps: Tensor, rows: Tensor) -> Tensor:
+def affine_(x: Tensor, maps: Tensor, rows: Tensor) -> Tensor:
     """Affine maps (b, 2, 3) by bilinear sampling; outside the image its border goes on."""
     size = x.shape[-1]
     at = (torch.arange(size, device=x.device, dtype=torch.float32) * 2 + 1) / size - 1
@@ -32,7 +40,7 @@ def warped(x: Tensor, maps: Tensor, rows: Tensor) -> Tensor:
     return x.index_copy_(0, rows, moved)
 
 
-def stroked(x: Tensor, stroke: Tensor, rows: Tensor) -> Tensor:
+def morphology_(x: Tensor, stroke: Tensor, rows: Tensor) -> Tensor:
     """Blend with the maximum (bright strokes thicken) or minimum of each 3x3 neighbourhood; stroke (b, 2)."""
     chosen, how = x.index_select(0, rows), stroke.index_select(0, rows)
     sign, share = how[:, 0, None, None, None], how[:, 1, None, None, None]
@@ -47,7 +55,7 @@ def stroked(x: Tensor, stroke: Tensor, rows: Tensor) -> Tensor:
     return x.index_copy_(0, rows, torch.lerp(chosen, signed.mul_(sign), share))
 
 
-def recoloured(x: Tensor, colour: Tensor) -> Tensor:
+def color_jitter(x: Tensor, colour: Tensor) -> Tensor:
     """x -> M x + K mean(x) with colour (b, 2, 3, 3) = (M, K), clamped to 0..1."""
     on_pixel, on_mean = colour.unbind(1)
     shift = (on_mean * x.mean((2, 3))[:, None, :]).sum(2)[:, :, None, None]
@@ -60,7 +68,7 @@ def recoloured(x: Tensor, colour: Tensor) -> Tensor:
     return out.clamp_(0, 1)
 
 
-def blurred(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+def gaussian_blur_(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     """Gaussian blur along rows, then columns, reflected at the border; weights (b, R + 1) at distances 0..R."""
     chosen = x.index_select(0, rows)
     weight = weights.index_select(0, rows)[:, :, None, None, None]
@@ -110,7 +118,7 @@ class Augmentation:
     def __call__(self, crops: Tensor, index: Tensor | np.ndarray, epoch: int, view: int) -> Tensor:
         """uint8 (B, S, S, 3) and host int64 (B,) -> float32 (B, 3, S, S), channels last in memory, normalised."""
         ids = index.numpy() if isinstance(index, Tensor) else index
-        drawn = draw(self.recipe, self.image_size, self.seed, epoch, ids, view)
+        drawn = draw_params(self.recipe, self.image_size, self.seed, epoch, ids, view)
         out = torch.empty_like(crops, dtype=torch.float32)
         at_once = max(1, len(ids))
         if crops.device.type == "cpu":
@@ -125,14 +133,14 @@ class Augmentation:
         x = crops.permute(0, 3, 1, 2).contiguous().float()  # planes: every stage runs along rows of one channel
         here = slice(start, stop)
         if (rows := drawn.rows("flip", start, stop)) is not None:
-            x = augment.flipped(x, rows)
+            x = augment.hflip_(x, rows)
         if (rows := drawn.rows("affine", start, stop)) is not None:
-            x = augment.warped(x, drawn.affine[here], rows)
+            x = augment.affine_(x, drawn.affine[here], rows)
         if (rows := drawn.rows("stroke", start, stop)) is not None:
-            x = augment.stroked(x, drawn.stroke[here], rows)
-        x = augment.recoloured(x, drawn.colour[here]) if drawn.colour_used else x.mul_(1 / 255)
+            x = augment.morphology_(x, drawn.stroke[here], rows)
+        x = augment.color_jitter(x, drawn.colour[here]) if drawn.colour_used else x.mul_(1 / 255)
         if (rows := drawn.rows("blur", start, stop)) is not None:
-            x = augment.blurred(x, drawn.blur[here, : drawn.blur_radius(start, stop) + 1], rows)
+            x = augment.gaussian_blur_(x, drawn.blur[here, : drawn.blur_radius(start, stop) + 1], rows)
         for c in range(3):
             x[:, c].mul_(1 / self.std[c]).sub_(self.mean[c] / self.std[c])
         out.copy_(x.permute(0, 2, 3, 1))
@@ -141,7 +149,7 @@ class Augmentation:
 class _OnDevice:
     """A batch's drawn parameters on the device, sent as one float32 and one int64 block without waiting for it."""
 
-    def __init__(self, drawn: Drawn, device: torch.device) -> None:
+    def __init__(self, drawn: AugmentParams, device: torch.device) -> None:
         self._drawn = drawn
         self.colour_used = drawn.colour_used
         blocks = [drawn.affine, drawn.stroke, drawn.colour, drawn.blur]

@@ -45,7 +45,7 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class AugmentParams:
     """The augmentation of one batch, drawn on the host; one row a sample."""
 
     rows: dict[str, np.ndarray]
@@ -61,14 +61,14 @@ class Drawn:
     """(B, R + 1): weights of the pixels at distance 0..R."""
 
 
-def draw(recipe: Recipe, size: int, seed: int, epoch: int, ids: np.ndarray, view: int) -> Drawn:
+def draw_params(recipe: Recipe, size: int, seed: int, epoch: int, ids: np.ndarray, view: int) -> AugmentParams:
     """What happens to each sample's view; nothing is computed for stages that the recipe switches off."""
     u = uniforms(seed, epoch, ids, view, _AUGMENT_SLOTS, first=CROP_SLOTS)
     n = len(u)
     slots = {"flip": _FLIP, "affine": _AFFINE, "stroke": _STROKE, "blur": _BLUR}
     stroke = 2 * u[:, _STROKE_BY] - 1
     colour_used = bool(recipe.jitter or recipe.gray)
-    return Drawn(
+    return AugmentParams(
         rows={stage: np.flatnonzero(u[:, slot] < getattr(recipe, stage)) for stage, slot in slots.items()},
         affine=_affine_maps(recipe, u) if recipe.affine else np.zeros((n, 2, 3)),
         stroke=np.stack([np.where(stroke < 0, -1.0, 1.0), np.abs(stroke)], axis=1),

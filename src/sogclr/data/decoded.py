@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import BadImage, BadInput
-from ..files import cache_folder, claimed, replacing
+from ..files import atomic_write, cache_folder, file_lock
 from .images import background_colour, opened
 from .manifest import Manifest
 
@@ -154,11 +154,11 @@ def write_decoded(
     """
     path = decoded_file(manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(path.with_suffix(".lock"), f"decodes the images of {manifest.root}"):
+    with file_lock(path.with_suffix(".lock"), f"decodes the images of {manifest.root}"):
         for left in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
             left.unlink(missing_ok=True)  # of a command that was killed: it no longer holds the claim
         _check_room(manifest, side, path.parent)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             bad = _write(file, manifest, side, background, threads, progress)
     return DecodedImages(path), bad
 

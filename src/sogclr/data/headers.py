@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import BadImage
-from ..files import cache_folder, replacing
+from ..files import atomic_write, cache_folder
 from .images import name_mismatch, quiet, read_header
 from .listing import Listing
 
@@ -171,7 +171,7 @@ def _write_cache(path: Path, listing: Listing, checked: Checked) -> None:
     table = pa.table(columns, schema=_SCHEMA.with_metadata({b"format": _VERSION})).take(pa.array(keep))
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             pq.write_table(table, temporary)
 
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import BadInput
-from ..files import replacing
+from ..files import atomic_write
 
 
 def write_columns(path: Path, table: pa.Table) -> None:
     """By the suffix, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         if path.suffix != ".arrow":
             pq.write_table(table, temporary)
             return

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadInput
-from ..files import replacing
+from ..files import atomic_write
 from ..progress import ProgressCallback
 from .headers import check_headers
 from .images import EMPTY
@@ -266,7 +266,7 @@ def _listing_of(names: pa.LargeStringArray, root: Path) -> Listing:
 
 def _write(path: Path, columns: dict[str, Any], head: dict[str, Any] | None = None) -> None:
     table = pa.table(columns).combine_chunks().replace_schema_metadata({"sogclr": json.dumps(head or {})})
-    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+    with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
             writer.write_batch(batch)
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import BadInput
-from ..files import cache_folder, replacing
+from ..files import atomic_write, cache_folder
 from .images import IMAGE_SUFFIXES
 from .listing import Columns, Listing
 from .tables import CAPTION_COLUMNS, PairRows, Rows
@@ -118,7 +118,7 @@ def _index(shard: Path) -> pa.Table:
     table = _read(shard)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
             writer.write_table(table)
     return table
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..losses.functional import at_least_float32, log_mean, of_anchors, unit_rows
+from ..losses.functional import at_least_float32, expand_temperature, log_mean, unit_rows
 
 Variant = Literal["F1", "F2"]
 _ENTRIES = 1 << 22  # similarities at a time
@@ -183,7 +183,7 @@ def _values(z: Tensor, start: int, stop: int, temperature: float | Tensor, varia
 
 def _log_g(z: Tensor, start: int, stop: int, tau: float | Tensor) -> Tensor:
     views, n, _ = z.shape
-    sim = z[:, start:stop].flatten(0, 1) @ z.flatten(0, 1).T / of_anchors(tau, views)
+    sim = z[:, start:stop].flatten(0, 1) @ z.flatten(0, 1).T / expand_temperature(tau, views)
     sample = torch.arange(n, device=z.device)
     own = sample[start:stop, None] == sample[None, :]
     log_sum = sim.masked_fill(own.repeat(views, views), -math.inf).logsumexp(dim=1)

@@ -17,7 +17,7 @@ UNIFORMITY_ROWS = 4096
 _CHUNK = 1024
 
 
-def health(features: np.ndarray | Tensor, z0: Tensor, z1: Tensor) -> dict[str, float]:
+def label_free(features: np.ndarray | Tensor, z0: Tensor, z1: Tensor) -> dict[str, float]:
     """`rankme` and `uniformity` of the features, and `alignment` of the views z0 and z1 of some of the images."""
     return {"rankme": rankme(features), "alignment": alignment(z0, z1), "uniformity": uniformity(features)}
 

@@ -56,7 +56,7 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
     return "triton" if fits else "tiled"
 
 
-def looking_is_free(z: Tensor) -> bool:
+def can_sync(z: Tensor) -> bool:
     """Whether sizes may depend on values: on the CPU, where nothing has to wait for them, and outside of `torch.compile`."""
     return z.device.type == "cpu" and not torch.compiler.is_compiling()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .choice import looking_is_free
+from .choice import can_sync
 from .products import product
 
 LN2 = math.log(2)
@@ -23,7 +23,7 @@ LARGEST_EXPONENT = 86.0
 def log_sum_negatives(z: Tensor, ids: Tensor, inverse: Tensor | float) -> Tensor:
     """(N, D), (N,) or (N, kinds), factors of s_ab: a number, () or (N,) -> (N,)."""
     same = same_ids(ids, ids)
-    if isinstance(inverse, float) and looking_is_free(z) and z.numel() > 0:
+    if isinstance(inverse, float) and can_sync(z) and z.numel() > 0:
         with torch.no_grad():
             sim = product(z.contiguous(), z.contiguous()).mul_(inverse)
         if fits_exp2(sim):
@@ -36,7 +36,7 @@ def log_sum_between(
 ) -> tuple[Tensor, Tensor]:
     """(R, D), (C, D), ids of both, factors of s_ab: twice a number or (), or (R,) and (C,) -> (R,), (C,)."""
     same = same_ids(x_ids, y_ids)
-    if isinstance(x_inverse, float) and looking_is_free(x) and x.numel() > 0:
+    if isinstance(x_inverse, float) and can_sync(x) and x.numel() > 0:
         with torch.no_grad():
             sim = product(x.contiguous(), y.contiguous()).mul_(x_inverse)
         if fits_exp2(sim):
@@ -62,7 +62,7 @@ def fits_exp2(sim: Tensor) -> bool:
 
 def needs_no_shift(x: Tensor, y: Tensor) -> bool:
     """Whether every |x_a · y_b| is small enough for exp2 in float32. False off the CPU, where asking would wait."""
-    if not (looking_is_free(x) and x.numel() > 0 and y.numel() > 0):
+    if not (can_sync(x) and x.numel() > 0 and y.numel() > 0):
         return False
     with torch.no_grad():
         longest = float(torch.linalg.vector_norm(x, dim=1).max())

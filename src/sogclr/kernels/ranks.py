@@ -24,7 +24,7 @@ _sizes: list[int] | None = None  # how many rows each rank holds; None: all as m
 
 
 @contextmanager
-def uneven(sizes: list[int] | None) -> Iterator[None]:
+def uneven_batch(sizes: list[int] | None) -> Iterator[None]:
     """Inside the block rank k holds `sizes[k]` rows of the batch; None: all as many. Gradients of it know afterwards too."""
     global _sizes
     before, _sizes = _sizes, sizes

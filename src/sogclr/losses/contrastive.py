@@ -15,7 +15,7 @@ from ..kernels import direct
 from ..kernels.ranks import scale_gradient
 from . import functional as F
 from . import temperatures
-from .estimators import Contrast
+from .estimators import EstimatorInput
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -37,10 +37,10 @@ class Anchors:
     negatives: float | Tensor = 0.0
     """How many negatives each anchor has: a number, or (B,)."""
 
-    def contrast(self) -> Contrast:
+    def contrast(self) -> EstimatorInput:
         """Of two views: each is anchors, and both are candidates."""
         z = self.z.detach()
-        return Contrast(z, z, self.index, temperatures.detached(self.temperature))
+        return EstimatorInput(z, z, self.index, temperatures.detached(self.temperature))
 
 
 class ContrastiveLoss(nn.Module):
@@ -58,7 +58,7 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
             raise BadInput(f"reduction must be 'mean', 'sum' or 'none' and was {reduction!r}")
-        self.temperature = temperatures.checked(temperature)
+        self.temperature = temperatures.as_temperature(temperature)
         self.reduction, self.normalize = reduction, normalize
         # of the last call: nu, s_pos, log ĝ, tau and more statistics
         self._seen: tuple[Tensor, Tensor, Tensor, float | Tensor, dict[str, Tensor]] | None = None

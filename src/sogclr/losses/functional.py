@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ..kernels import at_least_float32, log_sum_between, log_sum_negatives, ranks
-from ..kernels.choice import looking_is_free
+from ..kernels.choice import can_sync
 from .validation import all_distinct
 
 
@@ -44,7 +44,7 @@ class _UnitRows(torch.autograd.Function):
         return torch.addcmul(grad, unit, along, value=-1).div_(norm)
 
 
-def inside(z: Tensor) -> torch.dtype:
+def compute_dtype(z: Tensor) -> torch.dtype:
     """The dtype that losses compute rows z in."""
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
@@ -90,7 +90,7 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
     return log_sum - negatives_of(index).to(log_sum.dtype).log()
 
 
-def log_of(negatives: float | Tensor) -> float | Tensor:
+def log_count(negatives: float | Tensor) -> float | Tensor:
     """The logarithm of a number or of a tensor."""
     return negatives.log() if isinstance(negatives, Tensor) else math.log(negatives)
 
@@ -121,7 +121,7 @@ def log_sum_keys(
     there = ids.view(len(ids), -1)[:, 0] >= 0
     count = (there.sum() - count_same(index, ids)).to(z.dtype)
     there = there if log_weight is None else there & torch.isfinite(log_weight)
-    if looking_is_free(z):
+    if can_sync(z):
         keys, ids = keys[there], ids[there]
         log_weight = log_weight if log_weight is None else log_weight[there]
     else:
@@ -132,20 +132,20 @@ def log_sum_keys(
     each = temperature.repeat(views) if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
     if log_weight is not None:  # one column more: (s_ab + tau_a w_b) / tau_a
         tau = each.detach() if isinstance(each, Tensor) else each
-        x = torch.cat([x, torch.ones_like(x[:, :1]) * of_anchors(tau, 1)], dim=1)
+        x = torch.cat([x, torch.ones_like(x[:, :1]) * expand_temperature(tau, 1)], dim=1)
         keys = torch.cat([keys, log_weight[:, None].to(keys.dtype)], dim=1)
     log_sum = ranks.log_sum_keys(x, keys, torch.cat([index] * views), ids, each, views).view(views, -1)
     return torch.where(count > 0, log_sum, -math.inf), count
 
 
-def of_anchors(temperature: float | Tensor, views: int = 2) -> float | Tensor:
+def expand_temperature(temperature: float | Tensor, views: int = 2) -> float | Tensor:
     """What divides the (views x B, candidates) similarities: (B,) -> (views x B, 1); a float and () stay."""
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
         return temperature.repeat(views)[:, None]
     return temperature
 
 
-def either(ok: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+def where_ok(ok: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     """`new` where () bool `ok` is true, else `old`, without a wait for the device; `old` if `ok` is None."""
     return old if ok is None else torch.where(ok, new, old)
 
@@ -202,8 +202,8 @@ def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, tempera
         (B,), one value a sample.
     """
     if isinstance(temperature, float) and not torch.compiler.is_compiling():
-        return _NTXent.apply(s_pos, log_g, log_of(negatives), temperature)
-    excess = log_g - (s_pos / temperature - log_of(negatives))
+        return _NTXent.apply(s_pos, log_g, log_count(negatives), temperature)
+    excess = log_g - (s_pos / temperature - log_count(negatives))
     return softplus(excess, threshold=_LINEAR).mean(dim=0)
 
 
@@ -230,7 +230,7 @@ class _NTXent(torch.autograd.Function):
 
 def decoupled_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
     """DCL (2110.06848): mean over the views a of  -s/tau + log( sum over N(a) of exp(s_ab/tau) ).  Args as NT-Xent's."""
-    return (log_g + log_of(negatives)).mean(dim=0) - s_pos / temperature
+    return (log_g + log_count(negatives)).mean(dim=0) - s_pos / temperature
 
 
 def moving_average(log_u: Tensor, log_g: Tensor, gamma: float | Tensor) -> Tensor:

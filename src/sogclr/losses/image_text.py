@@ -8,21 +8,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_together
+from ..distributed import check_on_all_ranks
 from ..errors import BadInput
 from ..kernels import direct
-from ..kernels.ranks import gather, log_sum_between, uneven
+from ..kernels.ranks import gather, log_sum_between, uneven_batch
 from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
-from .estimators import Contrast, Gamma, MovingAverage
+from .estimators import EstimatorInput, Gamma, MovingAverage
 from .queue import EmbeddingQueue
 from .validation import all_distinct, check_built_for, check_negatives, check_pairs, check_through
 
 _WHAT = "image and text embeddings"
 
 
-class TwoTowerLoss(ContrastiveLoss):
+class ImageTextLoss(ContrastiveLoss):
     """What the losses on image-text pairs have in common: checks, unit rows, float32, two kinds of ids, ranks.
 
     A loss adds `per_pair(anchors, y_ids)`, which returns the (B,) values; `anchors.index` are the images' ids.
@@ -56,10 +56,10 @@ class TwoTowerLoss(ContrastiveLoss):
         """
         x, y = image_embeddings, text_embeddings
         is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
-        x_ids, sizes = check_together(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
+        x_ids, sizes = check_on_all_ranks(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
         if text_index is not None:
-            y_ids, _ = check_together(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
-        with uneven(sizes), no_autocast(x):
+            y_ids, _ = check_on_all_ranks(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
+        with uneven_batch(sizes), no_autocast(x):
             x_ids = gather(x_ids)
             check_negatives(x_ids)
             if is_direct:
@@ -73,10 +73,10 @@ class TwoTowerLoss(ContrastiveLoss):
     def direct(self, x: Tensor, y: Tensor, index: Tensor) -> Anchors:
         """(B, D) floating, (B, D), (B,): what `values` makes of a small batch with one kind of ids, in fewer operations."""
         apart = all_distinct(index)
-        negatives = x.shape[0] - 1.0 if apart else F.count_different(index).to(F.inside(x))
+        negatives = x.shape[0] - 1.0 if apart else F.count_different(index).to(F.compute_dtype(x))
         tau = self.temperature
         assert isinstance(tau, float)
-        s_pos, log_g, z = direct.two_towers(x, y, None if apart else index, F.log_of(negatives), tau)
+        s_pos, log_g, z = direct.two_towers(x, y, None if apart else index, F.log_count(negatives), tau)
         check_through(log_g, x, y, index)
         return Anchors(z, index, tau, s_pos, log_g, negatives)
 
@@ -95,8 +95,10 @@ class TwoTowerLoss(ContrastiveLoss):
 
     def temperature_of(self, x_ids: Tensor, y_ids: Tensor, like: Tensor) -> float | Tensor:
         """tau of a batch of all ranks: a float, () or (2, B), the images' and the texts'; one a pair serves both ways."""
-        tau = temperatures.at(self.temperature, x_ids, like)
-        theirs = tau if self.text_temperature is None else temperatures.at(self.text_temperature, y_ids, like)
+        tau = temperatures.temperature_at(self.temperature, x_ids, like)
+        theirs = (
+            tau if self.text_temperature is None else temperatures.temperature_at(self.text_temperature, y_ids, like)
+        )
         if isinstance(tau, Tensor) and isinstance(theirs, Tensor) and (tau.ndim or theirs is not tau):
             return torch.stack([tau.expand(len(like)), theirs.expand(len(like))])
         return tau
@@ -105,7 +107,7 @@ class TwoTowerLoss(ContrastiveLoss):
         raise NotImplementedError
 
 
-class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
+class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
     r"""Two-way global contrastive loss: each pair against ALL texts and ALL images of the data set, at any batch size.
 
     Value of a batch, the mean over its images a (against texts) and its texts a (against images) of
@@ -175,7 +177,7 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         nu = torch.cat(
             [
                 estimators[k](log_g[k : k + 1], ids[k], self.training, contrast)
-                for k, contrast in enumerate(contrasts(anchors, y_ids))
+                for k, contrast in enumerate(estimator_inputs(anchors, y_ids))
             ]
         )
         values = self.dual(anchors, replicated(nu)) + self.penalty(anchors.temperature)
@@ -190,12 +192,12 @@ class TwoTowerGlobalContrastiveLoss(TwoTowerLoss):
         ) / 2
 
 
-def contrasts(anchors: Anchors, y_ids: Tensor) -> tuple[Contrast, Contrast]:
+def estimator_inputs(anchors: Anchors, y_ids: Tensor) -> tuple[EstimatorInput, EstimatorInput]:
     """Images against texts, and texts against images."""
     x, y = anchors.z.detach().split(1)
     tau, ids = temperatures.detached(anchors.temperature), torch.stack([anchors.index, y_ids], dim=1)
     own = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim else (tau, tau)
-    return Contrast(x, y, ids, own[0]), Contrast(y, x, ids, own[1])
+    return EstimatorInput(x, y, ids, own[0]), EstimatorInput(y, x, ids, own[1])
 
 
 def _two_temperatures(
@@ -218,7 +220,7 @@ def _two_temperatures(
     return temperature, copy.deepcopy(temperature)
 
 
-class ClipLoss(TwoTowerLoss):
+class ClipLoss(ImageTextLoss):
     """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau  at the positive.
 
     The negatives are those of the batch; what shares an image or a text is left out of them.
@@ -248,7 +250,7 @@ class ClipLoss(TwoTowerLoss):
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 
 
-class SigLipLoss(TwoTowerLoss):
+class SigLipLoss(ImageTextLoss):
     """SigLIP's loss:  mean over images of  -sum over texts of log sigmoid( ±(s_ab / tau + bias) ),  + for the own text.
 
     The scale 1/tau and the bias are learned, as in the paper: give `loss_fn.parameters()` to the optimizer too.

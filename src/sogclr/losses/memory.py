@@ -12,7 +12,7 @@ from ..errors import BadInput
 from . import functional as F
 from .contrastive import Anchors, Reduction
 from .estimators import BoostedAverage, Dictionary, Gamma, MovingAverage
-from .image_text import TwoTowerGlobalContrastiveLoss, contrasts
+from .image_text import TwoTowerGlobalContrastiveLoss, estimator_inputs
 from .queue import EmbeddingQueue
 from .two_view import GlobalContrastiveLoss
 
@@ -88,7 +88,7 @@ class Recall(nn.Module):
 
     def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
         """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
-        self.running.copy_(F.either(unless, self.running, saved[0]))
+        self.running.copy_(F.where_ok(unless, self.running, saved[0]))
 
 
 class MemoryContrastiveLoss(GlobalContrastiveLoss):
@@ -216,7 +216,7 @@ class TwoTowerMemoryContrastiveLoss(TwoTowerGlobalContrastiveLoss):
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         tau, log_g, z = cast(float, anchors.temperature), anchors.log_g, anchors.z.split(1)
-        both = contrasts(anchors, y_ids)
+        both = estimator_inputs(anchors, y_ids)
         past = [Past(queue, z[k], both[k].ids, tau) for k, queue in enumerate(self.memories)]
         of_images, of_texts = cast(MovingAverage, self.image_estimator), cast(MovingAverage, self.text_estimator)
         rise = _rise(of_images)

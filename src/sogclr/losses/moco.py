@@ -9,10 +9,10 @@ from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, Reduction, replicated
 from .queue import EmbeddingQueue
-from .two_view import OneTowerLoss
+from .two_view import TwoViewLoss
 
 
-class MoCoLoss(OneTowerLoss):
+class MoCoLoss(TwoViewLoss):
     """InfoNCE of queries z0 against keys z1:  mean of  -log( exp(s_pos/tau) / (exp(s_pos/tau) + sum exp(s_ab/tau)) ).
 
     b runs over the queue's keys and the batch's other keys (so the first step has negatives too), without those of the
@@ -53,7 +53,7 @@ class MoCoLoss(OneTowerLoss):
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         self.queue.check_width(z0)
         z1 = z1.detach()
-        tau = temperatures.at(self.temperature, index, z0)
+        tau = temperatures.temperature_at(self.temperature, index, z0)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
         keys, ids = torch.cat([z1, self.queue.keys.to(z1.dtype)]), torch.cat([index, self.queue.ids])
         log_sum, count = F.log_sum_keys(z0[None], index, keys, ids, tau)

@@ -64,9 +64,9 @@ class EmbeddingQueue(nn.Module):
     def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
         """Undo the pushes since `snapshot`, except where `unless`, () bool, is true."""
         slots, keys, ids, pointer = saved
-        self.keys[slots] = F.either(unless, self.keys[slots], keys)
-        self.ids[slots] = F.either(unless, self.ids[slots], ids)
-        self.pointer.copy_(F.either(unless, self.pointer, pointer))
+        self.keys[slots] = F.where_ok(unless, self.keys[slots], keys)
+        self.ids[slots] = F.where_ok(unless, self.ids[slots], ids)
+        self.pointer.copy_(F.where_ok(unless, self.pointer, pointer))
 
     def _slots(self, count: int) -> Tensor:
         return (self.pointer + torch.arange(count, device=self.pointer.device)) % len(self.ids)

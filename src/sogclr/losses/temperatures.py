@@ -118,7 +118,7 @@ class Global(nn.Module):
         return f"rho={self.rho}, minimum={self.minimum}, maximum={self.maximum}"
 
 
-def checked(temperature: float | nn.Module) -> float | nn.Module:
+def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
     """A module as it is; a number if it is greater than 0.
 
     Raises:
@@ -137,7 +137,7 @@ def checked(temperature: float | nn.Module) -> float | nn.Module:
     return tau
 
 
-def at(temperature: float | nn.Module, index: Tensor, like: Tensor) -> float | Tensor:
+def temperature_at(temperature: float | nn.Module, index: Tensor, like: Tensor) -> float | Tensor:
     """tau of the samples `index`, (B,): the float, or () or (B,) in the dtype of `like`."""
     return temperature(index).to(like.dtype) if isinstance(temperature, nn.Module) else temperature
 

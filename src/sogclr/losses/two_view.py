@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_together
+from ..distributed import check_on_all_ranks
 from ..kernels import direct
-from ..kernels.ranks import gather, log_sum_negatives, uneven
+from ..kernels.ranks import gather, log_sum_negatives, uneven_batch
 from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
@@ -15,7 +15,7 @@ from .estimators import Convention, Gamma, MovingAverage
 from .validation import VIEWS, all_distinct, check_built_for, check_negatives, check_pairs, check_through
 
 
-class OneTowerLoss(ContrastiveLoss):
+class TwoViewLoss(ContrastiveLoss):
     """What the losses on two views have in common: checks, unit rows, float32, ids, ranks.
 
     A loss adds `per_sample(anchors)`, which returns the (B,) values.
@@ -33,8 +33,8 @@ class OneTowerLoss(ContrastiveLoss):
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
         is_direct = self.is_direct(z0, 2)
-        index, sizes = check_together(check_pairs, z0, z1, index, self.num_samples, VIEWS, not is_direct)
-        with uneven(sizes), no_autocast(z0):
+        index, sizes = check_on_all_ranks(check_pairs, z0, z1, index, self.num_samples, VIEWS, not is_direct)
+        with uneven_batch(sizes), no_autocast(z0):
             index = gather(index)
             check_negatives(index)
             if is_direct:
@@ -46,16 +46,16 @@ class OneTowerLoss(ContrastiveLoss):
     def direct(self, z0: Tensor, z1: Tensor, index: Tensor) -> Anchors:
         """(B, D) floating, (B, D), (B,): what `values` makes of a small batch, in fewer operations."""
         apart = all_distinct(index)
-        negatives = 2.0 * (z0.shape[0] - 1) if apart else F.negatives_of(index).to(F.inside(z0))
+        negatives = 2.0 * (z0.shape[0] - 1) if apart else F.negatives_of(index).to(F.compute_dtype(z0))
         tau = self.temperature
         assert isinstance(tau, float)
-        s_pos, log_g, z = direct.one_tower(z0, z1, None if apart else index, F.log_of(negatives), tau)
+        s_pos, log_g, z = direct.one_tower(z0, z1, None if apart else index, F.log_count(negatives), tau)
         check_through(log_g, z0, z1, index)
         return Anchors(z, index, tau, s_pos, log_g, negatives)
 
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
-        tau = temperatures.at(self.temperature, index, z0)
+        tau = temperatures.temperature_at(self.temperature, index, z0)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
         negatives = F.negatives_of(index).to(z0.dtype)
         log_g = log_sum_negatives(z0, z1, index, tau) - negatives.log()
@@ -66,7 +66,7 @@ class OneTowerLoss(ContrastiveLoss):
         raise NotImplementedError
 
 
-class GlobalContrastiveLoss(OneTowerLoss):
+class GlobalContrastiveLoss(TwoViewLoss):
     r"""Global contrastive loss: each positive pair against ALL negatives of the data set, at any batch size.
 
     Value of a batch, over its anchors a (sample i, view A):
@@ -126,7 +126,7 @@ class GlobalContrastiveLoss(OneTowerLoss):
         return values + self.balance(anchors, nu) if self.balanced else values
 
 
-class NTXentLoss(OneTowerLoss):
+class NTXentLoss(TwoViewLoss):
     """NT-Xent, SimCLR's loss:  mean over anchors of  -log( exp(s_pos/tau) / (exp(s_pos/tau) + sum over N(a) exp(s_ab/tau)) ).
 
     The negatives are those of the batch. A sample that is in the batch twice is no negative of itself.
@@ -156,7 +156,7 @@ class NTXentLoss(OneTowerLoss):
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 
 
-class DecoupledContrastiveLoss(OneTowerLoss):
+class DecoupledContrastiveLoss(TwoViewLoss):
     """DCL:  mean over anchors of  -s_pos/tau + log( sum over N(a) exp(s_ab/tau) ).  NT-Xent without the positive below.
 
     Its gradient is 1/tau times that of `GlobalContrastiveLoss` with the mini-batch's normalizer.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from ..kernels.choice import looking_is_free
+from ..kernels.choice import can_sync
 
 
 class NonFinite(BadInput):
@@ -86,7 +86,7 @@ def check_negatives(index: Tensor) -> None:
     """(B,) ids of all ranks. Raises BadInput if there is nothing to contrast with (ids on CUDA are not looked at)."""
     if index.shape[0] < 2:
         raise BadInput(f"a batch of {len(index)} has no negatives; use 2 samples or more (32 or more works well)")
-    if not looking_is_free(index):
+    if not can_sync(index):
         return
     lowest, highest = _range(index)
     if lowest == highest:
@@ -122,7 +122,7 @@ def _few(values: list[int], most: int = 8) -> str:
 
 def all_distinct(index: Tensor) -> bool:
     """Whether ids are all different, where asking does not wait for a device; False elsewhere."""
-    if not looking_is_free(index):
+    if not can_sync(index):
         return False
     ids = index.tolist()
     return len(set(ids)) == len(ids)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..files import replacing
+from ..files import atomic_write
 from .backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -87,7 +87,7 @@ def normalise(crops: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
 def save_encoder(path: Path, backbone: nn.Module, info: EncoderInfo) -> None:
     """Write the backbone so that `timm.create_model(name, num_classes=0, checkpoint_path=path)` loads it strictly."""
     weights = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(
             weights,
             temporary,

@@ -142,7 +142,7 @@ def features_over_ranks(
     if distributed.world_size() == 1:
         return compute_features(encoder, manifest, ids, **how)
     own = ids[np.arange(len(ids)) // batch_size % distributed.world_size() == distributed.rank()]
-    parts = distributed.everyones(compute_features(encoder, manifest, own, **how))
+    parts = distributed.all_gather_object(compute_features(encoder, manifest, own, **how))
     features, kept = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     order = np.argsort(kept, kind="stable")
     return features[order], kept[order], sorted(entry for part in parts for entry in part[2])
@@ -155,7 +155,7 @@ def texts_over_ranks(towers: TwoTower, texts: list[str]) -> torch.Tensor:
         return towers.encode_texts(texts)
     chunks = [texts[k : k + TEXTS_AT_ONCE] for k in range(0, len(texts), TEXTS_AT_ONCE)]
     own = [towers.encode_texts(chunk).cpu().numpy() for chunk in chunks[distributed.rank() :: ranks]]
-    parts = distributed.everyones(own)
+    parts = distributed.all_gather_object(own)
     rows = [parts[k % ranks][k // ranks] for k in range(len(chunks))]
     return torch.from_numpy(np.concatenate(rows)).to(towers.device)
 
@@ -163,4 +163,4 @@ def texts_over_ranks(towers: TwoTower, texts: list[str]) -> torch.Tensor:
 def same_buffers(model: nn.Module) -> None:
     """Give all ranks the main one's buffers: BatchNorm's running statistics are each rank's own on the CPU."""
     for buffer in model.buffers():
-        distributed.from_main(buffer)
+        distributed.broadcast(buffer)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import BadInput
-from ..files import replacing
+from ..files import atomic_write
 from ..run_folder import RunFolder
 from .backbone import create_backbone
 from .encoder import EncoderInfo, normalise
@@ -121,7 +121,7 @@ def save_two_tower(path: Path, model: TwoTowerModel, info: EncoderInfo) -> None:
     """Write the weights of both towers; the text tower's description and tokenizer lie in `text/` beside it."""
     weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
     about = {"format": "pt", "sogclr": FORMAT, "info": json.dumps(asdict(info)), "dim": str(model.head.out_features)}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(weights, temporary, metadata=about)
 
 

@@ -23,14 +23,14 @@ from ..losses import (
 )
 from ..losses.contrastive import ContrastiveLoss
 from ..losses.temperatures import Global, PerSample
-from ..losses.two_view import OneTowerLoss
-from .skip import fused
+from ..losses.two_view import TwoViewLoss
+from .skip import use_fused
 
 _TEMPERATURE_RATE = {"per-sample": 0.01, "global": 2e-4}  # LibAUC's eta for iSogCLR; FastCLIP v3's for CC3M
 _SIGMOID_RATE = 1e-3  # of SigLIP's scale and bias
 
 
-def build_loss(config: TrainConfig, num_samples: int) -> OneTowerLoss:
+def build_loss(config: TrainConfig, num_samples: int) -> TwoViewLoss:
     """The loss of a resolved configuration, with its estimator and temperature."""
     loss, dim = config.loss, config.model.head_dim
     tau = build_temperature(loss, num_samples)
@@ -117,11 +117,11 @@ def build_loss_optimizers(loss: ContrastiveLoss, config: TrainConfig) -> list[to
         anchors = config.run.batch_size * config.optim.accumulate * towers
         found.append(torch.optim.SGD([{**group, "lr": group["lr"] * anchors} for group in groups[True]]))
     if groups[False]:
-        found.append(torch.optim.Adam(groups[False], fused=fused(list(loss.parameters()))))
+        found.append(torch.optim.Adam(groups[False], fused=use_fused(list(loss.parameters()))))
     return found
 
 
-def take_common(loss: nn.Module, old: dict[str, Tensor], columns: Mapping[str, tuple[pa.Array, pa.Array]]) -> int:
+def transfer_state(loss: nn.Module, old: dict[str, Tensor], columns: Mapping[str, tuple[pa.Array, pa.Array]]) -> int:
     """Copy what a loss keeps for each sample, where another run's loss has the same; how many samples that was, at most.
 
     Args:

@@ -12,7 +12,7 @@ from ..data.loader import Batch
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler
-from ..files import replacing
+from ..files import atomic_write
 from ..models.encoder import Encoder
 from ..models.features import compute_features
 from ..models.two_tower import TwoTower
@@ -62,7 +62,7 @@ def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]
         if found.shape == shape:
             return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         fill(out)
         out.flush()

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 Outputs = tuple[Tensor, ...]
 
 
-class MicroBatches:
+class GradCache:
     """Called like the model, gives embeddings that are leaves; `backward` takes their gradient on to the weights.
 
     BatchNorm computes its statistics of each micro-batch: only without it is the gradient that of the large batch. Its

@@ -16,12 +16,12 @@ from ..data.labels import Labels
 from ..data.loader import Batch, training_loader
 from ..data.manifest import Manifest
 from ..data.recipe import Recipe
-from ..losses.two_view import OneTowerLoss
+from ..losses.two_view import TwoViewLoss
 from ..models.backbone import create_backbone
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel, ProjectionHead
 from ..run_folder import RunFolder
-from .build import build_loss, take_common
+from .build import build_loss, transfer_state
 from .momentum_encoder import MomentumEncoder
 from .online_eval import OnlineDiagnosis, OnlineEvaluation
 
@@ -47,7 +47,7 @@ class ImageTask:
         head = ProjectionHead(width, options.head_hidden or width, options.head_dim, options.head_layers)
         return ContrastiveModel(backbone, head)
 
-    def build_loss(self) -> OneTowerLoss:
+    def build_loss(self) -> TwoViewLoss:
         """The loss of `--method`."""
         return build_loss(self.config, len(self.manifest))
 
@@ -65,7 +65,7 @@ class ImageTask:
         return training_loader(
             self.manifest, self.manifest.usable, recipe, data.image_size or 0, run.batch_size, run.seed,
             start_step=start_step, workers=data.workers or 0, background=data.background, pin_memory=pin_memory,
-            part=distributed.part(), decoded=self.decoded,
+            part=distributed.shard(), decoded=self.decoded,
         )  # fmt: skip
 
     def contrasts(self, batch: Batch) -> bool:
@@ -117,4 +117,4 @@ class ImageTask:
     def carry(self, source: RunFolder, old: dict[str, Tensor], loss: nn.Module) -> int:
         """Take what another run's loss kept of the images that both runs have; how many these are."""
         names = self.manifest.names, source.manifest().names
-        return take_common(loss, old, {"estimator.log_u": names, "temperature.tau": names})
+        return transfer_state(loss, old, {"estimator.log_u": names, "temperature.tau": names})

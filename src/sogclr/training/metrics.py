@@ -13,7 +13,7 @@ from ..files import write_text
 from ..run_folder import RunFolder
 
 
-class RunLog:
+class MetricWriter:
     """Appends to the run's metrics. A run that goes on from step s first drops what was written after s.
 
     Times are kept apart, under `timing`: all else in a line is the same for a run that was stopped and resumed.
@@ -49,7 +49,7 @@ class RunLog:
         self._board.close()
 
 
-class NoLog:
+class NullWriter:
     """What the processes write that are not the main one: nothing."""
 
     def write(self, *line: Any) -> None:

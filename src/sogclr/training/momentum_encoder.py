@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .skip import put
+from .skip import copy_where_
 
 
 class MomentumEncoder(nn.Module):
@@ -54,4 +54,4 @@ class MomentumEncoder(nn.Module):
         current: list[Tensor] = list(model.parameters())
         followed = torch._foreach_lerp(own, current, 1 - self.momentum)
         into = [*own, *self.average.module.buffers()]
-        put([*followed, *model.buffers()], into=into, unless=None if ok is None else ~ok)
+        copy_where_([*followed, *model.buffers()], into=into, unless=None if ok is None else ~ok)

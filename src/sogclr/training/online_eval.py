@@ -14,8 +14,8 @@ from ..data.manifest import Manifest
 from ..evaluation.diagnosis import diagnose
 from ..evaluation.exact import frozen
 from ..evaluation.knn import knn_leave_one_out
-from ..evaluation.label_free import health
-from ..losses.two_view import OneTowerLoss
+from ..evaluation.label_free import label_free
+from ..losses.two_view import TwoViewLoss
 from ..models.encoder import Encoder, EncoderInfo
 from ..models.features import compute_views, features_over_ranks, same_buffers
 from ..models.two_view import ContrastiveModel
@@ -50,7 +50,7 @@ class OnlineEvaluation:
             features, kept, _ = features_over_ranks(
                 encoder, self.manifest, self.ids, workers=self.config.data.workers or 0, device=device
             )
-            if not distributed.is_main():
+            if not distributed.is_rank0():
                 return {}
             if self.labels is not None:
                 y = self.labels.values[kept]
@@ -59,7 +59,7 @@ class OnlineEvaluation:
             z0, z1 = compute_views(
                 encoder, self.manifest, some, augment, batch_size=self.config.run.batch_size, device=device
             )
-            return health(features, z0, z1)
+            return label_free(features, z0, z1)
         finally:
             model.train()
 
@@ -81,7 +81,7 @@ class OnlineDiagnosis:
     def __call__(
         self,
         model: ContrastiveModel,
-        loss: OneTowerLoss,
+        loss: TwoViewLoss,
         info: EncoderInfo,
         augment: Augmentation,
         device: torch.device,

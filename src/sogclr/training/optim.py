@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config.schema import OptimConfig
 from ..models.torchvision_cpu import import_timm
-from .skip import fused
+from .skip import use_fused
 
 # learning rate at batch 256, by optimizer and rule; 1.2 sqrt(B/256) = 0.075 sqrt(B)
 _RATE_AT_256 = {
@@ -55,9 +55,11 @@ def build_optimizer(
         groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": rate, "always_adapt": True})
         groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate, "always_adapt": False})
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=fused(list(model.parameters())))
+        return torch.optim.AdamW(groups, lr=config.lr, fused=use_fused(list(model.parameters())))
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused(list(model.parameters())))
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, fused=use_fused(list(model.parameters()))
+        )
     import_timm()
     from timm.optim import Lars
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepOutcome:
     """On one step."""
 
     step: int
@@ -25,16 +25,16 @@ class Verdict:
     """() bool: whether a gradient that overflows is no news, since float16's scale can still be lowered."""
 
 
-class Verdicts:
+class StepOutcomes:
     """Those that nobody has asked for yet, in the steps' order."""
 
     def __init__(self) -> None:
-        self._pending: list[Verdict] = []
+        self._pending: list[StepOutcome] = []
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: StepOutcome) -> None:
         self._pending.append(verdict)
 
-    def settle(self) -> Iterator[tuple[Verdict, bool, bool]]:
+    def settle(self) -> Iterator[tuple[StepOutcome, bool, bool]]:
         """Each with its two answers, which are then forgotten; this waits for the device, once for all of them."""
         pending, self._pending = self._pending, []
         if pending:

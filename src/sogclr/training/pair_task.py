@@ -20,14 +20,14 @@ from ..data.sampler import ResumableSampler
 from ..errors import BadInput
 from ..evaluation.image_text import score_pairs
 from ..losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, TwoTowerMemoryContrastiveLoss
-from ..losses.image_text import TwoTowerLoss
+from ..losses.image_text import ImageTextLoss
 from ..models.backbone import create_backbone
 from ..models.encoder import Encoder, EncoderInfo
 from ..models.features import BATCH, same_buffers
 from ..models.text import TextSetup, built_in, pretrained
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..run_folder import RunFolder
-from .build import build_estimator, build_temperature, memory_steps, queue_of, take_common
+from .build import build_estimator, build_temperature, memory_steps, queue_of, transfer_state
 from .frozen_features import image_features, lookup_loader, text_features
 
 EVALUATED = 1000  # images of the online evaluation, with all their captions
@@ -91,7 +91,7 @@ class PairTask:
             backbone, self.text.build(), options.head_dim, image_frozen=self.image_frozen, text_frozen=self.text_frozen
         )
 
-    def build_loss(self) -> TwoTowerLoss:
+    def build_loss(self) -> ImageTextLoss:
         """The loss of `--method`, with an estimator and perhaps temperatures for images and for texts."""
         loss, images, texts = self.config.loss, len(self.pairs.images), len(self.pairs.captions)
         towers = [build_temperature(loss, n) for n in (images, texts)]
@@ -133,12 +133,12 @@ class PairTask:
         """Endless batches of pairs, one view of each image."""
         data, run = self.config.data, self.config.run
         if self._images is not None:
-            sampler = ResumableSampler(self.pairs.usable, run.batch_size, run.seed, start_step, distributed.part())
+            sampler = ResumableSampler(self.pairs.usable, run.batch_size, run.seed, start_step, distributed.shard())
             return lookup_loader(sampler, self.pairs, self._images)
         return training_loader(
             self.pairs, self.pairs.usable, recipe, data.image_size or 0, run.batch_size, run.seed,
             start_step=start_step, workers=data.workers or 0, views=1, background=data.background, pin_memory=pin_memory,
-            part=distributed.part(), decoded=self.decoded,
+            part=distributed.shard(), decoded=self.decoded,
         )  # fmt: skip
 
     def contrasts(self, batch: Batch) -> bool:
@@ -215,5 +215,5 @@ class PairTask:
         """Take what another run's loss kept of the images and captions that both runs have; how many images that were."""
         theirs = source.pairs()
         images, captions = (self.pairs.images.names, theirs.images.names), (self.pairs.captions, theirs.captions)
-        take_common(loss, old, {"text_estimator.log_u": captions, "text_temperature.tau": captions})
-        return take_common(loss, old, {"image_estimator.log_u": images, "temperature.tau": images})
+        transfer_state(loss, old, {"text_estimator.log_u": captions, "text_temperature.tau": captions})
+        return transfer_state(loss, old, {"image_estimator.log_u": images, "temperature.tau": images})

@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 _FUSED = ("cpu", "cuda")  # where torch's fused optimizers heed `found_inf`
 
 
-def fused(parameters: Sequence[nn.Parameter]) -> bool | None:
+def use_fused(parameters: Sequence[nn.Parameter]) -> bool | None:
     """What an optimizer of torch's is given as `fused`: True where its kernels can leave a step out by themselves."""
     return all(p.device.type in _FUSED for p in parameters) or None
 
 
 @torch.no_grad()
-def put(values: Sequence[Tensor], into: Sequence[Tensor], unless: Tensor | None = None) -> None:
+def copy_where_(values: Sequence[Tensor], into: Sequence[Tensor], unless: Tensor | None = None) -> None:
     """Copy each of `values` into a tensor of its shape.
 
     Args:
@@ -37,7 +37,7 @@ def put(values: Sequence[Tensor], into: Sequence[Tensor], unless: Tensor | None 
 
 
 @torch.no_grad()
-def step_if(ok: Tensor, optimizer: Optimizer) -> None:
+def step_where(ok: Tensor, optimizer: Optimizer) -> None:
     """`optimizer.step()` where `ok`; elsewhere parameters and state stay as they are, bit for bit.
 
     Fused optimizers of torch leave the step out themselves, as `GradScaler` has them do. Of others the parameters and
@@ -61,14 +61,14 @@ def step_if(ok: Tensor, optimizer: Optimizer) -> None:
             dense.append(parameter)
     before = [*dense, *_state(optimizer, dense)]
     kept = [torch.empty_like(value) for value in before]
-    put(before, into=kept)
+    copy_where_(before, into=kept)
     optimizer.step()
     known = {id(value) for value in before}
     made = [value for value in _state(optimizer, dense) if id(value) not in known]
-    put([*kept, *map(torch.zeros_like, made)], into=[*before, *made], unless=ok)
+    copy_where_([*kept, *map(torch.zeros_like, made)], into=[*before, *made], unless=ok)
 
 
-def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """`optimizer.load_state_dict(state)`, fused as the optimizer is and not as the one was that the state is of."""
     own = optimizer.param_groups[0]
     groups = [
@@ -78,7 +78,7 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 
-def finite(norm: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+def grads_finite(norm: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """() bool: whether a gradient's `norm` is, and the gradients of further `parameters`, dense or sparse, are."""
     gradients = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
     if not gradients:

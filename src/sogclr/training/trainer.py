@@ -32,17 +32,17 @@ from ..losses.estimators import MovingAverage
 from ..losses.estimators.sharded import whole_state
 from ..models.encoder import EncoderInfo, save_encoder
 from ..models.two_view import synchronize_statistics
-from ..progress import Screen, clock
+from ..progress import Progress, clock
 from ..run_folder import RunFolder
 from .build import build_loss_optimizers
-from .grad_cache import MicroBatches
+from .grad_cache import GradCache
 from .image_task import ImageTask
-from .metrics import Clock, NoLog, RunLog
+from .metrics import Clock, MetricWriter, NullWriter
 from .momentum_encoder import MomentumEncoder
 from .optim import build_optimizer, warmup_cosine
-from .outcomes import Verdict, Verdicts
+from .outcomes import StepOutcome, StepOutcomes
 from .pair_task import PairTask
-from .skip import finite, load_state, put, step_if
+from .skip import copy_where_, grads_finite, load_optimizer_state, step_where
 
 SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run stops
 METERS = ("objective", "normalizer_mean", "normalizer_std", "temperature", "grad_norm")
@@ -58,7 +58,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, run: RunFolder, manifest: Manifest | Pairs, labels: Labels | None, screen: Screen
+        self, config: TrainConfig, run: RunFolder, manifest: Manifest | Pairs, labels: Labels | None, screen: Progress
     ) -> None:
         self.config, self.run, self.manifest, self.screen = config, run, manifest, screen
         self.task: Any = (
@@ -68,7 +68,7 @@ class Trainer:
         if not (data.image_size and options.max_steps):
             raise ValueError("choices are open in this configuration; defaults.resolve makes them")
         self.device = distributed_module.local_device(torch.device(options.device))
-        self.share = distributed_module.share(options.batch_size)
+        self.share = distributed_module.per_rank_batch_size(options.batch_size)
         self.total = options.max_steps
         self.sampler = ResumableSampler(manifest.usable, options.batch_size, options.seed)
         self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // optim.accumulate)
@@ -80,7 +80,7 @@ class Trainer:
         if options.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model) if options.compile else self.model
-        self.micro = MicroBatches(self.model, self.forward, optim.micro_batch) if optim.micro_batch else None
+        self.micro = GradCache(self.model, self.forward, optim.micro_batch) if optim.micro_batch else None
         self.loss = self.task.build_loss().to(self.device)
         self.keys = self._key_encoder() if isinstance(self.loss, MoCoLoss) else None
         self.optimizer = build_optimizer(self.model, optim, self.task.rates())
@@ -93,7 +93,7 @@ class Trainer:
         self.sums = torch.zeros(len(METERS), device=self.device)
         self.weight_max = torch.zeros((), device=self.device)
         self.counts = {"steps": 0, "skipped": 0, "skipped_in_a_row": 0}
-        self.verdicts = Verdicts()
+        self.verdicts = StepOutcomes()
         self._one = torch.ones((), device=self.device)
         self.best = float("-inf")
         self.bad: dict[int, str] = dict(manifest.bad)
@@ -114,7 +114,7 @@ class Trainer:
             group["lr"] = self.lr * group["rate"]
         for optimizer in (self.optimizer, *self.loss_optimizers):
             optimizer.zero_grad(set_to_none=True)
-        put(self._buffers, into=self._kept)
+        copy_where_(self._buffers, into=self._kept)
         before: list[tuple[Any, Any]] = []
         statistics = []
         ok, reason = None, "the gradient is not finite"
@@ -137,7 +137,7 @@ class Trainer:
         expected = torch.zeros_like(self._one, dtype=torch.bool)
         if ok is not None:
             for optimizer in (self.optimizer, *self.loss_optimizers):
-                step_if(ok, optimizer)
+                step_where(ok, optimizer)
             if self.keys is not None:
                 self.keys.update(self.model, self.step, ok)
             self._meter(statistics, norm, ok)
@@ -146,7 +146,7 @@ class Trainer:
                 self.scaler.update()
         taken = torch.zeros_like(expected) if ok is None else ok
         ids = [b.index.clone() for b in batches]  # a reader's own would keep a file of shared memory open each
-        self.verdicts.add(Verdict(self.step, ids, reason, taken, expected))
+        self.verdicts.add(StepOutcome(self.step, ids, reason, taken, expected))
         if ok is None:
             self.settle()
         self.step += 1
@@ -159,11 +159,11 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
-        return norm, finite(norm, list(self.loss.parameters()))
+        return norm, grads_finite(norm, list(self.loss.parameters()))
 
     def _undo(self, before: list[tuple[Any, Any]], unless: Tensor | None) -> None:
         """What the forward passes changed, except where `unless`."""
-        put(self._kept, into=self._buffers, unless=unless)
+        copy_where_(self._kept, into=self._buffers, unless=unless)
         if self.micro is not None:
             self.micro.forget()
         for module, saved in reversed(before):
@@ -209,7 +209,7 @@ class Trainer:
             elif not expected:
                 self._skipped(verdict)
 
-    def _skipped(self, verdict: Verdict) -> None:
+    def _skipped(self, verdict: StepOutcome) -> None:
         step, reason = verdict.step + 1, verdict.reason
         ids = [int(i) for index in verdict.ids for i in ranks.gather(index)]
         self.counts["skipped"] += 1
@@ -247,8 +247,8 @@ class Trainer:
         """
         torch.set_num_threads(self.config.run.threads or 1)
         accumulate = self.config.optim.accumulate
-        self.log = RunLog(self.run, self.step) if distributed_module.is_main() else NoLog()
-        distributed_module.main_first(
+        self.log = MetricWriter(self.run, self.step) if distributed_module.is_rank0() else NullWriter()
+        distributed_module.rank0_first(
             lambda: self.task.prepare(self.model, self.info, self.device, self.screen.progress)
         )
         loader = self.task.loader(self.recipe, self.step * accumulate, self.device.type == "cuda")
@@ -262,7 +262,7 @@ class Trainer:
             while self.step < self.total:
                 with self.clock.waiting():
                     batches = [self._without_bad(next(loader)) for _ in range(accumulate)]
-                self.train_step([b for b in batches if not distributed_module.agree(not self.task.contrasts(b))])
+                self.train_step([b for b in batches if not distributed_module.any_rank(not self.task.contrasts(b))])
                 self._after_step(stop)
             self.finish()
         finally:
@@ -282,11 +282,11 @@ class Trainer:
                 estimator.divide()
         if not synchronize_statistics([m for m in (self.model, self.keys) if m is not None], self.device):
             self.screen.info("          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
-        together = distributed_module.parallel(self.model, self.device)
+        together = distributed_module.wrap_ddp(self.model, self.device)
         self.forward = torch.compile(together) if self.config.run.compile else together
         if self.micro is not None:
             self.micro.forward = self.forward
-        put(self._buffers, into=self._kept)
+        copy_where_(self._buffers, into=self._kept)
         side = self.config.data.image_size or 0
         blank = torch.zeros(2, 2, side, side, 3, dtype=torch.uint8)
         inputs = self.task.inputs(
@@ -296,7 +296,7 @@ class Trainer:
             outputs = self.forward(*inputs)
         sum(z.float().sum() for z in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
         self.optimizer.zero_grad(set_to_none=True)
-        put(self._kept, into=self._buffers)
+        copy_where_(self._kept, into=self._buffers)
 
     def _after_step(self, stop: Callable[[], bool]) -> None:
         options = self.config.run
@@ -309,7 +309,7 @@ class Trainer:
         every = options.diagnose_every
         if every and (self.step % (every * self.steps_per_epoch) == 0 or self.step == self.total):
             self.diagnose()
-        stopping = distributed_module.agree(stop())
+        stopping = distributed_module.any_rank(stop())
         if improved or stopping or self.step % (options.save_every or 1) == 0 or self.step == self.total:
             self.save(improved)
         if stopping and self.step < self.total:
@@ -324,15 +324,15 @@ class Trainer:
 
         Every rank goes on with as many samples as the one that could read the fewest.
         """
-        count = distributed_module.least(len(batch.index))
+        count = distributed_module.all_reduce_min(len(batch.index))
         if count == self.share:
             return batch
-        bad = [entry for entries in distributed_module.everyones(batch.bad) for entry in entries]
+        bad = [entry for entries in distributed_module.all_gather_object(batch.bad) for entry in entries]
         for id, reason in bad:
             if id not in self.bad:
                 self.screen.info(f"skipping {self.manifest.relative(id)}: {reason}")
             self.bad[id] = reason
-        distributed_module.on_main(self.write_bad)
+        distributed_module.run_on_rank0(self.write_bad)
         self.settle()
         if sentence := too_many_bad(self.manifest, self.bad, self.config.data.max_bad):
             raise distributed_module.said_once(RunFailed(sentence))
@@ -371,7 +371,7 @@ class Trainer:
         self.settle()
         begun = time.monotonic()
         shared = self.task.evaluate(self.model, self.info, self.augment, self.device)
-        scores = distributed_module.on_main(lambda: shared)
+        scores = distributed_module.run_on_rank0(lambda: shared)
         self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self.screen.info(
@@ -386,7 +386,7 @@ class Trainer:
         """One `diagnosis` line: how far the loss's gradient is from the exact one; nothing of the run's state changes."""
         self.settle()
         begun = time.monotonic()
-        found = distributed_module.on_main(
+        found = distributed_module.run_on_rank0(
             lambda: self.task.diagnosis(self.model, self.loss, self.info, self.augment, self.device)
         )
         self.clock.pause(time.monotonic() - begun)
@@ -398,7 +398,7 @@ class Trainer:
         """A checkpoint of everything."""
         begun = time.monotonic()
         state = self.state_dict()
-        distributed_module.on_main(lambda: self._write(state, best))
+        distributed_module.run_on_rank0(lambda: self._write(state, best))
         self.clock.pause(time.monotonic() - begun)
 
     def _write(self, state: dict[str, Any], best: bool) -> None:
@@ -407,7 +407,7 @@ class Trainer:
     def finish(self) -> None:
         """The encoder file, which marks the run as finished."""
         self.settle()
-        distributed_module.on_main(self._write_encoder)
+        distributed_module.run_on_rank0(self._write_encoder)
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         self.screen.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
@@ -453,9 +453,9 @@ class Trainer:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
-        load_state(self.optimizer, state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         for optimizer, saved in zip(self.loss_optimizers, state["loss_optimizers"], strict=True):
-            load_state(optimizer, saved)
+            load_optimizer_state(optimizer, saved)
         if self.keys is not None:
             self.keys.load_state_dict(state["keys"])
         self.scaler.load_state_dict(state["scaler"])

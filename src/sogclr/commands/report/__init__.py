@@ -12,12 +12,12 @@ from ...hardware import computing_on
 from ...run_folder import RunFolder
 from .page import page
 from .report_data import collect
-from .run_summary import Facts
+from .run_summary import RunSummary
 
 MOST_IMAGES = 20_000  # t-SNE of more takes the better part of an hour
 
 
-def write_report(
+def report(
     run: str | os.PathLike[str],
     *,
     data: str | os.PathLike[str] | None = None,
@@ -41,7 +41,7 @@ def write_report(
     """
     if not 2 <= images <= MOST_IMAGES:
         raise BadInput(f"--images must be from 2 to {MOST_IMAGES} and was {images}; 3000 makes a readable map")
-    facts = Facts.read(RunFolder.open(run))
+    facts = RunSummary.read(RunFolder.open(run))
     path = facts.run.report_file if out is None else Path(out)
     check_output(path, [".html"])
     where = None if data is None else os.fspath(data)

@@ -16,8 +16,8 @@ from ...evaluation.scores import FRACTIONS, SCORES
 from ...progress import clock
 from . import charts
 from .pictures import NEIGHBOURS
-from .report_data import Content, Tile
-from .run_summary import Facts
+from .report_data import ReportData, Thumbnail
+from .run_summary import RunSummary
 from .tables import configuration, score, scores
 
 LEGEND = 24  # classes with a button of their own
@@ -26,7 +26,7 @@ SECTIONS = ("overview", "curves", "neighbours", "embedding-map", "normalizers", 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
 
-def page(facts: Facts, content: Content) -> str:
+def page(facts: RunSummary, content: ReportData) -> str:
     """The whole document."""
     title = f"{facts.name} · sogclr report"
     sections = [_curves(facts), *_texts(content), _gallery(content), _map(content), _normalizers(facts, content)]
@@ -68,7 +68,7 @@ def _section(id: str, title: str, body: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ overview
-def _overview(facts: Facts, content: Content, nav: str) -> str:
+def _overview(facts: RunSummary, content: ReportData, nav: str) -> str:
     data = str(facts.get("data", "data") or "")
     total = facts.get("run", "max_steps")
     if facts.finished:
@@ -83,7 +83,7 @@ def _overview(facts: Facts, content: Content, nav: str) -> str:
     )
 
 
-def _tiles(facts: Facts, content: Content) -> Iterable[str]:
+def _tiles(facts: RunSummary, content: ReportData) -> Iterable[str]:
     def tile(name: str, value: str, more: str = "") -> str:
         small = f"<small>{escape(more)}</small>" if more else ""
         breakable = escape(value).replace("_", "_<wbr>")  # model names are long
@@ -106,7 +106,7 @@ def _tiles(facts: Facts, content: Content) -> Iterable[str]:
 
 
 # -------------------------------------------------------------------------------------------------------------- curves
-def _curves(facts: Facts) -> str:
+def _curves(facts: RunSummary) -> str:
     mean, spread = facts.series("train", "normalizer_mean"), dict(facts.series("train", "normalizer_std"))
     band = [(x, y - spread[x], y + spread[x]) for x, y in mean if x in spread]
     step = max(1, len(band) // charts.MOST_POINTS)
@@ -132,7 +132,7 @@ def _curves(facts: Facts) -> str:
     return _section("curves", "Curves", f'{lead}\n<div class="charts">{"".join(panels)}</div>')
 
 
-def _online(facts: Facts) -> list[str]:
+def _online(facts: RunSummary) -> list[str]:
     texts = {
         "knn_top1": ("Online kNN", "leave-one-out accuracy on a fixed sample of training images; higher is better"),
         "rankme": ("RankMe", "effective rank of the features; higher is better"),
@@ -155,7 +155,7 @@ def _panel(points: list[charts.Point], title: str, text: str, *, pick: Any = np.
 
 
 # ------------------------------------------------------------------------------------------------------------- gallery
-def _gallery(content: Content) -> str:
+def _gallery(content: ReportData) -> str:
     if not content.queries:
         return _section("neighbours", "Nearest neighbours", _nothing())
     sampled = "all" if content.sampled == content.images else f"a sample of {content.sampled:,} of"
@@ -186,11 +186,11 @@ def _gallery(content: Content) -> str:
     )
 
 
-def _caption(tile: Tile) -> str:
+def _caption(tile: Thumbnail) -> str:
     return tile.class_name if tile.class_name is not None else tile.path.rsplit("/", 1)[-1]
 
 
-def _tile(tile: Tile, kind: str, caption: str, more: str = "") -> str:
+def _tile(tile: Thumbnail, kind: str, caption: str, more: str = "") -> str:
     of_class = f", class {tile.class_name}" if tile.class_name is not None else ""
     text = escape(f"{tile.path}{of_class}{more}")
     named = kind == "other" and tile.class_name is not None
@@ -201,7 +201,7 @@ def _tile(tile: Tile, kind: str, caption: str, more: str = "") -> str:
     )
 
 
-def _crisp(content: Content) -> str:
+def _crisp(content: ReportData) -> str:
     return " crisp" if content.crisp else ""
 
 
@@ -209,7 +209,7 @@ def _nothing() -> str:
     return '<p class="nothing">Nothing to show; the notes at the top say why.</p>'
 
 
-def _texts(content: Content) -> Iterable[str]:
+def _texts(content: ReportData) -> Iterable[str]:
     """The section on captions, of a run on pairs only."""
     if not content.texts:
         return
@@ -234,7 +234,7 @@ def _texts(content: Content) -> Iterable[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- map
-def _map(content: Content) -> str:
+def _map(content: ReportData) -> str:
     if content.map_data is None:
         return _section("embedding-map", "Map of the embeddings", _nothing())
     shown = len(content.map_data["names"])
@@ -278,7 +278,7 @@ def _json_in_html(data: dict[str, Any]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------- normalizers
-def _normalizers(facts: Facts, content: Content) -> str:
+def _normalizers(facts: RunSummary, content: ReportData) -> str:
     title = "What the loss finds common and rare"
     values = content.log_u
     if values is None:
@@ -313,7 +313,7 @@ def _normalizers(facts: Facts, content: Content) -> str:
     return _section("normalizers", title, body)
 
 
-def _strip(name: str, text: str, tiles: list[Tile]) -> str:
+def _strip(name: str, text: str, tiles: list[Thumbnail]) -> str:
     cells = "".join(
         _tile(
             t,

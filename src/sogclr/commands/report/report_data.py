@@ -13,13 +13,13 @@ from ...data.manifest import Manifest
 from ...errors import BadInput
 from . import pictures
 from .pictures import AT_EACH_END, NEIGHBOURS
-from .run_summary import Facts
+from .run_summary import RunSummary
 
 COPY_SIZE = 128  # pixels of a gallery image: sharp at twice the size that is shown
 
 
 @dataclass(frozen=True)
-class Tile:
+class Thumbnail:
     """One small image."""
 
     uri: str
@@ -32,7 +32,7 @@ class Tile:
 
 
 @dataclass
-class Content:
+class ReportData:
     """What there is to show; whatever is missing has left a note that says why."""
 
     notes: list[str] = field(default_factory=list)
@@ -41,8 +41,8 @@ class Content:
     """Images in the run's manifest."""
     sampled: int = 0
     """Images that the gallery and the map were drawn from."""
-    queries: list[tuple[Tile, list[Tile]]] = field(default_factory=list)
-    texts: list[tuple[str, list[Tile]]] = field(default_factory=list)
+    queries: list[tuple[Thumbnail, list[Thumbnail]]] = field(default_factory=list)
+    texts: list[tuple[str, list[Thumbnail]]] = field(default_factory=list)
     """Captions with the images nearest to them, of a run on pairs; `same` says that the caption is the image's own."""
     same_class: float | None = None
     """Share of the sample's nearest neighbours that have the class of their query."""
@@ -50,22 +50,22 @@ class Content:
     log_u: np.ndarray | None = None
     """float32, the seen ones only; None where the method keeps none."""
     unseen: int = 0
-    ends: tuple[list[Tile], list[Tile]] = ((), ())  # type: ignore[assignment]
+    ends: tuple[list[Thumbnail], list[Thumbnail]] = ((), ())  # type: ignore[assignment]
     """The images with the largest and with the smallest log u."""
     crisp: bool = False
     """Show pixels as squares: the images are tiny."""
 
 
 def collect(
-    facts: Facts, data: str | None, most: int, *, workers: int, device: str,
+    facts: RunSummary, data: str | None, most: int, *, workers: int, device: str,
     progress: Callable[[int, int], None] | None = None,
-) -> Content:  # fmt: skip
+) -> ReportData:  # fmt: skip
     """Everything that needs the images, the encoder or a checkpoint.
 
     Raises:
         BadInput: `data` was given and does not hold the run's images.
     """
-    content = Content()
+    content = ReportData()
     log_u = _log_u(facts, content)
     try:
         manifest = pictures.located(facts.run.manifest_file, None)
@@ -84,7 +84,7 @@ def collect(
         return content
     size = int(facts.get("data", "image_size") or 224)
     content.crisp = size <= 48
-    shelf = Shelf(manifest, content.labels, min(size, COPY_SIZE), str(facts.get("data", "background") or "white"))
+    shelf = Thumbnails(manifest, content.labels, min(size, COPY_SIZE), str(facts.get("data", "background") or "white"))
     if log_u is not None and len(log_u) == len(manifest):
         _ends(log_u, shelf, content)
     try:
@@ -110,7 +110,7 @@ def collect(
     return content
 
 
-class Shelf:
+class Thumbnails:
     """Small copies of images by id, made once."""
 
     def __init__(self, manifest: Manifest, labels: Labels | None, size: int, background: str) -> None:
@@ -121,7 +121,7 @@ class Shelf:
 
     def tiles(
         self, ids: list[int], values: list[float], query: int | None = None, right: set[int] | None = None
-    ) -> list[Tile]:
+    ) -> list[Thumbnail]:
         """A tile for each id whose file can be read; `right` are the ids that a caption belongs to."""
         copies = pictures.small_copies(self.manifest, np.array(ids, dtype=np.int64), self.size, self.background)
         found = []
@@ -131,15 +131,15 @@ class Shelf:
                 found.append(tile if right is None else replace(tile, same=id in right))
         return found
 
-    def _tile(self, id: int, copy: np.ndarray, value: float, query: int | None) -> Tile:
+    def _tile(self, id: int, copy: np.ndarray, value: float, query: int | None) -> Thumbnail:
         own = self.class_of(id)
         name = self.labels.classes[own] if self.labels is not None and own >= 0 else None
         asked = -1 if query is None else self.class_of(query)
         same = own == asked if own >= 0 and asked >= 0 else None
-        return Tile(pictures.data_uri(copy), self.manifest.relative(id), name, value, same)
+        return Thumbnail(pictures.data_uri(copy), self.manifest.relative(id), name, value, same)
 
 
-def _log_u(facts: Facts, content: Content) -> np.ndarray | None:
+def _log_u(facts: RunSummary, content: ReportData) -> np.ndarray | None:
     try:
         log_u = facts.run.log_u()
     except (BadInput, KeyError) as error:
@@ -151,7 +151,7 @@ def _log_u(facts: Facts, content: Content) -> np.ndarray | None:
     return log_u
 
 
-def _labels(manifest: Manifest, facts: Facts, content: Content) -> Labels | None:
+def _labels(manifest: Manifest, facts: RunSummary, content: ReportData) -> Labels | None:
     try:
         return read_labels(manifest, str(facts.get("data", "labels") or "auto"))
     except BadInput as error:
@@ -159,13 +159,13 @@ def _labels(manifest: Manifest, facts: Facts, content: Content) -> Labels | None
         return None
 
 
-def _note_lost(sample: pictures.Sample, manifest: Manifest, content: Content) -> None:
+def _note_lost(sample: pictures.Sample, manifest: Manifest, content: ReportData) -> None:
     if sample.lost:
         first = ", ".join(f"{manifest.relative(id)} ({reason})" for id, reason in sample.lost[:3])
         content.notes.append(f"{len(sample.lost):,} images could not be read and were left out, first: {first}.")
 
 
-def _gallery(sample: pictures.Sample, shelf: Shelf, content: Content) -> None:
+def _gallery(sample: pictures.Sample, shelf: Thumbnails, content: ReportData) -> None:
     y = pictures.classes_of(content.labels, sample.ids)
     rows = pictures.choose_queries(sample.ids, y)
     cosines, near = pictures.neighbours(sample.unit, rows, NEIGHBOURS)
@@ -179,7 +179,7 @@ def _gallery(sample: pictures.Sample, shelf: Shelf, content: Content) -> None:
         content.same_class = pictures.same_class_share(sample.unit, y, NEIGHBOURS)
 
 
-def _map(sample: pictures.Sample, shelf: Shelf, image_size: int, content: Content) -> None:
+def _map(sample: pictures.Sample, shelf: Thumbnails, image_size: int, content: ReportData) -> None:
     points = pictures.layout(sample.unit)
     if points is None:
         content.notes.append(
@@ -212,7 +212,7 @@ def _map(sample: pictures.Sample, shelf: Shelf, image_size: int, content: Conten
     }
 
 
-def _ends(log_u: np.ndarray, shelf: Shelf, content: Content) -> None:
+def _ends(log_u: np.ndarray, shelf: Thumbnails, content: ReportData) -> None:
     """The images at both ends of log u, farthest first; some more are tried, since files may have gone."""
     bad = {id for id, _ in shelf.manifest.bad}
     order = [int(i) for i in np.argsort(log_u, kind="stable") if np.isfinite(log_u[i]) and int(i) not in bad]

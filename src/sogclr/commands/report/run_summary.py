@@ -35,7 +35,7 @@ ESTIMATORS = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunSummary:
     """A run in plain numbers."""
 
     run: RunFolder
@@ -48,7 +48,7 @@ class Facts:
     """(relative path, reason)."""
 
     @classmethod
-    def read(cls, run: RunFolder) -> Facts:
+    def read(cls, run: RunFolder) -> RunSummary:
         """Raises BadInput when the configuration cannot be read; all else may be missing."""
         rows = [row for row in run.metrics() if isinstance(row, dict)]
         return cls(run, run.config_table(), rows, _read_json(run.eval_file), read_bad_files(run.bad_file))

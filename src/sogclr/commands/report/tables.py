@@ -8,7 +8,7 @@ from typing import Any
 
 from ...evaluation.scores import FRACTIONS, SCORES
 from ...progress import clock
-from .run_summary import Facts
+from .run_summary import RunSummary
 
 BAD_FILES_SHOWN = 20
 
@@ -18,7 +18,7 @@ def score(key: str, value: float) -> str:
     return f"{100 * value:.1f}%" if key in FRACTIONS else f"{value:.3g}".replace("-", "−")
 
 
-def scores(facts: Facts) -> str:
+def scores(facts: RunSummary) -> str:
     """The table of `eval.json`."""
     rows = facts.evaluations()
     if not rows:
@@ -40,7 +40,7 @@ def scores(facts: Facts) -> str:
     return f'<div class="card wide">{table}{where}</div>'
 
 
-def configuration(facts: Facts) -> str:
+def configuration(facts: RunSummary) -> str:
     """Everything that was chosen, how long it took, which files were skipped, and the commands."""
     tables = "".join(
         _table(name, values.items()) for name, values in facts.config.items() if isinstance(values, dict) and values
@@ -67,7 +67,7 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _times(facts: Facts) -> list[tuple[str, str]]:
+def _times(facts: RunSummary) -> list[tuple[str, str]]:
     seconds, rate, wait = facts.seconds(), facts.images_per_second(), facts.data_wait()
     rows = [
         ("training, in all", clock(seconds) if seconds else "not timed"),
@@ -80,7 +80,7 @@ def _times(facts: Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def _skipped(facts: Facts) -> str:
+def _skipped(facts: RunSummary) -> str:
     if not facts.skipped:
         return ""
     rows = "".join(
@@ -93,7 +93,7 @@ def _skipped(facts: Facts) -> str:
     )
 
 
-def _bad_files(facts: Facts) -> str:
+def _bad_files(facts: RunSummary) -> str:
     bad = facts.bad_files
     if not bad:
         return ""

@@ -14,10 +14,12 @@ from ...run_folder import RunFolder
 from .pictures import NEIGHBOURS, QUERIES
 
 if TYPE_CHECKING:
-    from .report_data import Content, Shelf
+    from .report_data import ReportData, Thumbnails
 
 
-def add_texts(run: RunFolder, ids: np.ndarray, shelf: Shelf, content: Content, *, workers: int, device: str) -> None:
+def add_texts(
+    run: RunFolder, ids: np.ndarray, shelf: Thumbnails, content: ReportData, *, workers: int, device: str
+) -> None:
     """Captions spread over those of the sampled images, each with the nearest of these images.
 
     Args:

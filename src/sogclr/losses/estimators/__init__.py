@@ -16,15 +16,15 @@ from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .mini_batch import MiniBatch
 from .moving_average import Convention, MovingAverage
 from .neural import Neural
-from .protocol import Contrast
+from .protocol import EstimatorInput
 
 __all__ = [
     "AdaptiveGamma",
     "BoostedAverage",
-    "Contrast",
     "Convention",
     "CosineGamma",
     "Dictionary",
+    "EstimatorInput",
     "Gamma",
     "MiniBatch",
     "MovingAverage",

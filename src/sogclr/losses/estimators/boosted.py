@@ -11,7 +11,7 @@ from ...errors import BadInput
 from .dictionary import Dictionary
 from .gamma import CosineGamma
 from .moving_average import Convention, MovingAverage
-from .protocol import Contrast
+from .protocol import EstimatorInput
 
 
 class BoostedAverage(MovingAverage):
@@ -54,7 +54,7 @@ class BoostedAverage(MovingAverage):
         share = (self.step / self.steps).clamp(max=1.0)
         return 0.5 * (1 + torch.cos(math.pi * share))
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         shift = self.log_boost().to(log_g.dtype)
         return super().forward(log_g, index, update, contrast) - shift
 

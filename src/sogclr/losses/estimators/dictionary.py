@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..queue import EmbeddingQueue
-from .protocol import Contrast
+from .protocol import EstimatorInput
 
 
 class Dictionary(nn.Module):
@@ -26,7 +26,7 @@ class Dictionary(nn.Module):
         self.feeds = feeds
         self.queue = EmbeddingQueue(size, dim)
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         assert contrast is not None
         z, ids, candidates = contrast.anchors, contrast.ids, contrast.candidates
         self.queue.check_width(z)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BadInput
-from ..functional import either, log_mean, merge_duplicates, moving_average
+from ..functional import log_mean, merge_duplicates, moving_average, where_ok
 from . import sharded as shards
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
-from .protocol import Contrast
+from .protocol import EstimatorInput
 
 Convention = Literal["per_view", "per_sample"]
 
@@ -96,7 +96,7 @@ class MovingAverage(nn.Module):
         total, count = sums if self.part is None else shards.total(sums)
         return total / count.clamp(min=1)
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         if self.dictionary is not None:
             log_g = self.dictionary(log_g, index, update, contrast)
         old = self.read(index).to(log_g.dtype)
@@ -129,8 +129,8 @@ class MovingAverage(nn.Module):
     def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
         """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
         rows, values, step = saved
-        self.log_u[rows] = either(unless, self.log_u[rows], values)
-        self.step.copy_(either(unless, self.step, step))
+        self.log_u[rows] = where_ok(unless, self.log_u[rows], values)
+        self.step.copy_(where_ok(unless, self.step, step))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, kept_by = state_dict.get(prefix + "log_u"), state_dict.get(prefix + "kept_by")

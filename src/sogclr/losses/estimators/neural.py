@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput
 from .. import functional as F
-from .protocol import Contrast
+from .protocol import EstimatorInput
 
 
 class Neural(nn.Module):
@@ -41,11 +41,11 @@ class Neural(nn.Module):
         self.prototypes = nn.Parameter(torch.zeros(prototypes, dim))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: Contrast | None = None) -> Tensor:
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         assert contrast is not None
         z, temperature = contrast.anchors, contrast.temperature
         c = self.prototypes.clone().to(z.dtype)  # the parameter itself is written to below, before the backward pass
-        sim = z.flatten(0, 1) @ c.T / F.of_anchors(temperature, len(z))
+        sim = z.flatten(0, 1) @ c.T / F.expand_temperature(temperature, len(z))
         learned = (sim.logsumexp(dim=1) - math.log(len(c))).view_as(log_g)
         nu = torch.logaddexp(learned, torch.full_like(learned, math.log(self.eps)))
         ready = self.step * z[..., 0].numel() >= len(c)
@@ -72,8 +72,8 @@ class Neural(nn.Module):
     @torch.no_grad()
     def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
         """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
-        self.prototypes.copy_(F.either(unless, self.prototypes, saved[0]))
-        self.step.copy_(F.either(unless, self.step, saved[1]))
+        self.prototypes.copy_(F.where_ok(unless, self.prototypes, saved[0]))
+        self.step.copy_(F.where_ok(unless, self.step, saved[1]))
 
     def extra_repr(self) -> str:
         m, d = self.prototypes.shape

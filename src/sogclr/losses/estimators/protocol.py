@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Contrast:
+class EstimatorInput:
     """Anchors and the candidates among which their negatives are, of all ranks and without gradient.
 
     On one tower the two views are both; on two towers images are anchors against texts, and texts against images.
