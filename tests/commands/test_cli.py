@@ -203,9 +203,9 @@ def test_another_process_in_the_same_run_or_file_is_refused(data, tmp_path, caps
     sogclr("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)
     (run / "encoder.safetensors").rename(tmp_path / "encoder.safetensors")
     code = (
-        "import contextlib, pathlib, sys; from sogclr.files import claimed\n"
+        "import contextlib, pathlib, sys; from sogclr.files import file_lock\n"
         "with contextlib.ExitStack() as locks:\n"
-        "    for path in sys.argv[1:]: locks.enter_context(claimed(pathlib.Path(path), 'works'))\n"
+        "    for path in sys.argv[1:]: locks.enter_context(file_lock(pathlib.Path(path), 'works'))\n"
         "    print('locked', flush=True); sys.stdin.read()"
     )
     locks = [str(run / ".lock"), str(tmp_path / ".e.npz.lock")]

@@ -157,10 +157,11 @@ def test_a_killed_process_goes_on_where_it_was(digits_run, digits_data, tmp_path
     """As real processes: SIGKILL while it works, then the same command again."""
     code = (
         "import sys, time\n"
-        "from sogclr import cli, embedding\n"
-        "embedding.PART_ROWS = 16\n"
-        "write = embedding._Parts.write\n"
-        "embedding._Parts.write = lambda *a: (write(*a), print('part', flush=True), time.sleep(float(sys.argv[1])))\n"
+        "from sogclr import cli\n"
+        "from sogclr.commands import embed\n"
+        "embed.PART_ROWS = 16\n"
+        "write = embed._Parts.write\n"
+        "embed._Parts.write = lambda *a: (write(*a), print('part', flush=True), time.sleep(float(sys.argv[1])))\n"
         "sys.exit(cli.main(sys.argv[2:]))\n"
     )
 

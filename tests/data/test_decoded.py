@@ -23,7 +23,7 @@ from PIL import Image
 
 import sogclr as package
 from sogclr.checkpoint import load_checkpoint
-from sogclr.commands import train
+from sogclr.commands.cache import cache
 from sogclr.config.toml import from_options
 from sogclr.data.decoded import DecodedImages, decoded_file, find_decoded, write_decoded
 from sogclr.data.images import decode
@@ -226,7 +226,7 @@ def weights(run):
 
 
 def make(data, side=0, **options):
-    return train.cache(data, side=side, screen=Progress(quiet=True), **options)
+    return cache(data, side=side, screen=Progress(quiet=True), **options)
 
 
 def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):

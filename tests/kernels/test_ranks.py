@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sogclr import distributed as distributed_module
 from sogclr import kernels
 from sogclr.errors import BadInput
-from sogclr.kernels import ranks
+from sogclr.kernels import ranks as rank_sums
 from sogclr.losses import (
     DecoupledContrastiveLoss,
     GlobalContrastiveLoss,
@@ -123,7 +123,7 @@ class GatherThenScatter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z):
-        return ranks.gather(z.detach())
+        return rank_sums.gather(z.detach())
 
     @staticmethod
     def backward(ctx, grad):
@@ -148,19 +148,19 @@ def log_sums(rank, ranks):
     def record(name, function, *temperatures):
         local = [view[mine].clone().requires_grad_() for view in z]
         leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in temperatures]
-        value = function(*map(ranks.gather, local), *leaves)
+        value = function(*map(rank_sums.gather, local), *leaves)
         learned = [t for t in leaves if isinstance(t, torch.Tensor)]
         grads = torch.autograd.grad((value * weight).sum(), [*local, *learned])
         results[name] = {"value": value.detach(), "rows": torch.stack(grads[:2]), "taus": list(grads[2:])}
 
     def one(x, y, tau):
-        return ranks.log_sum_negatives(x, y, index, tau)
+        return rank_sums.log_sum_negatives(x, y, index, tau)
 
     def two(x, y, *tau):
-        return torch.stack(ranks.log_sum_between(x, y, index, tau if len(tau) == 2 else tau[0]))
+        return torch.stack(rank_sums.log_sum_between(x, y, index, tau if len(tau) == 2 else tau[0]))
 
     def keys(x, y, tau):
-        return ranks.log_sum_keys(torch.cat([x, y]), queue, index.repeat(2), key_ids, tau, views=2).view(2, -1)
+        return rank_sums.log_sum_keys(torch.cat([x, y]), queue, index.repeat(2), key_ids, tau, views=2).view(2, -1)
 
     for name, function in (("one", one), ("two", two), ("keys", keys)):
         record(f"{name} number", function, 0.2)
@@ -173,7 +173,7 @@ def log_sums(rank, ranks):
     rows = local.flatten(0, 1)
     candidates = rows if ranks == 1 else GatherThenScatter.apply(rows)
     ids = index[mine].repeat(2)
-    own = kernels.log_sum_rows(rows, candidates, ids, ranks.gather(ids), 0.2)
+    own = kernels.log_sum_rows(rows, candidates, ids, rank_sums.gather(ids), 0.2)
     results["scattered"] = torch.autograd.grad((own * weight[:, mine].flatten()).sum(), local)[0]
     return results
 

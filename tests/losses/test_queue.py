@@ -41,7 +41,7 @@ def test_sums_over_keys(kind, looks, dtype, monkeypatch):
     if kind == "weights":
         log_weight = torch.randn(K, generator=generator).to(dtype) * 3
         log_weight[:2] = -math.inf
-    monkeypatch.setattr(F, "looking_is_free", lambda z: looks)
+    monkeypatch.setattr(F, "can_sync", lambda z: looks)
     given = [x.clone().requires_grad_() for x in (z, tau)]
     temperature = given[1] if kind == "one each" else 0.02
     got, count = F.log_sum_keys(given[0], index, keys, ids, temperature, log_weight if kind == "weights" else None)
@@ -61,7 +61,7 @@ def test_sums_over_keys(kind, looks, dtype, monkeypatch):
 
 @pytest.mark.parametrize("looks", [True, False])
 def test_without_a_key_there_is_no_sum(looks, monkeypatch):
-    monkeypatch.setattr(F, "looking_is_free", lambda z: looks)
+    monkeypatch.setattr(F, "can_sync", lambda z: looks)
     z = torch.nn.functional.normalize(torch.ones(1, 3, D), dim=-1).requires_grad_()
     ids = torch.tensor([-1, 1, -1])
     log_sum, count = F.log_sum_keys(z, torch.arange(3), torch.zeros(3, D), ids, 0.1)

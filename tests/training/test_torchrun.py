@@ -60,9 +60,10 @@ MANY_METHODS = """
 import json, sys
 import torch
 import sogclr
-from sogclr import pair_task, processes, towers
-from sogclr.evaluation import over_ranks
-from sogclr.training import Trainer
+from sogclr import distributed
+from sogclr.models import features, two_tower
+from sogclr.training import pair_task
+from sogclr.training.trainer import Trainer
 
 finish, evaluate, ended = Trainer.finish, Trainer.evaluate, []
 Trainer.finish = lambda self: (finish(self), ended.append(self))
@@ -70,15 +71,15 @@ Trainer.finish = lambda self: (finish(self), ended.append(self))
 def evaluate_both_ways(self):
     how = self.model, self.info, self.augment, self.device
     together = self.task.evaluate(*how)
-    alone = processes.on_main(lambda: self.task.evaluate(*how))
-    assert not processes.is_main() or together == alone, (together, alone)
+    alone = distributed.run_on_rank0(lambda: self.task.evaluate(*how))
+    assert not distributed.is_rank0() or together == alone, (together, alone)
     return evaluate(self)
 
 step = Trainer.train_step
 
 def poisoned_once(self, batches):
     # the gradient of the second step is NaN on one rank, and so on both: it changes nothing, as both learn later
-    if self.step == 0 and not processes.is_main():
+    if self.step == 0 and not distributed.is_rank0():
         next(self.model.parameters()).register_hook(lambda gradient: gradient * (float("nan") if self.step == 1 else 1.0))
     state = [*self.model.parameters(), *self.loss.state_dict().values()]
     before = [value.detach().clone() for value in state]
@@ -86,27 +87,27 @@ def poisoned_once(self, batches):
     assert self.step != 2 or all(torch.equal(a, b) for a, b in zip(state, before, strict=True))
 
 Trainer.evaluate, Trainer.train_step = evaluate_both_ways, poisoned_once
-over_ranks.features_over_ranks.__kwdefaults__["batch_size"] = pair_task.BATCH = 6  # several for each process
-over_ranks.TEXTS_AT_ONCE = towers.TEXTS_AT_ONCE = 4
+features.features_over_ranks.__kwdefaults__["batch_size"] = pair_task.BATCH = 6  # several for each process
+features.TEXTS_AT_ONCE = two_tower.TEXTS_AT_ONCE = 4
 data, out, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-with processes.processes():
+with distributed.process_group():
     for name, chosen in options.items():
         sogclr.train(chosen.pop("data", data), f"{out}/{name}", quiet=True, **chosen)
         state = [*ended[-1].model.parameters(), *ended[-1].loss.state_dict().values()]
-        ranks = processes.everyones([value.detach() for value in state])
+        ranks = distributed.all_gather_object([value.detach() for value in state])
         assert len(ranks) == 2
         assert all(torch.equal(a, b) for a, b in zip(*ranks, strict=True)), name
         overflows = chosen.get("precision") == "fp16"  # its scale is lowered, which is no news
-        assert processes.everyones(ended[-1].counts["skipped"]) == [0 if overflows else 1] * 2
+        assert distributed.all_gather_object(ended[-1].counts["skipped"]) == [0 if overflows else 1] * 2
 """
 
 # the command itself, twice in the same processes
 REFUSED = """
 import json, sys
-from sogclr import processes
+from sogclr import distributed
 from sogclr.cli import main
 
-with processes.processes():
+with distributed.process_group():
     assert [main(command) for command in json.loads(sys.argv[1])] == [2, 2]
 """
 METHODS = {

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from ..errors import BadInput
 from .headers import Checked, check_headers, sparse_text
 from .listing import Listing, file_at, first_few, list_file, list_folder, text_bytes
 from .manifest_file import read_columns, read_head, write_columns
+
+if TYPE_CHECKING:
+    from ..run_folder import RunFolder
 
 CHECK_AT_MOST = 200_000
 """With `check=None`, headers are read when at most this many files are not in the cache."""
@@ -66,6 +69,8 @@ class Manifest:
         >>> len(manifest), manifest.relative(0)                     # doctest: +SKIP
         (48120, 'cats/0001.jpg')
     """
+
+    kind = "images"
 
     def __init__(self, root: Path, source: Path, listing: Listing, checked: Checked | None = None) -> None:
         n = len(listing.relative)
@@ -123,6 +128,15 @@ class Manifest:
             listing,
             check_headers(root, listing, at_most=at_most, cache=cache, progress=progress),
         )
+
+    def rescan(self, config_columns: dict[str, str | None]) -> Manifest:
+        """Return the images as their files are now, without reading headers."""
+        source = self.root / self.source.name if self.source.suffix.lower() == ".txt" else self.root
+        return Manifest.scan(source, check=False)
+
+    def save_to(self, run: RunFolder) -> None:
+        """Write the manifest of a run."""
+        self.save(run.manifest_file)
 
     # ------------------------------------------------------------------------------------------------------- one image
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from .manifest_file import saved_root
 from .shards import find_shards, read_shards
 from .tables import SUFFIXES, read_rows
 from .text_columns import column_of, distinct, give_back
+
+if TYPE_CHECKING:
+    from ..run_folder import RunFolder
 
 _BLOCK = 1 << 16
 _IMAGES = "images.arrow"
@@ -53,6 +56,8 @@ class Pairs:
         duplicates: how often a pair came again.
         fingerprint: SHA-256 over the images' fingerprint, the captions and the ids.
     """
+
+    kind = "pairs"
 
     def __init__(
         self, images: Manifest, captions: pa.LargeStringArray, ids: tuple[np.ndarray, np.ndarray],
@@ -189,6 +194,17 @@ class Pairs:
         if lost:
             text += f", {' and '.join(lost)} (skipped, see bad_files.txt)"
         return text + (f", {self.duplicates:,} repeated pairs (kept once)" if self.duplicates else "")
+
+    def rescan(self, config_columns: dict[str, str | None]) -> Pairs:
+        """Return the pairs as their files are now, without reading headers."""
+        source = self.root / self.source.name if self.source.suffix else self.source
+        source = source if source.exists() else self.source
+        image, caption = config_columns["image_column"], config_columns["caption_column"]
+        return Pairs.scan(source, image_column=image, caption_column=caption, check=False)
+
+    def save_to(self, run: RunFolder) -> None:
+        """Write the pairs of a run; they are mapped from there from now on."""
+        self.save(run.manifest_file, run.pairs_folder)
 
     # ------------------------------------------------------------------------------------------------------------ file
     def save(self, manifest_file: Path, folder: Path) -> None:

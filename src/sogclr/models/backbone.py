@@ -74,7 +74,7 @@ def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
         return (
             "resnet18_small" if small else "resnet50"
         ), f"chosen for {image_size}-pixel images; --model picks another"
-    if small and f"{model}_small" in timm.list_models("*_small", module="models"):
+    if small and f"{model}_small" in timm.list_models("*_small", module="backbone"):
         return (
             f"{model}_small",
             f"{model} with a 3x3 stem and no max-pooling, for images below {SMALL_IMAGE} pixels",
