@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 
 import numpy as np
 import pytest
@@ -37,11 +38,8 @@ def close(found: dict, wanted: dict) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", saved.RUNS)
-def test_an_interrupted_run_is_resumed_to_the_same_end(name, stored, tmp_path):
-    run = saved.lay_out(stored / f"{name}-interrupted", tmp_path)
-    wanted = saved.expected()["runs"][name]
-    sogclr.resume(run, quiet=True)
+def assert_as_expected(run, wanted):
+    """A run's end is the one that version 0.1.0 came to."""
     found = saved.summary(run)
     assert found["step"] == wanted["step"] == saved.STEPS
     for part, tensors in wanted["state"].items():
@@ -56,6 +54,30 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(name, stored, tmp_path):
     assert found["last"]["eval"] == pytest.approx(wanted["last"]["eval"], rel=0.05, abs=0.1)  # counts of neighbours
     if "diagnosis" in wanted["last"]:
         assert not close(found["last"]["diagnosis"], wanted["last"]["diagnosis"])
+
+
+@pytest.mark.parametrize("name", saved.RUNS)
+def test_the_same_command_makes_the_same_run(name, stored, tmp_path):
+    """With it what resuming does not need: first weights, defaults, the schedules' beginnings."""
+    old = saved.lay_out(stored / f"{name}-interrupted", tmp_path / "old")
+    options = saved.COMMON | saved.RUNS[name]
+    if "pretrained" in options:
+        options["pretrained"] = saved.STORED / options["pretrained"]
+    run = sogclr.train(tmp_path / "old" / saved.source_of(name), tmp_path / "new", quiet=True, **options).path
+    assert_as_expected(run, saved.expected()["runs"][name])
+    tables = [tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")) for folder in (run, old)]
+    paths = ("out", "pretrained")
+    for section in ("data", "model", "loss", "optim", "run", "pairs"):
+        found, wanted = ({k: v for k, v in t[section].items() if k not in paths} for t in tables)
+        assert wanted.items() <= found.items(), section
+
+
+@pytest.mark.parametrize("name", saved.RUNS)
+def test_an_interrupted_run_is_resumed_to_the_same_end(name, stored, tmp_path):
+    run = saved.lay_out(stored / f"{name}-interrupted", tmp_path)
+    wanted = saved.expected()["runs"][name]
+    sogclr.resume(run, quiet=True)
+    assert_as_expected(run, wanted)
     assert sogclr.load_encoder(run).info.name == "compat_net"
     if name in saved.PAIRS:
         assert (run / "two_tower.safetensors").is_file()
