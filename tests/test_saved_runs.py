@@ -13,6 +13,7 @@ import sogclr
 from sogclr.cli import main
 
 TOLERANCE = 1e-4  # of trained weights and metrics, relative: machines sum in different orders
+ELSEWHERE = 3e-2  # of a whole run, on processors with other instructions: what differs at first grows step by step
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +29,33 @@ def finished(stored, tmp_path_factory):
     return {name: saved.lay_out(stored / f"{name}-finished", root) for name in saved.FINISHED}
 
 
-def close(found: dict, wanted: dict) -> dict:
+def close(found: dict, wanted: dict, tolerance: float) -> dict:
     """What differs between two lines of metrics."""
     assert found.keys() == wanted.keys()
     return {
         key: (found[key], value)
         for key, value in wanted.items()
-        if found[key] != value and found[key] != pytest.approx(value, rel=TOLERANCE, abs=1e-5)
+        if found[key] != value and found[key] != pytest.approx(value, rel=tolerance, abs=tolerance / 10)
     }
 
 
-def assert_as_expected(run, wanted):
+def assert_as_expected(run, wanted, tolerance=TOLERANCE):
     """A run's end is the one that version 0.1.0 came to."""
     found = saved.summary(run)
     assert found["step"] == wanted["step"] == saved.STEPS
     for part, tensors in wanted["state"].items():
         assert found["state"][part].keys() == tensors.keys(), f"names of the {part}'s state"
-        differ = {k: (found["state"][part][k], v) for k, v in tensors.items() if not agree(found["state"][part][k], v)}
+        ours = found["state"][part]
+        differ = {k: (ours[k], v) for k, v in tensors.items() if not saved.close(ours[k], v, tolerance)}
         assert not differ, part
     assert found["state"].keys() == wanted["state"].keys()
     assert found["rows"] == wanted["rows"]
     for kind in ("train", "eval", "diagnosis"):
         assert (kind in found["last"]) == (kind in wanted["last"])
-    assert not close(found["last"]["train"], wanted["last"]["train"])
+    assert not close(found["last"]["train"], wanted["last"]["train"], tolerance)
     assert found["last"]["eval"] == pytest.approx(wanted["last"]["eval"], rel=0.05, abs=0.1)  # counts of neighbours
     if "diagnosis" in wanted["last"]:
-        assert not close(found["last"]["diagnosis"], wanted["last"]["diagnosis"])
+        assert not close(found["last"]["diagnosis"], wanted["last"]["diagnosis"], tolerance)
 
 
 @pytest.mark.parametrize("name", saved.RUNS)
@@ -64,7 +66,8 @@ def test_the_same_command_makes_the_same_run(name, stored, tmp_path):
     if "pretrained" in options:
         options["pretrained"] = saved.STORED / options["pretrained"]
     run = sogclr.train(tmp_path / "old" / saved.source_of(name), tmp_path / "new", quiet=True, **options).path
-    assert_as_expected(run, saved.expected()["runs"][name])
+    alike = saved.expected()["processor"] == torch.backends.cpu.get_cpu_capability()
+    assert_as_expected(run, saved.expected()["runs"][name], TOLERANCE if alike else ELSEWHERE)
     tables = [tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")) for folder in (run, old)]
     paths = ("out", "pretrained")
     for section in ("data", "model", "loss", "optim", "run", "pairs"):
@@ -81,10 +84,6 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(name, stored, tmp_path):
     assert sogclr.load_encoder(run).info.name == "compat_net"
     if name in saved.PAIRS:
         assert (run / "two_tower.safetensors").is_file()
-
-
-def agree(found, wanted):
-    return saved.close(found, wanted, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["moco", "pairs-isogclr"])

@@ -92,7 +92,8 @@ def main() -> None:
             (root / "embeddings.npz").unlink()
         print(name, wanted[name]["last"]["train"])
     saved.pack(root / "packed")
-    found = {"version": sogclr.__version__, "root": str(root), "runs": wanted}
+    processor = torch.backends.cpu.get_cpu_capability()
+    found = {"version": sogclr.__version__, "processor": processor, "root": str(root), "runs": wanted}
     (saved.STORED / "expected.json").write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")
     np.savez_compressed(saved.STORED / "embeddings.npz", **embeddings)
     shutil.rmtree(root)
