@@ -13,7 +13,7 @@ import sogclr
 from sogclr.cli import main
 
 TOLERANCE = 1e-4  # of trained weights and metrics, relative: machines sum in different orders
-ELSEWHERE = 3e-2  # of a whole run, on processors with other instructions: what differs at first grows step by step
+ELSEWHERE = 0.5  # of a whole run, on processors with other instructions: what differs at first grows step by step
 
 
 @pytest.fixture(scope="module")
