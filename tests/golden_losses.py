@@ -20,7 +20,7 @@ import sogclr
 from sogclr import estimators as e
 from sogclr import temperatures as t
 
-STORED = Path(__file__).parent / "data" / "golden_losses.json"
+STORED = Path(__file__).parent / "fixtures" / "golden_losses.json"
 N, TEXTS, D, QUEUE = 1200, 900, 8, 24  # samples, texts where they have ids of their own, width, a queue's length
 SMALL = (8, 8, 6, 8, 3, 8, 8, 2, 8, 12, 8)  # batches of the first steps; then one for the kernel of large batches
 LARGE = {1: 520, 2: 1030}  # towers -> pairs whose similarities are more than 1024 * 1024

@@ -24,7 +24,7 @@ import sogclr
 _ = sogclr.load_encoder  # importing it makes timm importable beside a torch for the CPU
 import timm  # noqa: E402
 
-STORED = Path(__file__).parent / "data" / "runs_0_1"
+STORED = Path(__file__).parent / "fixtures" / "runs_0_1"
 STEPS, CUT = (
     12,
     7,
