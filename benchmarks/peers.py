@@ -58,6 +58,11 @@ def installed() -> dict[str, str]:
     return found
 
 
+def versions() -> str:
+    """Return names and versions of the peers that are installed, for a page."""
+    return ", ".join(f"{name} {number}" for name, number in installed().items()) or "no peers installed"
+
+
 def one_tower(device: str, samples: int) -> dict[str, torch.nn.Module]:
     """By name; each is called with (z0, z1, index) or, NT-Xent, with (z0, z1)."""
     losses: dict[str, torch.nn.Module] = {}

@@ -7,10 +7,11 @@ import math
 from typing import Any
 
 import torch
-from many_runs import ManyRuns, forward
-from measure import exact
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from .many_runs import ManyRuns, forward
+from .measure import exact
 
 
 def flat_gradient(runs: ManyRuns, rows: Tensor, dz: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from many_runs import Job, forward, init_weights, one_adam, share_of_peak
-from rules import cosine
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
 from sogclr.evaluation.retrieval import retrieval
 from sogclr.losses import functional as F
+
+from .averages import cosine
+from .many_runs import Job, forward, init_weights, one_adam, share_of_peak
 
 WIDTHS = (128, 128, 64)
 TAU = 0.1
@@ -103,8 +104,14 @@ class SogClr(Clip):
     """The two-way global contrastive loss. gamma from `start` to `end` over the first half; tau constant or learned."""
 
     def __init__(
-        self, runs: int, n: int, end: float = 0.9, start: float | None = None, temperature: str = "constant", rho: float = 0.3
-    ) -> None:  # fmt: skip
+        self,
+        runs: int,
+        n: int,
+        end: float = 0.9,
+        start: float | None = None,
+        temperature: str = "constant",
+        rho: float = 0.3,
+    ) -> None:
         self.end, self.start = end, end if start is None else start
         self.kind, self.rho = temperature, rho
         self.log_u = torch.full((2, runs, n), -math.inf)

@@ -14,10 +14,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from problems import Problem
-from rules import Seen, build_rule
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from .averages import Seen
+from .problems import Problem
+from .rules import build_rule
 
 WIDTHS = (128, 64, 64, 32)
 FEATURES = 2  # features are the activations after this many layers

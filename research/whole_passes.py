@@ -1,34 +1,35 @@
 """Claim 1 without the noise: every step is a whole pass over the data in batches of B, whose gradients are averaged.
 
-    python benchmarks/whole_passes.py [--quick]
+    python -m research.whole_passes [--quick]
 
 Averaging n/B batches leaves a mini-batch loss its bias and takes away most of its noise, so its floor shows in runs that can be
 made here: SimCLR and DCL end at a stationary point of their own objective, which depends on B; SogCLR, with gamma falling
 from 1 to T^(-1/2), goes on towards one of F2. Digits in 8 fixed views, Adam, T steps, cosine to 0. Every run is a line of
-benchmarks/cache/whole_passes.jsonl. Writes docs/results/whole_passes.md and .png.
+research/cache/whole_passes.jsonl. Writes docs/results/whole_passes.md, .png and .csv.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from bias_floor import slope
-from figures import figure, host, save, style, write_page
-from gradient_error import exact_gradient
-from many_runs import Job, ManyRuns, forward, share_of_peak
-from measure import Cache, exact
-from problems import digits
-from rules import cosine, mix
 from torch import Tensor
 from torch.nn.functional import normalize
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "whole_passes.md"
+from benchmarks import pages
+
+from .averages import cosine, mix
+from .bias_floor import slope
+from .figures import dress, figure, save, style
+from .gradient_error import exact_gradient
+from .many_runs import Job, ManyRuns, forward, share_of_peak
+from .measure import Cache, exact
+from .points import Point, write_points
+from .problems import digits
+
 METHODS = ("SimCLR", "DCL", "SogCLR")
 BATCHES = (8, 32, 128)
 STEPS = (100, 400, 1600)
@@ -108,56 +109,91 @@ def measure(cache: Cache, batch: int, steps: int, seeds: tuple[int, ...]) -> Non
     print(f"B {batch}, {steps} passes: {time.monotonic() - begun:.0f} s", flush=True)
 
 
+def values_of(cache: Cache, name: str, batch: int, steps: int, what: str) -> list[float]:
+    """Return one metric of all seeds that were run."""
+    return [r[what] for s in SEEDS if (r := cache.get(key(name, batch, steps, s))) is not None]
+
+
 def mean(cache: Cache, name: str, batch: int, steps: int, what: str) -> tuple[float, float] | None:
-    values = [r[what] for s in SEEDS if (r := cache.get(key(name, batch, steps, s))) is not None]
+    """Return mean and (population) standard deviation over the seeds; None where nothing was run."""
+    values = values_of(cache, name, batch, steps, what)
     return (statistics.mean(values), statistics.pstdev(values)) if values else None
 
 
-def report(cache: Cache) -> None:
+def points(cache: Cache) -> list[Point]:
+    """Return what the figure and both tables show; a step is an epoch."""
+    return [
+        Point("digits", name, batch, steps, LR, what, values)
+        for name in METHODS
+        for batch in BATCHES
+        for steps in STEPS
+        for what in ("gradient_F1", "gradient_F2", "F1", "F2")
+        if (values := values_of(cache, name, batch, steps, what))
+    ]
+
+
+def table(cache: Cache, what: str, label: str) -> list[str]:
+    """Return a metric's table: a row a method and batch, a column a length, and for the gradient its slope."""
+    rows = [
+        "",
+        f"{label} at the end:",
+        "",
+        "| method | B | " + " | ".join(f"T = {t}" for t in STEPS) + " | slope in T |",
+        "|---|---:|" + "---:|" * (len(STEPS) + 1),
+    ]
+    for name in METHODS:
+        for b in BATCHES:
+            values = [mean(cache, name, b, t, what) for t in STEPS]
+            cells = [f"{v[0]:.4f} ± {v[1]:.4f}" if v else "" for v in values]
+            known = [(t, v[0]) for t, v in zip(STEPS, values, strict=True) if v]
+            fitted = f"{slope(*map(list, zip(*known, strict=True))):.2f}" if what != "F2" and len(known) > 1 else ""
+            rows.append(f"| {name} | {b} | {' | '.join(cells)} | {fitted} |")
+    return rows
+
+
+def draw(cache: Cache) -> None:
+    """Write the figure: the gradient's norm against B and T, and F2 against T."""
     fig, axes = figure(3, 1)
-    text = []
-    for what, label in (("gradient_F2", "Norm of the exact gradient of F2"), ("F2", "Exact F2")):
-        text += ["", f"{label} at the end:", "", "| method | B | " + " | ".join(f"T = {t}" for t in STEPS) + " | slope in T |",
-                 "|---|---:|" + "---:|" * (len(STEPS) + 1)]  # fmt: skip
-        for name in METHODS:
-            for b in BATCHES:
-                values = [mean(cache, name, b, t, what) for t in STEPS]
-                cells = [f"{v[0]:.4f} ± {v[1]:.4f}" if v else "" for v in values]
-                known = [(t, v[0]) for t, v in zip(STEPS, values, strict=True) if v]
-                fitted = f"{slope(*map(list, zip(*known, strict=True))):.2f}" if what != "F2" and len(known) > 1 else ""
-                text.append(f"| {name} | {b} | {' | '.join(cells)} | {fitted} |")
     for k, name in enumerate(METHODS):
         last = [(b, v) for b in BATCHES if (v := mean(cache, name, b, STEPS[-1], "gradient_F2"))]
         fitted = slope([b for b, _ in last], [v[0] for _, v in last])
-        axes[0][0].errorbar([b for b, _ in last], [v[0] for _, v in last], [v[1] for _, v in last], label=f"{name} (slope {fitted:.2f})", **style(k))  # fmt: skip
+        lines = [(axes[0][0], f"{name} (slope {fitted:.2f})", last)]
         for axis, what in ((axes[0][1], "gradient_F2"), (axes[0][2], "F2")):
             along = [(t, v) for t in STEPS if (v := mean(cache, name, BATCHES[0], t, what))]
-            axis.errorbar([t for t, _ in along], [v[0] for _, v in along], [v[1] for _, v in along], label=name, **style(k))  # fmt: skip
-    for axis, title, label, ticks in zip(
-        axes[0], (f"T = {STEPS[-1]}", f"B = {BATCHES[0]}", f"B = {BATCHES[0]}"),
-        ("norm of the exact gradient of F2",) * 2 + ("exact F2",), (BATCHES, STEPS, STEPS), strict=True,
-    ):  # fmt: skip
-        axis.set_xscale("log")
-        if label != "exact F2":
-            axis.set_yscale("log")
-        axis.set_xticks(ticks, [str(t) for t in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel("batch size B" if ticks is BATCHES else "steps T, a pass each")
-        axis.set_ylabel(label)
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
+            lines.append((axis, name, along))
+        for axis, label, found in lines:
+            axis.errorbar(
+                [x for x, _ in found], [v[0] for _, v in found], [v[1] for _, v in found], label=label, **style(k)
+            )
+    norm, steps = "norm of the exact gradient of F2", "steps T, a pass each"
+    dress(axes[0][0], "batch size B", norm, f"T = {STEPS[-1]}", BATCHES, base=10, log_y=True)
+    dress(axes[0][1], steps, norm, f"B = {BATCHES[0]}", STEPS, base=10, log_y=True)
+    dress(axes[0][2], steps, "exact F2", f"B = {BATCHES[0]}", STEPS, base=10)
+    for axis in axes[0]:
         axis.legend(fontsize=7)
-    save(fig, RESULT.with_suffix(".png"))
-    head = [
-        "# The floor of a mini-batch loss, without the noise", "", "`python benchmarks/whole_passes.py`", "", f"Machine: {host()}; {cache.hours:.2f} hours.", "",
+    save(fig, "whole_passes.png")
+
+
+def report(cache: Cache) -> None:
+    """Write page, figure and CSV from the runs of the cache."""
+    draw(cache)
+    write_points("whole_passes.csv", points(cache))
+    more = f"; {cache.hours:.2f} hours"
+    text = [
+        *pages.head("The floor of a mini-batch loss, without the noise", "research.whole_passes", more),
         f"Digits, 8 fixed views, {len(SEEDS)} seeds, Adam at {LR:g}, cosine to 0. A step averages the gradients of all n/B batches of a pass: the bias of a batch "
-        "of B stays, most of the noise goes. SogCLR's γ falls from 1 to T^(−1/2).", "", "![Exact gradient norm against B and T, and F2 against T](whole_passes.png)",
-    ]  # fmt: skip
-    write_page(RESULT, "\n".join([*head, *text, ""]))
+        "of B stays, most of the noise goes. SogCLR's γ falls from 1 to T^(−1/2).",
+        "",
+        "![Exact gradient norm against B and T, and F2 against T](whole_passes.png)",
+        *table(cache, "gradient_F2", "Norm of the exact gradient of F2"),
+        *table(cache, "F2", "Exact F2"),
+        "",
+    ]
+    pages.write_page("whole_passes.md", "\n".join(text))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pages.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="B = 32, 10 passes, one seed, no page")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,32 +1,19 @@
-"""The batched harness of the benchmark on pairs against the library's losses and optimizers, one run at a time."""
+"""The batched harness for pairs against the library's losses and optimizers, one run at a time."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 import sogclr
+from research import many_pairs
 from sogclr.losses.temperatures import Global, PerSample
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
 N, BATCH, EPOCHS = 40, 8, 4
 
 
-@pytest.fixture(scope="module")
-def many_pairs():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import many_pairs
-
-        yield many_pairs
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-def toy(many_pairs):
+def toy():
     g = torch.Generator().manual_seed(2)
     views, texts = torch.randn(N, 3, 10, generator=g), torch.randn(N, 6, generator=g)
     return many_pairs.PairProblem("toy", views, texts, {"test": (views[:20, 0], texts[:20])})
@@ -65,12 +52,12 @@ def optimizer_of(loss, kind):
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_a_method_is_the_librarys_loss_along_a_training(name, many_pairs):
+def test_a_method_is_the_librarys_loss_along_a_training(name):
     """Value and gradient of every step, with all that the loss keeps and learns on the way."""
     rule, make = METHODS[name]
     first = {"rule": "clip" if name != "clip" else "siglip"}
     jobs = [many_pairs.Job(first, 1e-2, 0), *(many_pairs.Job(rule, lr, s) for lr in (3e-3, 1e-2) for s in (0, 1))]
-    runs = many_pairs.ManyPairs(toy(many_pairs), jobs, BATCH, EPOCHS)
+    runs = many_pairs.ManyPairs(toy(), jobs, BATCH, EPOCHS)
     losses = [make() for _ in jobs[1:]]
     optimizers = [optimizer_of(loss, name) for loss in losses]
     values, steps = runs.values, []
@@ -98,7 +85,7 @@ def test_a_method_is_the_librarys_loss_along_a_training(name, many_pairs):
     assert len(steps) == 20
 
 
-def test_the_objective_is_that_of_a_slow_loop(many_pairs):
+def test_the_objective_is_that_of_a_slow_loop():
     g = torch.Generator().manual_seed(3)
     x, y = normalize(torch.randn(2, 5, 4, generator=g), dim=2), normalize(torch.randn(5, 4, generator=g), dim=1)
     a, b, tau, terms = x.double(), y.double(), 0.1, []
@@ -111,11 +98,11 @@ def test_the_objective_is_that_of_a_slow_loop(many_pairs):
     assert many_pairs.exact_objective(x, y, tau, rows=2) == pytest.approx(sum(terms) / len(terms), abs=1e-6)
 
 
-def test_runs_side_by_side_do_not_touch_each_other(many_pairs):
+def test_runs_side_by_side_do_not_touch_each_other():
     job, other = (many_pairs.Job({"rule": "sogclr"}, 5e-3, 1), many_pairs.Job({"rule": "clip"}, 2e-2, 0))
     found = []
     for jobs in ([job], [other, job]):
-        runs = many_pairs.ManyPairs(toy(many_pairs), jobs, BATCH, EPOCHS)
+        runs = many_pairs.ManyPairs(toy(), jobs, BATCH, EPOCHS)
         before = runs.result(len(jobs) - 1)["objective"]
         while runs.step < runs.total:
             runs.train_step()

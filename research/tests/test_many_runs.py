@@ -1,32 +1,15 @@
-"""The batched harness of the benchmarks against the library: the same losses, the same exact values, one run at a time."""
-
-import sys
-from pathlib import Path
+"""The batched harness against the library: the same losses, the same exact values, one run at a time."""
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 import sogclr
-
-FOLDER = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def harness():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import gradient_error
-        import many_runs
-        import measure
-        import problems
-
-        yield gradient_error, many_runs, measure, problems
-    finally:
-        sys.path.remove(str(FOLDER))
+from research import gradient_error, many_runs, measure, problems
+from research.rules import build_rule
 
 
-def small(problems):
+def small():
     images = torch.rand(60, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     return problems.build("toy", images, torch.zeros(60).long().numpy(), views=3, strength=1.0)
 
@@ -69,10 +52,9 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", list(RULES))
-def test_a_rule_has_the_gradient_of_the_library_along_a_training(name, harness):
-    _, many_runs, _, problems = harness
+def test_a_rule_has_the_gradient_of_the_library_along_a_training(name):
     spec, make = RULES[name]
-    problem = small(problems)
+    problem = small()
     jobs = [many_runs.Job(spec, lr, seed) for lr in (3e-3, 1e-2) for seed in (0, 1)]
     runs = many_runs.ManyRuns(problem, jobs, batch=8, epochs=3)
     losses = [make(60) for _ in jobs]
@@ -97,9 +79,8 @@ def test_a_rule_has_the_gradient_of_the_library_along_a_training(name, harness):
     assert max(errors) < tolerance
 
 
-def test_exact_values_are_those_of_the_library(harness):
-    gradient_error, many_runs, measure, problems = harness
-    runs = many_runs.ManyRuns(small(problems), [many_runs.Job({"rule": "dcl"}, 1e-2, 0)], batch=8, epochs=1)
+def test_exact_values_are_those_of_the_library():
+    runs = many_runs.ManyRuns(small(), [many_runs.Job({"rule": "dcl"}, 1e-2, 0)], batch=8, epochs=1)
     list(runs.run())
     z = runs.embeddings(0)
     f1, f2, log_g = measure.exact(z, 0.1)
@@ -112,14 +93,13 @@ def test_exact_values_are_those_of_the_library(harness):
         torch.testing.assert_close(dz, sogclr.exact.embedding_gradient(z, 0.1, variant), rtol=1e-3, atol=1e-7)
 
 
-def test_the_mean_of_an_exact_rules_gradient_has_no_bias(harness):
+def test_the_mean_of_an_exact_rules_gradient_has_no_bias():
     """u held at the exact values and gamma near 0: what is left is chance."""
-    gradient_error, many_runs, measure, problems = harness
     rule = {"rule": "sogclr", "end": 1e-6}
-    runs = many_runs.ManyRuns(small(problems), [many_runs.Job(rule, 1e-2, 0)], batch=8, epochs=20)
+    runs = many_runs.ManyRuns(small(), [many_runs.Job(rule, 1e-2, 0)], batch=8, epochs=20)
     list(runs.run())
     _, _, log_g = measure.exact(runs.embeddings(0), 0.1)
-    rules = {"exact": runs.rules[0][1], "mini": many_runs.build_rule({"rule": "dcl"}, 1, 60, 8, 0.1)}
+    rules = {"exact": runs.rules[0][1], "mini": build_rule({"rule": "dcl"}, 1, 60, 8, 0.1)}
     rules["exact"].log_u.copy_((log_g.logsumexp(dim=0) - torch.log(torch.tensor(3.0)))[None])
     found = gradient_error.gradient_error(runs, rules, 1500)
     assert found["exact"]["nu_rmse"][0] < 0.01
@@ -127,9 +107,8 @@ def test_the_mean_of_an_exact_rules_gradient_has_no_bias(harness):
     assert found["mini"]["noise"][0] < found["exact"]["noise"][0]
 
 
-def test_runs_side_by_side_do_not_touch_each_other(harness):
-    _, many_runs, _, problems = harness
-    problem = small(problems)
+def test_runs_side_by_side_do_not_touch_each_other():
+    problem = small()
     job = many_runs.Job({"rule": "sogclr", "end": 0.5}, 5e-3, 1)
     other = many_runs.Job({"rule": "dcl"}, 2e-2, 0)
     alone = many_runs.ManyRuns(problem, [job], 8, 2)
