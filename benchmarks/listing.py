@@ -38,7 +38,7 @@ LABELS = {
 
 
 def make(root: Path, files: int) -> None:
-    """Hard links, a new original every 10,000 because file systems limit links to one file."""
+    """Write N images as hard links, a new original every 10,000 because file systems limit links to one file."""
     original = root
     for k in range(files):
         folder = root / f"class_{k // PER_FOLDER:05d}"
@@ -57,7 +57,7 @@ def peak_mib() -> float:
 
 
 def walk(root: Path) -> int:
-    """The floor: every name and its size, nothing kept."""
+    """Return how many files there are, looking at every name and size and keeping nothing: the floor."""
     count, waiting = 0, [str(root)]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
@@ -71,7 +71,7 @@ def walk(root: Path) -> int:
 
 
 def measure(how: str, root: Path) -> None:
-    """In a process of its own, so that the peak of memory is its own too: one line a stage, seconds and the peak so far."""
+    """Print one line a stage, seconds and the peak so far; called in a process of its own, so that the peak is its own too."""
     from sogclr.data.loader import training_loader
     from sogclr.data.manifest import Manifest
     from sogclr.data.recipe import RECIPES

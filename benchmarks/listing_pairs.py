@@ -37,7 +37,7 @@ def caption_of(k: int) -> str:
 
 
 def write_tables(root: Path, pairs: int) -> None:
-    """The same rows as CSV and as Parquet."""
+    """Write the same rows as CSV and as Parquet."""
     schema = pa.schema({"image": pa.string(), "caption": pa.string()})
     with open(root / "pairs.csv", "w") as table, pq.ParquetWriter(root / "pairs.parquet", schema) as parquet:
         table.write("image,caption\n")
@@ -50,7 +50,7 @@ def write_tables(root: Path, pairs: int) -> None:
 
 @contextmanager
 def stage(what: str) -> Iterator[Callable[[int], None]]:
-    """Prints one line: what, seconds, by how much memory grew at the peak, and by how much in the end without maps."""
+    """Print one line: what, seconds, by how much memory grew at the peak, and by how much in the end without maps."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     resident, own, start = mib("VmRSS"), mib("RssAnon"), time.perf_counter()
     yield lambda count: print(end=f"{count}\t")
@@ -58,13 +58,13 @@ def stage(what: str) -> Iterator[Callable[[int], None]]:
 
 
 def mib(what: str) -> float:
-    """Of this process: `VmRSS` resident, `VmHWM` its peak, `RssAnon` what no file stands behind (maps can be dropped)."""
+    """Return MiB of this process: `VmRSS` resident, `VmHWM` its peak, `RssAnon` what no file stands behind (maps can be dropped)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[what].split()[0]) / 1024
 
 
 def measure(how: str, root: Path) -> None:
-    """One process: `csv`, `parquet` (listing and saving), or `load` and the epoch."""
+    """Measure the stages of one process: `csv`, `parquet` (listing and saving), or `load` and the epoch."""
     from sogclr.data.pairs import Pairs
     from sogclr.data.sampler import ResumableSampler
 

@@ -46,7 +46,7 @@ def write_tiles(folder: Path, side: int, count: int) -> None:
 
 
 def ours(folder: Path, recipe: Recipe, size: int, batch: int, how: str) -> Callable[[], int]:
-    """One turn makes two views of each of `batch` images and normalises them."""
+    """Return a turn that makes two views of each of `batch` images and normalises them."""
     keep = how == "kept decoded"
     manifest = Manifest.scan(folder, cache=False)
     augment = Augmentation(recipe, size, IMAGENET_MEAN, IMAGENET_STD, seed=0)
@@ -69,7 +69,7 @@ def ours(folder: Path, recipe: Recipe, size: int, batch: int, how: str) -> Calla
 
 
 def torchvision(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool) -> Callable[[], int]:
-    """The same recipe as its users write it: a `Compose` on PIL images, one image at a time, stacked."""
+    """Return a turn with the same recipe as its users write it: a `Compose` on PIL images, one image at a time, stacked."""
     jitter = v2.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     kernel = max(3, int(0.1 * size) | 1)
     steps = [
@@ -95,7 +95,7 @@ def torchvision(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool)
 
 
 def kornia(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool) -> Callable[[], int]:
-    """The same recipe in kornia: batched tensors, parameters of its own for every sample. All tiles are of one size."""
+    """Return a turn with the same recipe in kornia: batched tensors, parameters of its own for every sample. All tiles are of one size."""
     import kornia.augmentation as K
 
     kernel = max(3, int(0.1 * size) | 1)
@@ -127,7 +127,7 @@ def kornia(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool) -> C
 
 
 def measure(side: int, size: int, batch: int, recipe_name: str, rounds: int) -> dict[str, list[float]]:
-    """Views a CPU second of each contestant, round by round."""
+    """Return the views a CPU second of each contestant, round by round."""
     recipe = named_recipe(recipe_name, size)
     with tempfile.TemporaryDirectory(prefix="loader-") as name:
         folder = Path(name) / "tiles"

@@ -48,7 +48,7 @@ def floor(z: Tensor) -> Callable[[], None]:
 
 
 def onednn(z: Tensor) -> Callable[[], None]:
-    """The floor's products by the library that the kernels use."""
+    """Return a call that makes the floor's products by the library that the kernels use."""
 
     def call() -> None:
         similarities = product(z, z)
@@ -102,7 +102,7 @@ def seconds(call: Callable[[], None], device: str) -> float:
 
 
 def measure(towers: str, device: str, dtype: torch.dtype, batch: int, width: int) -> dict[str, tuple[float, float]]:
-    """By name: median seconds, and the median over the rounds of the ratio to the floor."""
+    """Return by name the median seconds, and the median over the rounds of the ratio to the floor."""
     a, b, index = inputs(device, dtype, batch, width)
     z = (torch.cat([a, b]) if towers == ONE_TOWER else a).detach()
     calls: dict[str, Callable[[], None]] = {"floor": floor(z)}
@@ -128,7 +128,7 @@ def measure(towers: str, device: str, dtype: torch.dtype, batch: int, width: int
 def peak(
     towers: str, device: str, dtype: torch.dtype, batch: int, width: int, name: str, first: str
 ) -> tuple[float, float]:
-    """MiB beyond what was there before one forward and backward pass, and its seconds: called in a fresh process."""
+    """Return the MiB beyond what was there before one forward and backward pass, and its seconds: called in a fresh process."""
     a, b, index = inputs(device, dtype, batch, width)
     loss = losses(towers, device, batch)[name]
     if first == "second call":  # libraries load and compile code on their first use

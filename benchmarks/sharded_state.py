@@ -32,12 +32,12 @@ WAYS = ("a copy on each", "divided, all-to-all", "divided, all-reduce")
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Return the bytes of this process in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak() -> int:
-    """The most it has been."""
+    """Return the most bytes of this process that have been in memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -47,7 +47,7 @@ def build(way: str, n: int) -> GlobalContrastiveLoss:
 
 
 def step(loss: GlobalContrastiveLoss, way: str, batch: int, number: int) -> float:
-    """Seconds of the slowest process."""
+    """Return the seconds that the slowest process takes."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(number)
     index = torch.randint(0, loss.estimator.num_samples, (batch,), generator=generator)

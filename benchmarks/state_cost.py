@@ -39,7 +39,7 @@ def buffer_bytes(module: nn.Module) -> int:
 
 
 def saved_bytes(encoder: nn.Module, image_size: int, batch: int = 2) -> float:
-    """Bytes an image that a training step holds for its backward pass (float32), each storage once, weights not."""
+    """Return the bytes an image that a training step holds for its backward pass (float32), each storage once, weights not."""
     own = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
     seen: dict[int, int] = {}
 
@@ -55,7 +55,7 @@ def saved_bytes(encoder: nn.Module, image_size: int, batch: int = 2) -> float:
 
 
 def loss_times(batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of forward and backward, the losses taking turns."""
+    """Return the median seconds of forward and backward, the losses taking turns."""
     modules, times = losses(batch), {name: [] for name in losses(batch)}
     generator = torch.Generator().manual_seed(0)
     for turn in range(rounds + 2):

@@ -45,7 +45,7 @@ OURS, CEILING = "ours, the whole step", "encoder alone, the ceiling"
 
 
 def trainer_of(folder: Path, size: int, model: str, batch: int) -> Trainer:
-    """The trainer of `sogclr train` with its defaults, in float32."""
+    """Return the trainer of `sogclr train` with its defaults, in float32."""
     options = {
         "data": str(folder),
         "out": str(folder.parent / "run"),
@@ -86,7 +86,7 @@ def ceiling(trainer: Trainer) -> Callable[[], None]:
 
 
 def peer(trainer: Trainer, folder: Path, transform: Callable, loss: Callable) -> Callable[[], None]:
-    """A peer's step as its users write it: PIL, one image at a time, a default collation, torch's SGD."""
+    """Return a peer's step as its users write it: PIL, one image at a time, a default collation, torch's SGD."""
     model, batch = copy.deepcopy(trainer.model), trainer.config.run.batch_size
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     paths = sorted(folder.iterdir())
@@ -138,7 +138,7 @@ def contestants(trainer: Trainer, folder: Path, size: int) -> dict[str, Callable
 
 
 def measure(case: tuple[int, int, str, int], rounds: int) -> dict[str, list[float]]:
-    """Images a CPU second of each contestant, round by round."""
+    """Return the images a CPU second of each contestant, round by round."""
     tile, size, model, batch = case
     with tempfile.TemporaryDirectory(prefix="throughput-") as name:
         folder = Path(name) / "tiles"
@@ -168,7 +168,7 @@ def table(case: tuple[int, int, str, int], found: dict[str, list[float]]) -> str
 
 
 def profile(case: tuple[int, int, str, int], steps: int = 5) -> str:
-    """Where a step's time goes: operators by torch.profiler, functions by cProfile."""
+    """Return tables of where a step's time goes: operators by torch.profiler, functions by cProfile."""
     tile, size, model, batch = case
     with tempfile.TemporaryDirectory(prefix="throughput-") as name:
         folder = Path(name) / "tiles"

@@ -36,12 +36,12 @@ LO_STEPS = 40
 
 # -------------------------------------------------------------------------------------------------------------- formulas
 def owners(index: np.ndarray, ranks: int, n: int, by: str) -> np.ndarray:
-    """Which rank keeps each id: by the remainder, as the library does, or in contiguous blocks."""
+    """Return which rank keeps each id: by the remainder, as the library does, or in contiguous blocks."""
     return index % ranks if by == "remainder" else index // -(-n // ranks)
 
 
 def all_to_all(index: np.ndarray, ranks: int, n: int, by: str = "remainder") -> np.ndarray:
-    """(ranks, ranks) bytes from each owner to each rank that asks: rank k for the k-th block of the batch's ids."""
+    """Return (ranks, ranks) bytes from each owner to each rank that asks: rank k for the k-th block of the batch's ids."""
     asking = np.arange(len(index)) // -(-len(index) // ranks)
     counts = np.zeros((ranks, ranks), dtype=np.int64)
     np.add.at(counts, (owners(index, ranks, n, by), asking), 1)
@@ -49,7 +49,7 @@ def all_to_all(index: np.ndarray, ranks: int, n: int, by: str = "remainder") -> 
 
 
 def formulas(ranks: int, b: int, width: int) -> list[tuple[str, str, float]]:
-    """(what, collective, bytes that each rank receives) of a step, in order; the all-to-all apart."""
+    """Return (what, collective, bytes that each rank receives) of a step, in order; the all-to-all apart."""
     other = ranks - 1
     return [
         ("sizes of the ranks' parts, between hosts", "all_reduce", 2 * other / ranks * 8 * ranks),
@@ -143,7 +143,7 @@ def real(ranks: int, n: int, b: int, width: int, steps: int, loopback: bool = Fa
 
 
 def check(ranks: int, n: int, b: int, width: int, steps: int) -> tuple[float, int]:
-    """Bytes that all ranks receive in a step by the formulas, mean; raises where a single collective differs from them."""
+    """Return the mean bytes that all ranks receive in a step, and stop where a single collective differs from the formulas."""
     found = real(ranks, n, b, width, steps)
     expected = formulas(ranks, b, width)
     compared, total = 0, 0.0
@@ -163,7 +163,7 @@ def check(ranks: int, n: int, b: int, width: int, steps: int) -> tuple[float, in
 
 
 def loopback(ranks: int, n: int, b: int, width: int) -> float | None:
-    """Bytes of a step that cross the loopback of a network of its own; None where the system has none to give."""
+    """Return the bytes of a step that cross the loopback of a network of its own; None where the system has none to give."""
     own = [sys.executable, "-m", "benchmarks.traffic", "--inside", *map(str, (ranks, n, b, width))]
     command = ["unshare", "--map-root-user", "--net", *own]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -178,7 +178,7 @@ def inside(ranks: int, n: int, b: int, width: int) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- simulation
 def simulate(ranks: int, n: int, b: int, steps: int, order: str, by: str) -> tuple[float, float, float]:
-    """Of an owner's sent bytes: the mean, and the largest owner's against it, in a mean step and in the worst one."""
+    """Return of an owner's sent bytes the mean, and the largest owner's against it, in a mean step and in the worst one."""
     sums = []
     generator = np.random.Generator(np.random.Philox(key=3))
     for step in range(steps):

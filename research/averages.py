@@ -29,12 +29,12 @@ class Seen:
 
 
 def cosine(start: float, end: float, over: float, share: float) -> float:
-    """From `start` to `end` along a half cosine over the first `over` of the training, then `end`."""
+    """Fall from `start` to `end` along a half cosine over the first `over` of the training, then `end`."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share / over)))
 
 
 def mix(old: Tensor, new: Tensor, gamma: float | Tensor) -> Tensor:
-    """log((1 - gamma) e^old + gamma e^new); `new` where old is -inf."""
+    """Return log((1 - gamma) e^old + gamma e^new); `new` where old is -inf."""
     gamma = torch.as_tensor(gamma)
     return torch.where(torch.isneginf(old), new, torch.logaddexp(torch.log1p(-gamma) + old, gamma.log() + new))
 
@@ -89,11 +89,11 @@ class MovingAverage:
         return cosine(self.start, self.end, self.over, seen.share)
 
     def old(self, seen: Seen) -> Tensor:
-        """(R, N): u_i of both anchors of each sample."""
+        """Return (R, N): u_i of both anchors of each sample."""
         return self.log_u.gather(1, seen.index).repeat(1, 2)
 
     def store(self, seen: Seen, new: Tensor) -> None:
-        """(R, N): the mean of the two views is kept."""
+        """Keep the mean of the two views of (R, N) values."""
         a, b = new.chunk(2, dim=1)
         self.log_u.scatter_(1, seen.index, torch.logaddexp(a, b) - math.log(2))
 

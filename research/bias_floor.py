@@ -41,7 +41,7 @@ def methods(batch: int) -> dict[str, dict[str, Any]]:
 def measure(
     cache: Cache, batch: int, epochs: int, seeds: tuple[int, ...], strength: float = 1.0, names: tuple[str, ...] = ()
 ) -> None:
-    """Every method at one batch, length and strength: exact values at the end."""
+    """Run every method at one batch, length and strength, and keep the exact values at the end."""
     names = names or tuple(methods(batch))
     jobs = [(name, s) for name in names for s in seeds if cache.get(key(name, batch, epochs, s, strength)) is None]
     if not jobs:
@@ -92,7 +92,7 @@ def points(cache: Cache, seeds: tuple[int, ...]) -> list[Point]:
 
 
 def slope(x: list[float], y: list[float]) -> float:
-    """Of log y over log x."""
+    """Return the slope of log y over log x."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 

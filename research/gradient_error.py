@@ -15,7 +15,7 @@ from .measure import exact
 
 
 def flat_gradient(runs: ManyRuns, rows: Tensor, dz: Tensor) -> Tensor:
-    """(R, P): the gradient with respect to all weights of each run, given dL/dz at the rows (R, N) of the table."""
+    """Return (R, P), the gradient with respect to all weights of each run, given dL/dz at the rows (R, N) of the table."""
     z = normalize(forward(runs.weights, runs.table[rows]), dim=2)
     parts = torch.autograd.grad(z, runs.weights, dz)
     return torch.cat([p.flatten(1) for p in parts], dim=1)
@@ -23,7 +23,7 @@ def flat_gradient(runs: ManyRuns, rows: Tensor, dz: Tensor) -> Tensor:
 
 @torch.no_grad()
 def exact_dz(z: Tensor, tau: float, variant: str = "F2", rows: int = 32) -> tuple[Tensor, Tensor]:
-    """d F / d z in closed form, (V, n, D), and log g, (V, n).
+    """Return d F / d z in closed form, (V, n, D), and log g, (V, n).
 
     With w_a the derivative of F with respect to tau g_a, times Vn (F2: 1 / mean over the views of g; F1: 1 / g_a):
     dF/dz_a = (1/Vn) { -2 mean over the other views of z  +  (w_a + w_b) E_ab / (V (n-1)) summed over b in N(a), times z_b }.
@@ -46,7 +46,7 @@ def exact_dz(z: Tensor, tau: float, variant: str = "F2", rows: int = 32) -> tupl
 
 
 def exact_gradient(runs: ManyRuns, run: int, variant: str = "F2") -> tuple[Tensor, Tensor]:
-    """(P,) the gradient of F with respect to the weights of one run, and log g (V, n)."""
+    """Return (P,), the gradient of F with respect to the weights of one run, and log g (V, n)."""
     dz, log_g = exact_dz(runs.embeddings(run), runs.tau, variant)
     alone = copy.copy(runs)
     alone.weights = [w.detach()[run : run + 1].requires_grad_() for w in runs.weights]
@@ -57,7 +57,7 @@ def exact_gradient(runs: ManyRuns, run: int, variant: str = "F2") -> tuple[Tenso
 def gradient_error(
     runs: ManyRuns, rules: dict[str, Any], batches: int, seed: int = 0
 ) -> dict[str, dict[str, list[float]]]:
-    """For each rule (an object that serves all R runs), per run: over `batches` batches at the present weights,
+    """Return, for each rule (an object that serves all R runs) and run, over `batches` batches at the present weights:
 
     `bias` = |mean gradient - exact| / |exact| with the part removed that chance leaves in a mean of so many batches,
     `noise` = root mean square of |gradient - mean| / |exact|,  `cosine` of the mean to the exact one,

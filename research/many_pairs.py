@@ -50,7 +50,7 @@ class Seen:
     share: float
 
     def log_g(self, tau: float | Tensor) -> Tensor:
-        """(2, R, B): the images' anchors, then the texts'. tau: a float, (R, 1), or (2, R, B)."""
+        """Return (2, R, B): the images' anchors, then the texts'. tau: a float, (R, 1), or (2, R, B)."""
         of_images, of_texts = (tau, tau)
         if isinstance(tau, Tensor):
             of_images, of_texts = (tau[0], tau[1]) if tau.ndim == 3 else (tau, tau)
@@ -76,12 +76,12 @@ class Clip:
         pass
 
     def value(self, seen: Seen) -> Tensor:
-        """(R, B)."""
+        """Return (R, B), one value a pair."""
         negatives = torch.tensor(seen.sim.shape[1] - 1.0)
         return F.ntxent_loss(seen.s_pos, seen.log_g(TAU), negatives, TAU)
 
     def after(self) -> None:
-        """What follows the backward pass, beside the step of Adam."""
+        """Do what follows the backward pass, beside the step of Adam."""
 
 
 class SigLip(Clip):
@@ -122,7 +122,7 @@ class SogClr(Clip):
             self.table = torch.full((2, runs, n), TAU)
 
     def tau(self, index: Tensor) -> float | Tensor:
-        """A float, (R, 1), or (2, R, B) of which the gradient is kept."""
+        """Return a float, (R, 1), or (2, R, B) of which the gradient is kept."""
         if self.kind == "global":
             return self.parameters[0]
         if self.kind == "per-sample":
@@ -143,7 +143,7 @@ class SogClr(Clip):
 
     @torch.no_grad()
     def after(self) -> None:
-        """Plain gradient descent for the temperatures of the batch's anchors, each by its own part of the mean."""
+        """Take a step of plain gradient descent with the temperatures of the batch's anchors, each by its own part of the mean."""
         if self.kind == "per-sample":
             batch = self.drawn.shape[2]
             moved = self.drawn - TEMPERATURE_RATES[self.kind] * 2 * batch * self.drawn.grad
@@ -185,7 +185,7 @@ class ManyPairs:
         self.step = 0
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """index and rows of the table of views, (R, B); an epoch visits each pair once, in one of its V views."""
+        """Return index and rows of the table of views, (R, B); an epoch visits each pair once, in one of its V views."""
         at = self.step % self.steps_per_epoch
         if at == 0:
             self.order = torch.stack([torch.randperm(self.n, generator=g) for g in self.generators])
@@ -195,7 +195,7 @@ class ManyPairs:
         return index[self.which], (index * self.views + self.drawn[:, part])[self.which]
 
     def values(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """(R, B, D) unit rows of images and of texts, (R, B) ids -> (R, B), by each run's own method."""
+        """Map (R, B, D) unit rows of images and of texts, (R, B) ids -> (R, B), by each run's own method."""
         sim, share = torch.bmm(x, y.transpose(1, 2)), self.step / self.total
         return torch.cat([m.value(Seen(sim[part], index[part], share)) for part, m in self.methods])
 
@@ -220,11 +220,11 @@ class ManyPairs:
 
     @torch.no_grad()
     def embed(self, run: int, tower: int, rows: Tensor) -> Tensor:
-        """(N, d) -> (N, D) unit rows; tower 0 is the images', 1 the texts'."""
+        """Map (N, d) -> (N, D) unit rows; tower 0 is the images', 1 the texts'."""
         return normalize(forward([w[run : run + 1] for w in self.towers[tower]], rows[None]), dim=2)[0]
 
     def result(self, run: int) -> dict[str, Any]:
-        """The exact objective of the training pairs, and recall on the parts that are held out."""
+        """Return the exact objective of the training pairs, and recall on the parts that are held out."""
         images = self.embed(run, 0, self.table).view(self.n, self.views, -1).transpose(0, 1)
         found: dict[str, Any] = {"objective": exact_objective(images, self.embed(run, 1, self.problem.texts), TAU)}
         for name, (x, y) in self.problem.held.items():
@@ -237,7 +237,7 @@ class ManyPairs:
 
 @torch.no_grad()
 def exact_objective(images: Tensor, texts: Tensor, tau: float, rows: int = 128) -> float:
-    """Mean of -s, plus tau times the mean over both kinds of anchors of log g: (V, n, D), (n, D) unit rows.
+    """Return the mean of -s, plus tau times the mean over both kinds of anchors of log g: (V, n, D), (n, D) unit rows.
 
     The negatives of image view (v, i) are the n - 1 other texts; those of text i all V views of the n - 1 other images.
     """

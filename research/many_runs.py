@@ -35,7 +35,7 @@ class Job:
 
 
 def init_weights(d: int, seeds: list[int], widths: tuple[int, ...] = WIDTHS) -> list[Tensor]:
-    """He-normal weights and zero biases: W (R, in, out), b (R, 1, out), alike for the same seed."""
+    """Return He-normal weights and zero biases: W (R, in, out), b (R, 1, out), alike for the same seed."""
     weights: list[Tensor] = []
     sizes = (d, *widths)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -46,7 +46,7 @@ def init_weights(d: int, seeds: list[int], widths: tuple[int, ...] = WIDTHS) -> 
 
 
 def forward(weights: list[Tensor], x: Tensor, layers: int | None = None) -> Tensor:
-    """(R, N, d) -> (R, N, width of the last layer asked for; of the last of all when left out)."""
+    """Map (R, N, d) -> (R, N, width of the last layer asked for; of the last of all when left out)."""
     depth = len(weights) // 2
     for k in range(layers or depth):
         x = torch.baddbmm(weights[2 * k + 1], x, weights[2 * k])
@@ -56,7 +56,7 @@ def forward(weights: list[Tensor], x: Tensor, layers: int | None = None) -> Tens
 
 
 def one_adam(jobs: list[Job], weights: list[Tensor]) -> torch.optim.Optimizer:
-    """One parameter group a learning rate, each holding slices that share memory with the stacked weights, (R, ...)."""
+    """Return Adam with one parameter group a learning rate, each holding slices that share memory with the stacked weights, (R, ...)."""
     groups: dict[float, list[Tensor]] = {}
     start = 0
     while start < len(jobs):
@@ -72,7 +72,7 @@ def one_adam(jobs: list[Job], weights: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def share_of_peak(step: int, total: int) -> float:
-    """The schedule of the rate: warm-up of a twentieth, then cosine to 0."""
+    """Return the schedule's share of the peak rate: warm-up of a twentieth, then cosine to 0."""
     warm = max(1, total // 20)
     if step < warm:
         return (step + 1) / warm
@@ -112,7 +112,7 @@ class ManyRuns:
         self.order = torch.empty(0)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """index (R, B) and rows of the table (R, 2B); an epoch visits each image once, views are two different of V."""
+        """Return index (R, B) and rows of the table (R, 2B); an epoch visits each image once, views are two different of V."""
         at = self.step % self.steps_per_epoch
         if at == 0:
             self.order = torch.stack([torch.randperm(self.n, generator=g) for g in self.generators])
@@ -125,14 +125,14 @@ class ManyRuns:
         return index[self.which], rows[self.which]
 
     def see(self, z: Tensor, index: Tensor) -> tuple[Seen, Tensor]:
-        """What the rules may look at, and E_ab / m with zeros where b is no negative, (R, N, N)."""
+        """Return what the rules may look at, and E_ab / m with zeros where b is no negative, (R, N, N)."""
         sim = torch.bmm(z, z.transpose(1, 2)) / self.tau
         s_pos = sim[:, self.partner, torch.arange(2 * self.batch)] * self.tau
         e = torch.exp(sim).masked_fill_(self.masked, 0.0) / (2 * self.batch - 2)
         return Seen(z, index, s_pos, e.sum(dim=2).log(), self.step / self.total, self.step), e
 
     def gradient(self, z: Tensor, index: Tensor) -> Tensor:
-        """dL/dz, (R, N, D), by each run's own rule:  (1/N) { -(c_a + c_p) z_p + (w E + E w) z },  w_a = exp(-nu_a)."""
+        """Return dL/dz, (R, N, D), by each run's own rule:  (1/N) { -(c_a + c_p) z_p + (w E + E w) z },  w_a = exp(-nu_a)."""
         seen, e = self.see(z, index)
         out = torch.empty_like(z)
         for part, rule in self.rules:
@@ -142,7 +142,7 @@ class ManyRuns:
         return out
 
     def dz_of(self, rule: Any, mine: Seen, e: Tensor) -> tuple[Tensor, Tensor]:
-        """dL/dz, (R, N, D), by one rule, and its nu, (R, N)."""
+        """Return dL/dz, (R, N, D), by one rule, and its nu, (R, N)."""
         nu, c = rule(mine)
         w = torch.exp(-nu)
         push = torch.bmm((w[:, :, None] + w[:, None, :]) * e, mine.z)
@@ -167,7 +167,7 @@ class ManyRuns:
         self.step += 1
 
     def run(self, marks: tuple[float, ...] = (1.0,)):  # type: ignore[no-untyped-def]
-        """Train to the end; yields the share done at each of `marks`."""
+        """Train to the end; yield the share done at each of `marks`."""
         stops = {max(1, round(m * self.total)): m for m in marks}
         while self.step < self.total:
             self.train_step()
@@ -176,11 +176,11 @@ class ManyRuns:
 
     @torch.no_grad()
     def embeddings(self, run: int) -> Tensor:
-        """(V, n, D) unit rows of one run."""
+        """Return (V, n, D) unit rows of one run."""
         z = normalize(forward([w[run : run + 1] for w in self.weights], self.table[None]), dim=2)[0]
         return z.view(self.n, self.views, -1).transpose(0, 1).contiguous()
 
     @torch.no_grad()
     def features(self, run: int) -> Tensor:
-        """(n, 64): what is kept of the encoder, on the clean images."""
+        """Return (n, 64), what is kept of the encoder, on the clean images."""
         return forward([w[run : run + 1] for w in self.weights], self.problem.clean[None], FEATURES)[0]

@@ -24,7 +24,7 @@ CACHE = Path(__file__).parent / "cache"
 
 @torch.no_grad()
 def exact(z: Tensor, tau: float, rows: int = 32) -> tuple[float, float, Tensor]:
-    """F1, F2 and log g, (V, n): embeddings (V, n, D), the negatives of an anchor are all V views of the n - 1 others."""
+    """Return F1, F2 and log g, (V, n): embeddings (V, n, D), the negatives of an anchor are all V views of the n - 1 others."""
     views, n, _ = z.shape
     flat = z.reshape(views * n, -1)
     turned = (flat / tau).T.contiguous()
@@ -39,14 +39,14 @@ def exact(z: Tensor, tau: float, rows: int = 32) -> tuple[float, float, Tensor]:
 
 
 def split(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Half the images teach the probes, half test them."""
+    """Return the ids that teach the probes and those that test them, half of the images each."""
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
     order = order[:6000]
     return order[: len(order) // 2], order[len(order) // 2 :]
 
 
 def accuracy(features: Tensor, labels: np.ndarray) -> dict[str, float]:
-    """kNN and linear accuracy of frozen features, and linear with ten labels a class (mean of 5 draws)."""
+    """Return kNN and linear accuracy of frozen features, and linear with ten labels a class (mean of 5 draws)."""
     train, test = split(labels)
     x = features.numpy()
     classes = int(labels.max()) + 1
@@ -64,7 +64,7 @@ class Cache:
     """`research/cache/<name>.jsonl`: {"key", "config", "result"} a line."""
 
     def __init__(self, name: str, quick: bool = False) -> None:
-        """quick: it begins empty, and writes nothing."""
+        """Read what was run; when quick, begin empty and write nothing."""
         self.path, self.quick = CACHE / f"{name}.jsonl", quick
         self.found: dict[str, dict[str, Any]] = {}
         if self.path.exists() and not quick:
@@ -74,7 +74,7 @@ class Cache:
 
     @property
     def hours(self) -> float:
-        """Of all runs in it."""
+        """Return the hours of all runs in it."""
         return sum(entry["result"]["seconds"] for entry in self.found.values()) / 3600
 
     def get(self, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -92,7 +92,7 @@ class Cache:
 
 
 def config_of(problem: str, job: Job, batch: int, epochs: int, strength: float = 1.0) -> dict[str, Any]:
-    """What decides a run."""
+    """Return what decides a run."""
     return {
         "problem": problem,
         "strength": strength,
@@ -107,7 +107,7 @@ def config_of(problem: str, job: Job, batch: int, epochs: int, strength: float =
 def ensure(
     cache: Cache, problem: Problem, jobs: list[Job], batch: int, epochs: int, strength: float = 1.0, at_once: int = 36
 ) -> None:
-    """Runs what the cache lacks, at most `at_once` runs side by side."""
+    """Run what the cache lacks, at most `at_once` runs side by side."""
     missing = [j for j in jobs if cache.get(config_of(problem.name, j, batch, epochs, strength)) is None]
     missing.sort(key=lambda j: (json.dumps(j.rule, sort_keys=True), j.lr, j.seed))
     for k in range(0, len(missing), at_once):

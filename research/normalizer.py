@@ -33,7 +33,7 @@ LR = 8e-3
 
 
 def estimators(batch: int) -> dict[str, dict[str, Any]]:
-    """What is compared; the queues hold 16 batches of both views."""
+    """Return what is compared; the queues hold 16 batches of both views."""
     return {
         "mini-batch (DCL)": {"rule": "dcl"},
         "SogCLR 0.9": {"rule": "sogclr", "end": 0.9},
@@ -48,7 +48,7 @@ def estimators(batch: int) -> dict[str, dict[str, Any]]:
 
 
 def measure(cache: Cache, n: int, batch: int, epochs: int, batches: int, seeds: tuple[int, ...]) -> dict[str, Any]:
-    """{mark: {estimator: {quantity: [per seed]}}}, from the cache if it is there."""
+    """Return {mark: {estimator: {quantity: [per seed]}}}, from the cache if it is there."""
     config = {
         "n": n,
         "batch": batch,

@@ -31,7 +31,7 @@ class Problem:
 
 
 def random_views(images: Tensor, count: int, strength: float, seed: int, flip: bool = False) -> Tensor:
-    """`count` random views of each image: (n, C, H, W) in [0, 1] -> (n, count, C, H, W).
+    """Return `count` random views of each image: (n, C, H, W) in [0, 1] -> (n, count, C, H, W).
 
     Rotation to 15 degrees, shift to an eighth of the side, zoom to a fifth, contrast to a third and noise of 0.1,
     all times `strength`; with `flip`, half of them mirrored.
@@ -65,7 +65,7 @@ def build(name: str, images: Tensor, labels: np.ndarray, views: int, strength: f
 
 
 def digits(views: int = 8, strength: float = 1.0) -> Problem:
-    """scikit-learn's 1,797 digits, 8x8."""
+    """Return scikit-learn's 1,797 digits, 8x8."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -74,14 +74,14 @@ def digits(views: int = 8, strength: float = 1.0) -> Problem:
 
 
 def fashion(folder: Path, n: int = 3_000, side: int = 14, views: int = 4, strength: float = 1.0) -> Problem:
-    """The first n images of Fashion-MNIST's training part, at 14x14; `folder` holds the idx files (.gz or not)."""
+    """Return the first n images of Fashion-MNIST's training part, at 14x14; `folder` holds the idx files (.gz or not)."""
     images = torch.from_numpy(read_idx(folder, "train-images-idx3-ubyte")[:n].copy()).float()[:, None] / 255
     labels = read_idx(folder, "train-labels-idx1-ubyte")[:n].astype(np.int64)
     return build("fashion", interpolate(images, size=side, mode="area"), labels, views, strength, flip=True)
 
 
 def emoji(side: int = 12, views: int = 4, strength: float = 1.0) -> Problem:
-    """3,000 of OpenMoji's colour pictures that have a name, at 12x12 on white; the labels are their categories."""
+    """Return 3,000 of OpenMoji's colour pictures that have a name, at 12x12 on white; the labels are their categories."""
     files = sorted(write_emoji()[0].glob("*/*/*.png"), key=lambda f: (f.parent.name, f.name))
     files = [files[k] for k in sorted(np.random.Generator(np.random.Philox(key=0)).permutation(len(files))[:3_000])]
     groups = sorted({f.parent.name for f in files})
@@ -96,7 +96,7 @@ def emoji(side: int = 12, views: int = 4, strength: float = 1.0) -> Problem:
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """An idx file of bytes: magic, sizes, values, big-endian."""
+    """Return an idx file of bytes: magic, sizes, values, big-endian."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
     if path is None:
         raise SystemExit(

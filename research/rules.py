@@ -52,7 +52,7 @@ class Defensive(MovingAverage):
         self.log_r = torch.zeros(runs, 1)
 
     def common_drift(self, seen: Seen, old: Tensor) -> Tensor:
-        """(R, 1) log of the common drift."""
+        """Return (R, 1), the log of the common drift."""
         if self.drift == "none":
             return torch.zeros(len(old), 1)
         known = torch.isfinite(old)
@@ -277,6 +277,6 @@ RULES = {
 
 
 def build_rule(spec: dict[str, Any], runs: int, n: int, batch: int, tau: float) -> Any:
-    """`{"rule": "sogclr", "end": 0.5}` -> the rule, for `runs` runs."""
+    """Build `{"rule": "sogclr", "end": 0.5}` -> the rule, for `runs` runs."""
     options = {k: v for k, v in spec.items() if k != "rule"}
     return RULES[spec["rule"]](runs, n, batch, tau, **options)

@@ -79,12 +79,12 @@ PROBLEMS = ("digits", "fashion", "openmoji")
 
 
 def rule_of(name: str, batch: int) -> dict[str, Any]:
-    """The rule of a method; the memory's length follows the batch."""
+    """Return the rule of a method; the memory's length follows the batch."""
     return METHODS[name] | {"size": 32 * batch} if name == "memory" else METHODS[name]
 
 
 def grid(batch: int) -> tuple[float, ...]:
-    """Four learning rates, each twice the one before, about as sqrt(B); the same for every method."""
+    """Return four learning rates, each twice the one before, about as sqrt(B); the same for every method."""
     lowest = {8: 2e-3, 16: 2e-3, 32: 4e-3, 64: 4e-3, 128: 8e-3, 256: 8e-3, 512: 8e-3}[batch]
     return tuple(lowest * 2**k for k in range(4))
 
@@ -92,7 +92,7 @@ def grid(batch: int) -> tuple[float, ...]:
 def tuned(
     cache: Cache, problem: str, rule: dict[str, Any], batch: int, epochs: int
 ) -> tuple[float, list[dict[str, float]]] | None:
-    """The rate with the lowest mean F2 of `SEEDS`, and the results of all its seeds; None where nothing has been run."""
+    """Return the rate with the lowest mean F2 of `SEEDS`, and the results of all its seeds; None where nothing has been run."""
     found = {}
     for lr in grid(batch):
         results = [cache.get(config_of(problem, Job(rule, lr, s), batch, epochs)) for s in SEEDS]
@@ -114,14 +114,14 @@ def run(
 
 
 def confirm(problem: Problem, cache: Cache, epochs: int, batch: int, at_once: int) -> None:
-    """More seeds of each method at the rate that was chosen for it."""
+    """Run more seeds of each method at the rate that was chosen for it."""
     found = {name: tuned(cache, problem.name, rule_of(name, batch), batch, epochs) for name in METHODS}
     jobs = [Job(rule_of(name, batch), best[0], s) for name, best in found.items() if best for s in MORE_SEEDS]
     ensure(cache, problem, jobs, batch, epochs, at_once=at_once)
 
 
 def table(cache: Cache, problem: str, epochs: int) -> list[str]:
-    """One row a method and batch: mean and standard deviation over the seeds, at the rate that F2 chose."""
+    """Return a table, one row a method and batch: mean and standard deviation over the seeds, at the rate that F2 chose."""
     rows = [
         "| method | B | F2 | linear, % | kNN, % | linear, 10 labels a class, % | rate | seeds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

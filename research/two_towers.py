@@ -52,13 +52,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def grid(batch: int) -> tuple[float, ...]:
-    """Learning rates, a factor of 2 apart, as sqrt(B); the same for every method."""
+    """Return learning rates, a factor of 2 apart, as sqrt(B); the same for every method."""
     return tuple(round(base * (batch / 64) ** 0.5, 6) for base in (4e-3, 8e-3, 1.6e-2))
 
 
 # ------------------------------------------------------------------------------------------------------------- the pairs
 def emoji_pairs() -> PairProblem:
-    """OpenMoji: the demo's test part is the test, an eighth of the base emoji of its training part the validation."""
+    """Return OpenMoji's pairs: the demo's test part is the test, an eighth of the base emoji of its training part the validation."""
     folder, _ = write_emoji()
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "validation": [], "test": []}
     names: set[str] = set()
@@ -83,7 +83,7 @@ def emoji_pairs() -> PairProblem:
 
 
 def picture(path: Path) -> Tensor:
-    """(3, S, S) in [0, 1], on white."""
+    """Return (3, S, S) in [0, 1], on white."""
     drawing = Image.open(path).convert("RGBA")
     page = Image.new("RGBA", drawing.size, "white")
     page.alpha_composite(drawing)
@@ -92,7 +92,7 @@ def picture(path: Path) -> Tensor:
 
 
 def bags(names: dict[str, list[str]]) -> dict[str, Tensor]:
-    """How often each token is in each name, times the token's inverse document frequency in training, to norm one."""
+    """Return how often each token is in each name, times the token's inverse document frequency in training, to norm one."""
     tokenizer = train_tokenizer(names["train"], VOCABULARY, 32)
     size = tokenizer.inner.get_vocab_size()
     counts = {}
@@ -105,7 +105,7 @@ def bags(names: dict[str, list[str]]) -> dict[str, Tensor]:
 
 
 def principal(rows: Tensor) -> Any:
-    """(N, d) -> a function to its first COMPONENTS principal components, each divided by the root of its deviation."""
+    """Return, for (N, d), a function to its first COMPONENTS principal components, each divided by the root of its deviation."""
     mean = rows.mean(dim=0)
     values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))
     basis = vectors[:, -COMPONENTS:] * values[-COMPONENTS:].clamp(min=1e-9) ** -0.25
@@ -115,13 +115,13 @@ def principal(rows: Tensor) -> Any:
 
 # -------------------------------------------------------------------------------------------------------------- the runs
 def config_of(job: Job, batch: int, epochs: int) -> dict[str, Any]:
-    """What decides a run."""
+    """Return what decides a run."""
     about = f"openmoji {SIDE}x{SIDE}, {VIEWS} views, {COMPONENTS} components, {VOCABULARY} tokens"
     return {"problem": about, "batch": batch, "epochs": epochs, "rule": job.rule, "lr": job.lr, "seed": job.seed}
 
 
 def ensure(cache: Cache, problem: PairProblem, jobs: list[Job], batch: int, epochs: int, at_once: int) -> None:
-    """Runs what the cache lacks, at most `at_once` side by side."""
+    """Run what the cache lacks, at most `at_once` side by side."""
     missing = [j for j in jobs if cache.get(config_of(j, batch, epochs)) is None]
     missing.sort(key=lambda j: (json.dumps(j.rule, sort_keys=True), j.lr, j.seed))
     for k in range(0, len(missing), at_once):
@@ -142,12 +142,12 @@ def jobs_of(batch: int, seeds: tuple[int, ...], rates: tuple[float, ...]) -> lis
 
 # -------------------------------------------------------------------------------------------------------------- the page
 def both_ways(result: dict[str, float], part: str, k: int) -> float:
-    """Mean recall of the two directions."""
+    """Return the mean recall of the two directions."""
     return (result[f"{part}_image_to_text_r{k}"] + result[f"{part}_text_to_image_r{k}"]) / 2
 
 
 def results_of(cache: Cache, rule: dict[str, Any], batch: int, epochs: int) -> dict[float, list[dict[str, float]]]:
-    """Rate -> the results of its seeds, as far as they have been run."""
+    """Return rate -> the results of its seeds, as far as they have been run."""
     found = {}
     for lr in grid(batch):
         results = [cache.get(config_of(Job(rule, lr, s), batch, epochs)) for s in SEEDS]
@@ -161,7 +161,7 @@ def mean(results: list[dict[str, float]], value: Any) -> float:
 
 
 def chosen(found: dict[float, list[dict[str, float]]]) -> tuple[float, float]:
-    """The rate with the best recall at 10 on the validation part, and the rate with the lowest objective."""
+    """Return the rate with the best recall at 10 on the validation part, and the rate with the lowest objective."""
     by_recall = max(found, key=lambda lr: mean(found[lr], lambda r: both_ways(r, "validation", 10)))
     by_objective = min(found, key=lambda lr: mean(found[lr], lambda r: r["objective"]))
     return by_recall, by_objective
@@ -192,7 +192,7 @@ def shown(results: list[dict[str, float]], column: str) -> str:
 
 
 def table(cache: Cache, epochs: int) -> list[str]:
-    """One row a method and batch."""
+    """Return a table, one row a method and batch."""
     heads = [*COLUMNS, "lowest objective", "rate", "seeds"]
     rows = [f"| method | B | {' | '.join(heads)} |", f"|---|---:|{'---:|' * len(heads)}"]
     for name, rule in METHODS.items():
@@ -280,7 +280,7 @@ constant here; with a learned one it may do better. Nothing here says what happe
 
 
 def report(cache: Cache) -> None:
-    """docs/results/two_towers.md and .png, from the runs of the cache."""
+    """Write page, figure and CSV from the runs of the cache."""
     minutes = 60 * cache.hours
     panels(cache, EPOCHS)
     write_points("two_towers.csv", points(cache, EPOCHS))

@@ -47,7 +47,7 @@ class WholePasses(ManyRuns):
         self.total, self.passes = steps, steps
 
     def whole_pass(self) -> tuple[Tensor, Tensor]:
-        """index (R, P, B) and rows of the table (R, P, 2B): every image once, but for a remainder."""
+        """Return index (R, P, B) and rows of the table (R, P, 2B): every image once, but for a remainder."""
         parts = []
         for k in range(self.steps_per_epoch):
             self.step = k  # of the pass: at 0 `next_batch` draws a new order
@@ -55,7 +55,7 @@ class WholePasses(ManyRuns):
         return torch.stack([i for i, _ in parts], dim=1), torch.stack([r for _, r in parts], dim=1)
 
     def dz(self, z: Tensor, index: Tensor, share: float) -> Tensor:
-        """Unit rows (R, P, 2B, D), (R, P, B) -> the gradient of the mean over the batches."""
+        """Return the gradient of the mean over the batches, for unit rows (R, P, 2B, D) and ids (R, P, B)."""
         sim = z @ z.transpose(2, 3) / self.tau
         s_pos = sim[..., self.partner, torch.arange(2 * self.batch)]
         e = sim.exp_().masked_fill_(self.masked, 0.0) / (2 * self.batch - 2)

@@ -67,7 +67,7 @@ SHOWN = (*((k, 100, 2) for k in SCORES), ("F2", 1, 4))  # (name, factor, digits)
 
 
 def write_images(folder: Path, data: Path, train: int, test: int) -> None:
-    """PNG files, a folder a class, in train/ and val/."""
+    """Write PNG files, a folder a class, in train/ and val/."""
     images, labels = read_idx(data, "train-images-idx3-ubyte"), read_idx(data, "train-labels-idx1-ubyte")
     for i in range(train + test):
         place = folder / ("train" if i < train else "val") / str(labels[i])
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def config_of(method: str, setting: str, seed: int, epochs: int, train: int, test: int) -> dict[str, Any]:
-    """What decides a run."""
+    """Return what decides a run."""
     config = {
         "method": method,
         "choice": METHODS[method],

@@ -4,5 +4,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Tests run side by side: one torch thread each."""
+    """Keep tests that run side by side to one torch thread each."""
     torch.set_num_threads(1)

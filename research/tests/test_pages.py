@@ -16,7 +16,7 @@ from research.rules import build_rule
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """An empty folder for pages and one for runs."""
+    """Give pages and runs an empty folder each, and return where."""
     monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(measure, "CACHE", tmp_path / "cache")
     return tmp_path
