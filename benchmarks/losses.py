@@ -1,4 +1,4 @@
-"""Time and memory of the losses, forward and backward: python benchmarks/losses.py [--device cpu|cuda] [--largest B]
+"""Time and memory of the losses, forward and backward: python -m benchmarks.losses [--device cpu|cuda] [--largest B]
 
 Against floors and against peers, in one run. The floor is three bare `torch.mm(..., out=)`, what autograd needs for the
 similarities and their gradient: 6 N^2 D operations for one tower (N = 2B), 6 B^2 D for two. All candidates of a row are
@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import peers
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -29,7 +28,8 @@ from sogclr import kernels
 from sogclr.kernels.products import has_onednn, product
 from sogclr.losses import ClipLoss, GlobalContrastiveLoss, NTXentLoss, TwoTowerGlobalContrastiveLoss
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+from . import pages, peers
+
 SIZES = [(64, 128), (64, 256), (256, 128), (256, 256), (1024, 128), (1024, 256), (4096, 128), (4096, 256)]
 ROUNDS = {64: 300, 256: 60, 1024: 15, 4096: 5}
 ONE_TOWER, TWO_TOWERS = "one tower", "two towers"
@@ -48,7 +48,7 @@ def floor(z: Tensor) -> Callable[[], None]:
 
 
 def onednn(z: Tensor) -> Callable[[], None]:
-    """The floor's products by the library that the kernels use."""
+    """Return a call that makes the floor's products by the library that the kernels use."""
 
     def call() -> None:
         similarities = product(z, z)
@@ -102,7 +102,7 @@ def seconds(call: Callable[[], None], device: str) -> float:
 
 
 def measure(towers: str, device: str, dtype: torch.dtype, batch: int, width: int) -> dict[str, tuple[float, float]]:
-    """By name: median seconds, and the median over the rounds of the ratio to the floor."""
+    """Return by name the median seconds, and the median over the rounds of the ratio to the floor."""
     a, b, index = inputs(device, dtype, batch, width)
     z = (torch.cat([a, b]) if towers == ONE_TOWER else a).detach()
     calls: dict[str, Callable[[], None]] = {"floor": floor(z)}
@@ -128,7 +128,7 @@ def measure(towers: str, device: str, dtype: torch.dtype, batch: int, width: int
 def peak(
     towers: str, device: str, dtype: torch.dtype, batch: int, width: int, name: str, first: str
 ) -> tuple[float, float]:
-    """MiB beyond what was there before one forward and backward pass, and its seconds: called in a fresh process."""
+    """Return the MiB beyond what was there before one forward and backward pass, and its seconds: called in a fresh process."""
     a, b, index = inputs(device, dtype, batch, width)
     loss = losses(towers, device, batch)[name]
     if first == "second call":  # libraries load and compile code on their first use
@@ -153,7 +153,8 @@ def resident(field: str) -> float:
 def fresh_peak(
     towers: str, device: str, dtype: str, batch: int, width: int, name: str, first: str = "second call"
 ) -> tuple[float, float]:
-    command = [sys.executable, __file__, "--peak", towers, device, dtype, str(batch), str(width), name, first]
+    words = [towers, device, dtype, str(batch), str(width), name, first]
+    command = [sys.executable, "-m", "benchmarks.losses", "--peak", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     mib, took = done.stdout.splitlines()[-1].split()  # some peers print
     return float(mib), float(took)
@@ -193,24 +194,20 @@ def memory_table(device: str, dtype: str, batches: tuple[int, ...]) -> list[str]
 def machine(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0]}, {len(names)} cores, {platform.system()}"
+    return f"{pages.processor()}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def page(arguments: argparse.Namespace) -> str:
     device, dtype = arguments.device, getattr(torch, arguments.dtype)
     sizes = [(b, d) for b, d in SIZES if b <= arguments.most]
-    versions = ", ".join(f"{name} {number}" for name, number in peers.installed().items()) or "no peers installed"
     load = f"{os.getloadavg()[0]:.1f}"
     parts = [
         "# Loss kernels: time and memory",
         "",
         f"{datetime.date.today()}, {machine(device)}, torch {torch.__version__}, {arguments.threads} thread(s), "
-        f"{arguments.dtype}, tau 0.1; {versions}.",
+        f"{arguments.dtype}, tau 0.1; {peers.versions()}.",
         f"Load average of the machine at the start {load}: trust ratios, not milliseconds.",
-        f"`python benchmarks/losses.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"`python -m benchmarks.losses {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         "",
         "Forward and backward, normalisation and state update included. The floor is three bare `torch.mm(..., out=)` "
         "into buffers that exist already: 6 N²D operations for one tower (N = 2B), 6 B²D for two. Cells are medians over "
@@ -242,12 +239,12 @@ def page(arguments: argparse.Namespace) -> str:
             f"one forward and backward pass.",
         ]
     if device == "cpu":
-        parts += ["", "## GPU", "", "Not run. `python benchmarks/losses.py --device cuda` writes losses_cuda.md."]
+        parts += ["", "## GPU", "", "Not run. `python -m benchmarks.losses --device cuda` writes losses_cuda.md."]
     return "\n".join(parts) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=1)
@@ -260,9 +257,7 @@ def main() -> None:
         towers, device, dtype, batch, width, name, first = arguments.peak
         print(*peak(towers, device, getattr(torch, dtype), int(batch), int(width), name, first))
         return
-    text = page(arguments)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / ("losses.md" if arguments.device == "cpu" else "losses_cuda.md")).write_text(text)
+    pages.write_page("losses.md" if arguments.device == "cpu" else "losses_cuda.md", page(arguments))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ import torch
 
 @functools.cache
 def folder(package: str) -> Path | None:
-    """Where a package is installed, found without running it."""
+    """Return where a package is installed, found without running it."""
     spec = importlib.util.find_spec(package)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 @functools.cache
 def module(package: str, path: str) -> ModuleType:
-    """One file of a package, without the package's own imports."""
+    """Load one file of a package, without the package's own imports."""
     home = folder(package)
     assert home is not None
     spec = importlib.util.spec_from_file_location(f"peer_{package}", home / path)
@@ -35,7 +35,7 @@ def module(package: str, path: str) -> ModuleType:
 
 @functools.cache
 def below_empty_packages(name: str) -> ModuleType:
-    """A module that imports others of its package absolutely: its parent packages are put in place, unrun."""
+    """Load a module that imports others of its package absolutely: its parent packages are put in place, unrun."""
     parts = name.split(".")
     home = folder(parts[0])
     assert home is not None
@@ -58,8 +58,13 @@ def installed() -> dict[str, str]:
     return found
 
 
+def versions() -> str:
+    """Return names and versions of the peers that are installed, for a page."""
+    return ", ".join(f"{name} {number}" for name, number in installed().items()) or "no peers installed"
+
+
 def one_tower(device: str, samples: int) -> dict[str, torch.nn.Module]:
-    """By name; each is called with (z0, z1, index) or, NT-Xent, with (z0, z1)."""
+    """Return the losses by name; each is called with (z0, z1, index) or, NT-Xent, with (z0, z1)."""
     losses: dict[str, torch.nn.Module] = {}
     if folder("libauc"):
         losses["LibAUC GCLoss_v1"] = module("libauc", "losses/contrastive.py").GCLoss_v1(
@@ -71,7 +76,7 @@ def one_tower(device: str, samples: int) -> dict[str, torch.nn.Module]:
 
 
 def two_towers(device: str, samples: int) -> dict[str, torch.nn.Module]:
-    """By name; GCLoss_v2 is called with (x, y, index), ClipLoss with (x, y, 1 / tau); both want unit rows."""
+    """Return the losses by name; GCLoss_v2 is called with (x, y, index), ClipLoss with (x, y, 1 / tau); both want unit rows."""
     losses: dict[str, torch.nn.Module] = {}
     if folder("libauc"):
         losses["LibAUC GCLoss_v2"] = module("libauc", "losses/contrastive.py").GCLoss_v2(N=samples, tau=0.1, gamma=0.9)

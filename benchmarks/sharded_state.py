@@ -1,6 +1,6 @@
 """Log u divided among processes, against a copy on each: bytes and seconds, n = 10^8.
 
-    python benchmarks/sharded_state.py [--quick]
+    python -m benchmarks.sharded_state [--quick]
 
 Real processes, gloo, one thread each, on this machine's cores. A step is forward and backward of the whole loss, its state
 updated, on embeddings of width 128; the variants take turns, and the median is of the slowest process of each step.
@@ -9,7 +9,6 @@ A checkpoint is `sharded.whole_state`: the main process puts all parts together.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import socket
@@ -23,23 +22,23 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from figures import host, write_page
 
 from sogclr import GlobalContrastiveLoss, estimators
 from sogclr.losses.estimators import sharded
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "sharded_state.md"
+from . import pages
+
 D, MIB = 128, 2**20
 WAYS = ("a copy on each", "divided, all-to-all", "divided, all-reduce")
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Return the bytes of this process in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak() -> int:
-    """The most it has been."""
+    """Return the most bytes of this process that have been in memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -49,7 +48,7 @@ def build(way: str, n: int) -> GlobalContrastiveLoss:
 
 
 def step(loss: GlobalContrastiveLoss, way: str, batch: int, number: int) -> float:
-    """Seconds of the slowest process."""
+    """Return the seconds that the slowest process takes."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(number)
     index = torch.randint(0, loss.estimator.num_samples, (batch,), generator=generator)
@@ -117,7 +116,7 @@ def measure(ranks: int, n: int, batches: tuple[int, ...], rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pages.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a small n, few rounds, no page")
     options = parser.parse_args()
     n, batches, rounds = (10**5, (64,), 3) if options.quick else (10**8, (256, 1024), 31)
@@ -133,17 +132,15 @@ def main() -> None:
             )
             rows.append(f"| {ranks} | {way} | {found['bytes', way]:,} | {cells} |")
         saving.append(f"| {ranks} | {found['checkpoint']:.2f} | {found['checkpoint memory'] / MIB:,.0f} |")
-    text = "\n".join([
-        "# State divided among processes", "", "`python benchmarks/sharded_state.py`", "",
-        f"Machine: {host()}. Processes share its cores and talk by gloo.", "",
+    about = (
         f"n = {n:,} samples; a step is forward and backward of `GlobalContrastiveLoss` on embeddings of width {D}, B the batch of all "
-        f"processes; medians of {rounds} steps, the variants taking turns. All variants end with the same state, bit for bit.", "",
-        *rows, "", "Putting the parts together for a checkpoint, on the main process:", "", *saving, "",
-    ])  # fmt: skip
-    if options.quick:
-        print(text)
-        return
-    write_page(RESULT, text)
+        f"processes; medians of {rounds} steps, the variants taking turns. All variants end with the same state, bit for bit."
+    )
+    more = ". Processes share its cores and talk by gloo"
+    lines = [*pages.head("State divided among processes", "benchmarks.sharded_state", more), about, "", *rows, ""]
+    lines += ["Putting the parts together for a checkpoint, on the main process:", "", *saving, ""]
+    text = "\n".join(lines)
+    pages.write_page("sharded_state.md", text, options.quick)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
 """Claim 4, cost of state: bytes that a method keeps, and what its loss adds to a step.
 
-    python benchmarks/state_cost.py [--quick]
+    python -m benchmarks.state_cost [--quick]
 
 State: the buffers of the losses, and for MoCo the key encoder's weights too. SimCLR keeps nothing, but needs a larger
 batch; what that costs is the memory that an encoder holds for its backward pass, counted from the tensors that autograd
 saves. Step: the median time of the loss's forward and backward pass on embeddings of width 128, one thread, interleaved.
-Writes docs/results/state_cost.md and .png.
+Writes docs/results/state_cost.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from figures import COLOURS, figure, host, save
 from torch import Tensor, nn
 
 import sogclr
 from sogclr.models.backbone import create_backbone
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "state_cost.md"
+from . import pages
+
 N, D = 1_281_167, 128
 MIB = 2**20
 
@@ -41,7 +39,7 @@ def buffer_bytes(module: nn.Module) -> int:
 
 
 def saved_bytes(encoder: nn.Module, image_size: int, batch: int = 2) -> float:
-    """Bytes an image that a training step holds for its backward pass (float32), each storage once, weights not."""
+    """Return the bytes an image that a training step holds for its backward pass (float32), each storage once, weights not."""
     own = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
     seen: dict[int, int] = {}
 
@@ -57,7 +55,7 @@ def saved_bytes(encoder: nn.Module, image_size: int, batch: int = 2) -> float:
 
 
 def loss_times(batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of forward and backward, the losses taking turns."""
+    """Return the median seconds of forward and backward, the losses taking turns."""
     modules, times = losses(batch), {name: [] for name in losses(batch)}
     generator = torch.Generator().manual_seed(0)
     for turn in range(rounds + 2):
@@ -72,7 +70,7 @@ def loss_times(batch: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pages.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, a small encoder, no page")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -87,29 +85,27 @@ def main() -> None:
         "|---|---:|---:|" + "---:|" * len(batches),
     ]
     times = {b: loss_times(b, 5 if options.quick else 15) for b in batches}
-    states = {}
     for key, module in losses(batches[-1]).items():
-        states[key] = buffer_bytes(module) + (weights if key.startswith("MoCo") else 0)
+        state = buffer_bytes(module) + (weights if key.startswith("MoCo") else 0)
         cells = " | ".join(f"{1e3 * times[b][key]:.1f}" for b in batches)
-        rows.append(f"| {key} | {states[key] / MIB:.1f} MiB | {states[key] / N:.2f} | {cells} |")
+        rows.append(f"| {key} | {state / MIB:.1f} MiB | {state / N:.2f} | {cells} |")
     held = [f"| {b:,} | {2 * b * image / 2**30:.1f} GiB |" for b in (64, 256, 1024, 4096, 8192)]
+    more = f"; {(time.monotonic() - begun) / 3600:.3f} hours"
     text = [
-        "# Cost of state", "", "`python benchmarks/state_cost.py`", "", f"Machine: {host()}; {(time.monotonic() - begun) / 3600:.3f} hours.", "",
+        *pages.head("Cost of state", "benchmarks.state_cost", more),
         f"n = {N:,} (ImageNet-1K), embeddings of width {D}, the memory's queue for B = {batches[-1]}; MoCo's state counts the key encoder, {name} "
-        f"({weights / MIB:.0f} MiB). SogCLR keeps one float a sample.", "", *rows, "",
-        f"What {name} holds for the backward pass at {size} pixels in float32 ({image / MIB:.0f} MiB an image), two views an image:", "",
-        "| batch size | held |", "|---:|---:|", *held, "",
-    ]  # fmt: skip
-    print("\n".join(text))
-    if options.quick:
-        return
-    fig, axes = figure(2, 1)
-    axes[0][0].barh(list(states), [v / MIB for v in states.values()], color=COLOURS[4])
-    axes[0][0].set_xlabel("state, MiB")
-    axes[0][1].barh(list(times[256]), [1e3 * v for v in times[256].values()], color=COLOURS[2])
-    axes[0][1].set_xlabel("loss at B = 256, ms (one thread)")
-    save(fig, RESULT.with_suffix(".png"))
-    RESULT.write_text("\n".join(text), encoding="utf-8")
+        f"({weights / MIB:.0f} MiB). SogCLR keeps one float a sample.",
+        "",
+        *rows,
+        "",
+        f"What {name} holds for the backward pass at {size} pixels in float32 ({image / MIB:.0f} MiB an image), two views an image:",
+        "",
+        "| batch size | held |",
+        "|---:|---:|",
+        *held,
+        "",
+    ]
+    pages.write_page("state_cost.md", "\n".join(text), options.quick)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images a CPU second of the whole training step, beside the encoder alone and the peers: python benchmarks/throughput.py
+"""Images a CPU second of the whole training step, beside the encoder alone and the peers: python -m benchmarks.throughput
 
 A step is the trainer's own: reading, decoding, cropping, augmentation, encoder, loss with its state, backward, optimizer.
 The ceiling is forward, backward and optimizer of the same model on a batch that is ready. The peers train the same model on
@@ -10,7 +10,6 @@ in docs/results/step_profile.md instead. `make bench-peers` installs the peers. 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import cProfile
 import os
@@ -19,13 +18,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import peers
 import torch
-from loader import write_tiles
 from PIL import Image
 
 from sogclr.config.toml import from_options
@@ -38,20 +34,30 @@ from sogclr.training.optim import build_optimizer
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
 
+from . import pages, peers
+from .loader import write_tiles
+
 import_timm()  # declares torchvision's operators where they are missing
 from torchvision import transforms  # noqa: E402
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 CASES = ((60, 32, "resnet18_small", 32), (128, 64, "resnet18_small", 16), (256, 224, "resnet18", 4))
 OURS, CEILING = "ours, the whole step", "encoder alone, the ceiling"
 
 
 def trainer_of(folder: Path, size: int, model: str, batch: int) -> Trainer:
-    """The trainer of `sogclr train` with its defaults, in float32."""
+    """Return the trainer of `sogclr train` with its defaults, in float32."""
     options = {
-        "data": str(folder), "out": str(folder.parent / "run"), "model": model, "image_size": size,
-        "batch_size": batch, "precision": "fp32", "device": "cpu", "workers": 0, "threads": 1, "cache": "none",
-    }  # fmt: skip
+        "data": str(folder),
+        "out": str(folder.parent / "run"),
+        "model": model,
+        "image_size": size,
+        "batch_size": batch,
+        "precision": "fp32",
+        "device": "cpu",
+        "workers": 0,
+        "threads": 1,
+        "cache": "none",
+    }
     manifest = Manifest.scan(folder, cache=False)
     config, _ = resolve(from_options(options), manifest)
     trainer = Trainer(config, RunFolder(options["out"]), manifest, None, Progress(quiet=True))
@@ -80,7 +86,7 @@ def ceiling(trainer: Trainer) -> Callable[[], None]:
 
 
 def peer(trainer: Trainer, folder: Path, transform: Callable, loss: Callable) -> Callable[[], None]:
-    """A peer's step as its users write it: PIL, one image at a time, a default collation, torch's SGD."""
+    """Return a peer's step as its users write it: PIL, one image at a time, a default collation, torch's SGD."""
     model, batch = copy.deepcopy(trainer.model), trainer.config.run.batch_size
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     paths = sorted(folder.iterdir())
@@ -106,15 +112,17 @@ def peer(trainer: Trainer, folder: Path, transform: Callable, loss: Callable) ->
 def recipe_of_torchvision(recipe: Recipe, size: int) -> Callable:
     jitter = transforms.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     blur = transforms.GaussianBlur(max(3, int(0.1 * size) | 1), recipe.blur_sigma)
-    view = transforms.Compose([
-        transforms.RandomResizedCrop(size, scale=recipe.crop_scale, ratio=recipe.crop_ratio),
-        transforms.RandomHorizontalFlip(recipe.flip),
-        transforms.RandomApply([jitter], p=recipe.jitter),
-        transforms.RandomGrayscale(p=recipe.gray),
-        *([transforms.RandomApply([blur], p=recipe.blur)] if recipe.blur else []),
-        transforms.ToTensor(),
-        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])  # fmt: skip
+    view = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=recipe.crop_scale, ratio=recipe.crop_ratio),
+            transforms.RandomHorizontalFlip(recipe.flip),
+            transforms.RandomApply([jitter], p=recipe.jitter),
+            transforms.RandomGrayscale(p=recipe.gray),
+            *([transforms.RandomApply([blur], p=recipe.blur)] if recipe.blur else []),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
     return lambda image: (view(image), view(image))
 
 
@@ -130,7 +138,7 @@ def contestants(trainer: Trainer, folder: Path, size: int) -> dict[str, Callable
 
 
 def measure(case: tuple[int, int, str, int], rounds: int) -> dict[str, list[float]]:
-    """Images a CPU second of each contestant, round by round."""
+    """Return the images a CPU second of each contestant, round by round."""
     tile, size, model, batch = case
     with tempfile.TemporaryDirectory(prefix="throughput-") as name:
         folder = Path(name) / "tiles"
@@ -160,7 +168,7 @@ def table(case: tuple[int, int, str, int], found: dict[str, list[float]]) -> str
 
 
 def profile(case: tuple[int, int, str, int], steps: int = 5) -> str:
-    """Where a step's time goes: operators by torch.profiler, functions by cProfile."""
+    """Return tables of where a step's time goes: operators by torch.profiler, functions by cProfile."""
     tile, size, model, batch = case
     with tempfile.TemporaryDirectory(prefix="throughput-") as name:
         folder = Path(name) / "tiles"
@@ -190,33 +198,31 @@ def profile(case: tuple[int, int, str, int], steps: int = 5) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="write docs/results/step_profile.md instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    said = f"{date.today()}, one thread of a machine with {os.cpu_count()} cores, torch {torch.__version__}, float32"
+    said = f"{pages.one_thread()}, float32"
     if options.profile:
-        path = RESULTS / "step_profile.md"
+        name = "step_profile.md"
         about = (
-            f"`python benchmarks/throughput.py --profile`, {said}. The trainer's step with reading in the same process. "
+            f"`python -m benchmarks.throughput --profile`, {said}. The trainer's step with reading in the same process. "
             "Backward runs inside `run_backward`, so functions show forward, data and optimizer, and operators all."
         )
         parts = ["# Where the time of a step goes", about, *(profile(case) for case in CASES[:2])]
     else:
-        path = RESULTS / "throughput.md"
-        versions = ", ".join(f"{name} {number}" for name, number in peers.installed().items()) or "no peers installed"
+        name = "throughput.md"
+        versions = peers.versions()
         about = (
-            f"`python benchmarks/throughput.py --rounds {options.rounds}`, {said}; {versions}. Whole steps: reading, "
+            f"`python -m benchmarks.throughput --rounds {options.rounds}`, {said}; {versions}. Whole steps: reading, "
             "decoding, two views of each image, encoder, loss, backward, optimizer, all in one process one after the other, "
             "so nothing hides behind the encoder; the ceiling is forward, backward and optimizer on a ready batch. The "
             "peers' rows have the same model and recipe, torchvision's transforms on PIL images, their own loss and torch's "
             "SGD. CPU time; medians over rounds in which the contestants take turns; ratios within a round."
         )
         parts = ["# The whole training step", about, *(table(case, measure(case, options.rounds)) for case in CASES)]
-    text = "\n\n".join(parts) + "\n"
-    path.write_text(text, encoding="utf-8")
-    print(text)
+    pages.write_page(name, "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What each rank sends and receives in a step of the loss: formulas, bytes counted on real processes, and 1,024 simulated ranks.
 
-    python benchmarks/traffic.py [--quick]
+    python -m benchmarks.traffic [--quick]
 
 Counted: every collective of four real gloo processes goes through a wrapper that notes its bytes, which must be those of the
 formulas, one by one; and, where the system allows a network of its own (`unshare --net`), all that crosses its loopback. Simulated: the
@@ -26,22 +26,22 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from figures import host, write_page
 
 from sogclr import GlobalContrastiveLoss, estimators
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "traffic.md"
+from . import pages
+
 LO_STEPS = 40
 
 
 # -------------------------------------------------------------------------------------------------------------- formulas
 def owners(index: np.ndarray, ranks: int, n: int, by: str) -> np.ndarray:
-    """Which rank keeps each id: by the remainder, as the library does, or in contiguous blocks."""
+    """Return which rank keeps each id: by the remainder, as the library does, or in contiguous blocks."""
     return index % ranks if by == "remainder" else index // -(-n // ranks)
 
 
 def all_to_all(index: np.ndarray, ranks: int, n: int, by: str = "remainder") -> np.ndarray:
-    """(ranks, ranks) bytes from each owner to each rank that asks: rank k for the k-th block of the batch's ids."""
+    """Return (ranks, ranks) bytes from each owner to each rank that asks: rank k for the k-th block of the batch's ids."""
     asking = np.arange(len(index)) // -(-len(index) // ranks)
     counts = np.zeros((ranks, ranks), dtype=np.int64)
     np.add.at(counts, (owners(index, ranks, n, by), asking), 1)
@@ -49,7 +49,7 @@ def all_to_all(index: np.ndarray, ranks: int, n: int, by: str = "remainder") -> 
 
 
 def formulas(ranks: int, b: int, width: int) -> list[tuple[str, str, float]]:
-    """(what, collective, bytes that each rank receives) of a step, in order; the all-to-all apart."""
+    """Return (what, collective, bytes that each rank receives) of a step, in order; the all-to-all apart."""
     other = ranks - 1
     return [
         ("sizes of the ranks' parts, between hosts", "all_reduce", 2 * other / ranks * 8 * ranks),
@@ -143,7 +143,7 @@ def real(ranks: int, n: int, b: int, width: int, steps: int, loopback: bool = Fa
 
 
 def check(ranks: int, n: int, b: int, width: int, steps: int) -> tuple[float, int]:
-    """Bytes that all ranks receive in a step by the formulas, mean; raises where a single collective differs from them."""
+    """Return the mean bytes that all ranks receive in a step, and stop where a single collective differs from the formulas."""
     found = real(ranks, n, b, width, steps)
     expected = formulas(ranks, b, width)
     compared, total = 0, 0.0
@@ -163,16 +163,9 @@ def check(ranks: int, n: int, b: int, width: int, steps: int) -> tuple[float, in
 
 
 def loopback(ranks: int, n: int, b: int, width: int) -> float | None:
-    """Bytes of a step that cross the loopback of a network of its own; None where the system has none to give."""
-    command = [
-        "unshare",
-        "--map-root-user",
-        "--net",
-        sys.executable,
-        __file__,
-        "--inside",
-        *map(str, (ranks, n, b, width)),
-    ]
+    """Return the bytes of a step that cross the loopback of a network of its own; None where the system has none to give."""
+    own = [sys.executable, "-m", "benchmarks.traffic", "--inside", *map(str, (ranks, n, b, width))]
+    command = ["unshare", "--map-root-user", "--net", *own]
     done = subprocess.run(command, capture_output=True, text=True)
     return float(done.stdout) if done.returncode == 0 else None
 
@@ -185,7 +178,7 @@ def inside(ranks: int, n: int, b: int, width: int) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- simulation
 def simulate(ranks: int, n: int, b: int, steps: int, order: str, by: str) -> tuple[float, float, float]:
-    """Of an owner's sent bytes: the mean, and the largest owner's against it, in a mean step and in the worst one."""
+    """Return of an owner's sent bytes the mean, and the largest owner's against it, in a mean step and in the worst one."""
     sums = []
     generator = np.random.Generator(np.random.Philox(key=3))
     for step in range(steps):
@@ -199,61 +192,86 @@ def simulate(ranks: int, n: int, b: int, steps: int, order: str, by: str) -> tup
     return float(sent.mean()), float(ratio.mean()), float(ratio.max())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps, no page")
-    parser.add_argument("--inside", nargs=4, type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.inside:
-        inside(*options.inside)
-        return
-    ranks, n, b, width, steps = 4, 1_000_003, 64, 128, 4 if options.quick else 50
-    counted, compared = check(ranks, n, b, width, steps)
-    crossed = loopback(ranks, n, b, width)
-    big, big_n, big_steps = 1024, 10**9, 20 if options.quick else 2000
+def collectives_table(ranks: int, big: int, b: int, width: int) -> tuple[list[str], float]:
+    """Return the table of the formulas at few and at many ranks, and the bytes of embeddings at many."""
+    few, many = formulas(ranks, b, width), formulas(big, b, width)
     rows = [
         "| what | collective | formula at 4 ranks, bytes received by each | at 1,024 ranks |",
         "|---|---|---:|---:|",
     ]
-    one_each = [size for *_, size in formulas(ranks, b, width)], [size for *_, size in formulas(big, b, width)]
-    for (what, kind, _), few, many in zip(formulas(ranks, b, width), *one_each, strict=True):
-        rows.append(f"| {what} | {kind} | {few:,.0f} | {many:,.0f} |")
+    rows += [
+        f"| {what} | {kind} | {one:,.0f} | {other[2]:,.0f} |"
+        for (what, kind, one), other in zip(few, many, strict=True)
+    ]
     expected = 4 * b * (ranks - 1) / ranks, 4 * b * (big - 1) / big
     rows.insert(
         -1,
         f"| log u, from its owners to who asked | all_to_all | {expected[0]:,.0f} expected | {expected[1]:,.0f} expected |",
     )
-    rows.append(f"| **all** | | {sum(one_each[0]) + expected[0]:,.0f} | {sum(one_each[1]) + expected[1]:,.0f} |")
-    simulated = [
+    sums = [sum(size for *_, size in part) + extra for part, extra in zip((few, many), expected, strict=True)]
+    rows.append(f"| **all** | | {sums[0]:,.0f} | {sums[1]:,.0f} |")
+    return rows, many[2][2] + many[3][2]
+
+
+def simulated_table(big: int, n: int, b: int, steps: int) -> list[str]:
+    """Return the table of what an owner sends, for each order of the data and way to divide the state."""
+    rows = [
         "| order of the data | state divided | an owner sends, mean bytes | largest owner / mean, mean step | worst step |",
         "|---|---|---:|---:|---:|",
     ]
     for order in ("shuffled", "as stored"):
         for by in ("remainder", "blocks"):
-            mean, usual, worst = simulate(big, big_n, b, big_steps, order, by)
-            simulated.append(f"| {order} | by {by} | {mean:,.0f} | {usual:,.2f} | {worst:,.2f} |")
+            mean, usual, worst = simulate(big, n, b, steps, order, by)
+            rows.append(f"| {order} | by {by} | {mean:,.0f} | {usual:,.2f} | {worst:,.2f} |")
+    return rows
+
+
+def page(quick: bool) -> str:
+    """Measure, simulate, and return the page."""
+    ranks, n, b, width, steps = 4, 1_000_003, 64, 128, 4 if quick else 50
+    counted, compared = check(ranks, n, b, width, steps)
+    crossed = loopback(ranks, n, b, width)
+    big, big_n, big_steps = 1024, 10**9, 20 if quick else 2000
+    rows, embeddings = collectives_table(ranks, big, b, width)
     wire = "the system gave no network of its own, so what crosses the wire was not measured"
     if crossed is not None:
         wire = (
             f"{crossed:,.0f} bytes a step crossed the loopback of a network of their own (mean of {LO_STEPS} steps), "
             f"{crossed / counted:.3f} times the formulas' {counted:,.0f} for all four: TCP and gloo's own headers"
         )
-    text = "\n".join([
-        "# Traffic of a step", "", "`python benchmarks/traffic.py`", "", f"Machine: {host()}; gloo.", "",
+    lines = [*pages.head("Traffic of a step", "benchmarks.traffic", "; gloo")]
+    lines += [
         f"A step of the loss, forward and backward, with log u divided among the ranks: {b} samples a rank, two views, width {width}. Gradients of "
-        "the model come on top. All-reduce counted as a ring's.", "", *rows, "",
+        "the model come on top. All-reduce counted as a ring's.",
+        "",
+        *rows,
+        "",
         f"**Counted on {ranks} real processes**: {compared:,} collectives in {steps} steps, each with the bytes that its formula says, the all-to-all's with "
-        f"those that the ids drawn say; and {wire}.", "",
-        f"**Simulated: {big:,} ranks, n = 10⁹, {big_steps:,} steps.** What the all-to-all asks of an owner depends on the ids in the batch:", "", *simulated, "",
+        f"those that the ids drawn say; and {wire}.",
+        "",
+        f"**Simulated: {big:,} ranks, n = 10⁹, {big_steps:,} steps.** What the all-to-all asks of an owner depends on the ids in the batch:",
+        "",
+        *simulated_table(big, big_n, b, big_steps),
+        "",
         "Shuffled, an owner's load is that of balls in bins, whichever way the state is divided; what the largest sends is a few hundred bytes, next to the "
-        f"{one_each[1][2] + one_each[1][3]:,.0f} of embeddings. In the order in which the data are stored, blocks would have one owner answer everybody.", "",
+        f"{embeddings:,.0f} of embeddings. In the order in which the data are stored, blocks would have one owner answer everybody.",
+        "",
         f"On CUDA one all-reduce of 4 B bytes stands for the all-to-all and the gather behind it: {8 * big * b * (big - 1) / big:,.0f} bytes a rank by a ring at "
-        f"{big:,} ranks, the same for all whatever the ids are.", "",
-    ])  # fmt: skip
-    if options.quick:
-        print(text)
+        f"{big:,} ranks, the same for all whatever the ids are.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="few steps, no page")
+    parser.add_argument("--inside", nargs=4, type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        inside(*options.inside)
         return
-    write_page(RESULT, text)
+    pages.write_page("traffic.md", page(options.quick), options.quick)
 
 
 if __name__ == "__main__":
