@@ -27,6 +27,8 @@ def photos(tmp_path, monkeypatch):
     return write_pairs(tmp_path / "photos", per_digit=3, digits=4)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_the_commands_of_the_readme(photos, tmp_path):
     lines = [line.split("#")[0] for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sogclr ")]
