@@ -2,16 +2,20 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-triton lint bench-peers clean
+.PHONY: demo test test-unit test-triton lint wheel bench-peers clean
 demo: .venv/installed
 	$(BIN)/sogclr demo
 
 test: .venv/with-text .venv/with-research
 	$(BIN)/python -m pytest -n 2
 
+# Without what starts a process, needs a package of an extra, or takes long: an answer in less than a minute.
+test-unit: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m "not integration and not distributed and not slow and not gpu"
+
 # The GPU kernel in Triton's interpreter, which needs an older numpy: both in a folder that comes before the environment's.
 test-triton: .venv/triton
-	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton.py
+	PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/kernels/test_triton.py
 
 .venv/triton: .venv/installed
 	rm -rf $@ $@.tmp
@@ -22,6 +26,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The wheel and the source archive, in dist/.
+wheel: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build
 
 # The peers in an environment of their own, without the packages that their losses do not need; then the comparisons.
 bench-peers: .venv-peers/installed

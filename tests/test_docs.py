@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def photos(tmp_path, monkeypatch):
     return write_pairs(tmp_path / "photos", per_digit=3, digits=4)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_the_commands_of_the_readme(photos, tmp_path):
     lines = [line.split("#")[0] for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sogclr ")]
@@ -80,5 +83,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_reference_is_what_the_commands_say():
+    if f"tyro=={version('tyro')}" not in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        pytest.skip("each release of tyro lays its help out anew: compared under the pinned one")
     written = runpy.run_path(str(ROOT / "docs" / "write_reference.py"))["reference"]()
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == written, "run python docs/write_reference.py"

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from digits import environment
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_the_loss_alone_in_a_loop_of_ones_own_learns():
     """200 of its 3,000 steps: with one label a class, more digits are recognised than before."""
     script = EXAMPLES / "loss_only.py"

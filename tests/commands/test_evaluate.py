@@ -171,6 +171,8 @@ def test_raw_pixels_are_the_pixels():
     assert RawPixels(EncoderInfo("any", 224)).info.image_size == 32
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_json_is_one_object_and_lies_in_the_run(run, digits_data):
     result = sogclr("eval", run, digits_data, "--json", "--workers", "0", check=0)
     found = json.loads(result.stdout)

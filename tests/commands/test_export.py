@@ -47,6 +47,8 @@ assert not any(m.split(".")[0] == "sogclr" for m in sys.modules)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_timm_alone_loads_the_files(tmp_path):
     """In a process that has never heard of this project; create_model is strict about names and shapes."""
     todo, expected = [], []
@@ -67,6 +69,8 @@ def test_timm_alone_loads_the_files(tmp_path):
         torch.testing.assert_close(torch.load(f"{file}.features"), features)
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_every_format_agrees_with_the_encoder(format, run):
     if format == "onnx":

@@ -66,6 +66,8 @@ def test_an_encoder(run):
     assert found["parameters"] == sum(p.numel() for p in package.load_encoder(run.path).parameters())
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "run", "encoder"])
 def test_the_command_prints_json_and_a_table(what, data, run):
     path = {"data": data, "run": run.path, "encoder": run.encoder_file}[what]
@@ -87,6 +89,7 @@ def test_what_cannot_be_inspected(run, tmp_path):
         inspect(tmp_path)
 
 
+@pytest.mark.integration
 def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run.path, copy)

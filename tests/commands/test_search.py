@@ -64,6 +64,8 @@ def test_embeddings_of_other_weights_are_refused(run, data, embeddings, tmp_path
         search(other, "the digit two", embeddings, device="cpu", workers=0)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_the_command_prints_paths_and_scores(run, data, tmp_path):
     said = sogclr(
         "search", run, "a handwritten zero", "--in", data.parent, "--top", 5, "--out", tmp_path / "page.html",

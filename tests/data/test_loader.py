@@ -309,6 +309,7 @@ def start(folder, how):
     return process
 
 
+@pytest.mark.integration
 @linux
 def test_a_program_that_ends_with_a_live_iterator_does_not_hang(folder):
     process = start(folder, "end")
@@ -316,6 +317,8 @@ def test_a_program_that_ends_with_a_live_iterator_does_not_hang(folder):
     assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 @linux
 def test_workers_leave_signals_to_the_parent_and_die_with_it(folder):
     process = start(folder, "wait")

@@ -375,6 +375,8 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("what", ["one tower", "two towers"])
 def test_memory_is_linear_in_the_batch(what):

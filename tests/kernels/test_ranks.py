@@ -31,6 +31,8 @@ from sogclr.losses import (
 from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural, sharded
 from sogclr.losses.temperatures import Global, PerSample
 
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
 BATCH, STEPS, N = 16, 4, 30
 NAMES = (
     "per_view", "per_sample", "ntxent", "dcl", "moco", "adaptive", "dictionary", "queue_average", "neural", "isogclr",

@@ -17,7 +17,9 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 pytest.importorskip("triton")
 DEVICE = "cuda" if CUDA else "cpu"
-pytestmark = [  # the interpreter's arithmetic is numpy's, which warns where a GPU does not
+pytestmark = [
+    pytest.mark.integration,
+    # the interpreter's arithmetic is numpy's, which warns where a GPU does not
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
 ]

@@ -170,6 +170,7 @@ def assert_same(value, expected, inputs, rtol=1e-5, atol=1e-7):
         torch.testing.assert_close(got, want, rtol=rtol, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.1, 0.9, 1.0])
 @pytest.mark.parametrize("texts", [False, True])
 @pytest.mark.parametrize("kind", ["batch", "queue", "memory", "balanced"])
@@ -402,6 +403,7 @@ def test_saved_and_loaded_goes_on_bit_for_bit(name, tmp_path):
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in loss.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_memory_is_flat_over_steps(name):
     loss, counts = losses()[name], []
@@ -413,6 +415,7 @@ def test_memory_is_flat_over_steps(name):
     assert counts[1] <= counts[0]
 
 
+@pytest.mark.slow
 def test_the_value_estimates_the_global_objective():
     """With embeddings held still, batches of 4 report the two-way objective over all pairs: CLIP's loss does not."""
     n, tau, generator = 40, 0.3, torch.Generator().manual_seed(5)
@@ -466,6 +469,7 @@ def test_reductions(name):
         torch.testing.assert_close(loss(*z, torch.arange(6)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sogclr", "siglip"])
 def test_compiled_equals_eager(name):
     eager, compiled = losses()[name], losses()[name]
@@ -627,6 +631,8 @@ def worker(rank, ranks, port, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -193,6 +193,7 @@ def test_gradient_norm_does_not_depend_on_the_batch_size(name):
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_memory_is_flat_over_steps(name):
     """No graph, and nothing else, is kept from step to step."""
@@ -344,6 +345,7 @@ def test_reductions(name):
         torch.testing.assert_close(loss(z0, z1, torch.arange(6)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_compiled_equals_eager(name):
     eager, compiled = losses()[name], losses()[name]

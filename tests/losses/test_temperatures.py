@@ -156,6 +156,7 @@ def test_tau_moves_until_the_divergence_is_rho(rho, rises):
         assert abs(float(temperature.tau.grad)) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(kinds()))
 def test_nothing_is_kept_from_step_to_step(name):
     temperature = kinds()[name]

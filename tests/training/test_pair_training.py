@@ -73,6 +73,8 @@ def assert_equal_runs(run, other):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_same_run_bit_for_bit(run, data, tmp_path):
     """In another process, with another number of reader processes."""
     other = RunFolder(tmp_path / "run")
@@ -110,6 +112,7 @@ def test_a_changed_table_is_named_on_resume(data, run, tmp_path):
         package.resume(unfinished.path, quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"method": "clip"}, {"method": "siglip"}, {"method": "isogclr"}, {"temperature_mode": "global"}, {"method": "neuclip"},
     {"gamma_schedule": "cosine", "gamma": 0.2}, {"estimator": "boosted"}, {"estimator": "dictionary", "queue": 40},
@@ -145,6 +148,7 @@ def test_steps_of_several_batches_see_as_many_pairs(data, tmp_path):
     assert torch.isfinite(state["text_estimator.log_u"]).sum() == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["image", "gradient"])
 @pytest.mark.parametrize(
     "options",
@@ -193,6 +197,8 @@ def test_a_step_without_finite_gradient_changes_nothing(options, what, data, tmp
         assert not torch.equal(after[key], later[key]), key
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("format", ["torchscript", "onnx", "timm"])
 def test_the_image_tower_is_exported(format, run, tmp_path):
     """TorchScript and ONNX with the projection: what they give is what the texts' rows are compared with."""
@@ -223,6 +229,7 @@ def test_the_image_tower_is_exported(format, run, tmp_path):
         assert (found @ towers.encode_texts(["the digit three"]).T).shape == (5, 1)
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_words_mean(tmp_path):
     """Digits that were not in training are named by the nearest sentence."""
     data = write_pairs(tmp_path / "train", per_digit=40)
@@ -285,6 +292,8 @@ def test_rates_of_the_towers(run, data, tmp_path):
     assert min(moved["head.weight"], moved["text_head.weight"], moved["backbone.conv1.weight"]) > 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_a_run_can_start_from_another(run, data, tmp_path):
     path = write_pairs(tmp_path / "data", per_digit=5)
     result = sogclr(

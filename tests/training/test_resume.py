@@ -45,6 +45,7 @@ def assert_equal_runs(run: RunFolder, other: RunFolder) -> None:
     assert np.array_equal(run.log_u(), other.log_u())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])
 def test_any_number_of_workers_gives_the_same_run(workers, data, uninterrupted, tmp_path):
     run = package.train(data, tmp_path / "run", max_bad=0.1, quiet=True, **(RUN | {"workers": workers}))
@@ -70,6 +71,8 @@ def steps_written(run):
     return max((row["step"] for row in run.metrics()), default=0)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_kill_9_in_mid_epoch_twice_then_resume(data, uninterrupted, tmp_path):
     run = RunFolder(tmp_path / "run")
     process = start(data, run.path, workers=2)
@@ -98,6 +101,8 @@ def test_kill_9_in_mid_epoch_twice_then_resume(data, uninterrupted, tmp_path):
     assert not list(run.path.rglob("*.tmp"))
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_state_and_ends_with_130(number, data, uninterrupted, tmp_path):
     run = RunFolder(tmp_path / "run")
@@ -123,6 +128,8 @@ def test_resume_before_the_first_checkpoint_starts_again(data, uninterrupted, tm
     assert_equal_runs(run, uninterrupted)
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_a_finished_run_is_left_alone(uninterrupted):
     before = uninterrupted.metrics_file.read_bytes()
     result = sogclr("resume", uninterrupted.path, check=0)
@@ -149,6 +156,8 @@ def test_resume_names_what_changed_in_the_folder(stopped):
         package.resume(run.path, quiet=True)
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 def test_init_from_takes_weights_and_the_normalizers_of_common_images(stopped, tmp_path):
     run, folder = stopped
     sorted((folder / "4").iterdir())[0].rename(folder / "4" / "zzz.png")
@@ -183,6 +192,8 @@ def test_truncated_foreign_and_other_versions_checkpoints_are_refused(stopped):
         package.resume(run.path, quiet=True)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_checkpoint(data, tmp_path):
     """The limit on a file's size stands for a full disk: the write fails half way."""
     import resource

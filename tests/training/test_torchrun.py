@@ -22,7 +22,11 @@ from sogclr.data.sampler import ResumableSampler
 from sogclr.run_folder import RunFolder
 from sogclr.training.image_task import ImageTask
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc"),
+]
 
 RUN = SMALL | {"epochs": 8, "save_every": 4, "log_every": 2, "eval_every": 4, "max_bad": 0.1}  # 40 steps
 PLAIN = SMALL | {

@@ -35,6 +35,7 @@ def trainer_for(data, out, **options):
     return Trainer(config, RunFolder(out), manifest, None, Progress(quiet=True))
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_everything_where_it_belongs(data, tmp_path):
     run = package.train(data, tmp_path / "run", epochs=15, optimizer="adamw", lr=3e-3, quiet=True, **SMALL)
     assert {p.name for p in run.path.iterdir()} == {
@@ -62,6 +63,7 @@ def test_without_labels_health_is_reported(data, tmp_path):
     assert 1 <= scores["rankme"] <= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -99,6 +101,7 @@ METHOD_OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "name"), METHOD_OPTIONS)
 def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, name, data, tmp_path):
     """Stopped after 5 of 9 steps, in an epoch's middle, and resumed."""
@@ -242,6 +245,7 @@ def test_an_estimator_for_a_method_that_has_none_is_refused():
         from_options({"data": "x", "out": "y", "method": "moco", "estimator": "neural"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -291,6 +295,7 @@ def poison_gradients(trainer, steps):
     weight.register_hook(lambda gradient: gradient * (float("nan") if trainer.step in steps else 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poisoned", [0, 3])
 @pytest.mark.parametrize(
     "options",
@@ -338,6 +343,7 @@ def test_what_only_the_device_sees_changes_nothing_either(options, poisoned, dat
         assert trainer.counts == {"steps": 0, "skipped": 1, "skipped_in_a_row": 0}
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_however_late_it_is_told(data, tmp_path):
     """Skipped steps are no part of the means, and a checkpoint in between changes nothing."""
     runs = {}
@@ -403,6 +409,8 @@ def assert_same(a, b):
             assert same, (part, key)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_ten_skipped_steps_in_a_row_stop_the_run_with_advice(data, tmp_path):
     result = sogclr(
         "train", data, "--out", tmp_path / "run", *words(SMALL | {"lr": 1e38, "epochs": 5, "optimizer": "sgd"}), check=1
@@ -439,6 +447,8 @@ def test_a_train_part_is_used_alone(tmp_path):
     assert run.manifest().root == tmp_path / "data" / "train"
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_configuration_file_and_options_agree(data, tmp_path):
     first = package.train(data, tmp_path / "first", max_steps=2, quiet=True, **(SMALL | {"seed": 5}))
     table = first.config_table()

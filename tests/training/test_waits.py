@@ -90,6 +90,7 @@ class Waits(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_runs_where_there_are_no_numbers_to_wait_for(name, data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it does not know the device
@@ -113,6 +114,7 @@ def test_a_step_runs_where_there_are_no_numbers_to_wait_for(name, data, tmp_path
         trainer.settle()  # here the host does ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
     ("optimizer", "precision"),
