@@ -100,7 +100,8 @@ def construct(builder: str, values: Mapping[str, object]) -> object:
     """
     module, _, name = builder.partition(":")
     call: Callable[..., object] = getattr(importlib.import_module(module), name)
-    parameters = inspect.signature(call).parameters
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = {k: p for k, p in inspect.signature(call).parameters.items() if p.kind not in variadic}
     given = {k: v for k, v in values.items() if k in parameters and v is not None}
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in given]
     if missing:
