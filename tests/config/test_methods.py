@@ -86,7 +86,6 @@ def new(tmp_path, monkeypatch):
         title="Hinge (ours)",
         help="negatives above a threshold",
         options=("alpha",),
-        defaults={"temperature_mode": "constant"},
         temperature_modes=("constant",),
         losses={"images": "new_parts:Hinge"},
         lr=0.01,
@@ -173,7 +172,7 @@ def test_the_help_lists_new_rows(new, capsys, monkeypatch):
         ),
         (
             {"method": "scent", "estimator": "ceiling"},
-            "which is an adaptive gamma; give one of moving-average, queue-average",
+            "(SogCLR with an adaptive gamma); give one of moving-average, queue-average, or --method sogclr",
         ),
     ],
 )

@@ -111,38 +111,35 @@ ESTIMATORS = _table(
 
 # ------------------------------------------------------------------------------------------------------------- methods
 _GLOBAL = {"images": "sogclr.losses:GlobalContrastiveLoss", "pairs": "sogclr.losses:TwoTowerGlobalContrastiveLoss"}
-_ONE_TEMPERATURE = {"temperature_mode": "constant"}
 
 METHODS = _table(
     Method(
         name="sogclr",
         title="SogCLR",
         help="the global contrastive loss",
-        defaults=_ONE_TEMPERATURE,
         losses=_GLOBAL,
         estimator="moving-average",
     ),
     Method(
         name="isogclr",
         title="iSogCLR",
-        help="it, with a learned temperature for each sample",
-        defaults={"temperature_mode": "per-sample"},
+        help="SogCLR with a learned temperature for each sample",
+        temperature_mode="per-sample",
         losses=_GLOBAL,
         estimator="moving-average",
     ),
     Method(
         name="scent",
         title="SCENT",
-        help="it, with an adaptive gamma",
-        defaults={"gamma_schedule": "adaptive"} | _ONE_TEMPERATURE,
+        help="SogCLR with an adaptive gamma",
+        defaults={"gamma_schedule": "adaptive"},
         losses=_GLOBAL,
         estimator="moving-average",
     ),
     Method(
         name="neuclip",
         title="NeuCLIP",
-        help="it, with a neural normalizer",
-        defaults=_ONE_TEMPERATURE,
+        help="SogCLR with a neural normalizer",
         losses=_GLOBAL,
         estimator="neural",
     ),
@@ -150,7 +147,6 @@ METHODS = _table(
         name="simclr",
         title="SimCLR (NT-Xent)",
         help="baseline for images",
-        defaults=_ONE_TEMPERATURE,
         says="mini-batch normalizer",
         losses={"images": "sogclr.losses:NTXentLoss"},
     ),
@@ -158,7 +154,6 @@ METHODS = _table(
         name="dcl",
         title="DCL",
         help="baseline for images",
-        defaults=_ONE_TEMPERATURE,
         says="mini-batch normalizer",
         losses={"images": "sogclr.losses:DecoupledContrastiveLoss"},
     ),
@@ -167,7 +162,6 @@ METHODS = _table(
         title="MoCo",
         help="baseline for images",
         options=("key_momentum", "key_schedule", "symmetric"),
-        defaults=_ONE_TEMPERATURE,
         says="queue of {queue:,} keys",
         losses={"images": "sogclr.losses:MoCoLoss"},
     ),
@@ -175,7 +169,6 @@ METHODS = _table(
         name="clip",
         title="CLIP's loss",
         help="baseline for pairs",
-        defaults=_ONE_TEMPERATURE,
         says="mini-batch normalizer",
         temperature_modes=("constant", "global"),
         temperature_refusal="--temperature-mode {mode} does not go with --{row}, which learns one at most; give global",
@@ -185,7 +178,6 @@ METHODS = _table(
         name="siglip",
         title="SigLIP's loss",
         help="baseline for pairs",
-        defaults=_ONE_TEMPERATURE,
         says="mini-batch normalizer",
         temperature_modes=("constant",),
         temperature_refusal="--temperature-mode {mode} does not go with --{row}, which always learns its own scale; "
@@ -234,7 +226,7 @@ def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
         )
     if estimator and estimator not in fitting:
         raise BadInput(
-            f"--estimator {estimator} does not go with --method {method}, which is {row.help.removeprefix('it, with ')}; "
+            f"--estimator {estimator} does not go with --method {method} ({row.help}); "
             f"give one of {', '.join(fitting)}, or --method sogclr"
         )
     what, taken = f"estimator {estimator}" if estimator else f"method {method}", options_of(method, estimator)
@@ -242,11 +234,11 @@ def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
         if name not in taken and value != defaults[name]:
             shown = f"--{name.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
             raise BadInput(f"{shown} does not go with --{what}, {_takers(name)}; leave it out")
-    mode = options["temperature_mode"] or row.defaults.get("temperature_mode", "constant")
-    for one, what in ((chosen, f"estimator {estimator}"), (row, f"method {method}")):
+    mode = options["temperature_mode"] or row.temperature_mode
+    for kind, one in (("estimator", chosen), ("method", row)):
         if one and mode not in one.temperature_modes:
             modes = " or ".join(one.temperature_modes)
-            raise BadInput(one.temperature_refusal.format(mode=mode, row=what, modes=modes))
+            raise BadInput(one.temperature_refusal.format(mode=mode, row=f"{kind} {one.name}", modes=modes))
 
 
 def _takers(option: str) -> str:

@@ -81,6 +81,8 @@ class Method(Row):
     """Kind of DATA -> `module:name` of the loss."""
     estimator: str | None = None
     """Where the normalizers come from when `--estimator` is left out; None: it has a way of its own, and no choice."""
+    temperature_mode: str = "constant"
+    """What the temperature does when `--temperature-mode` is left out."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

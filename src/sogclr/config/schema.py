@@ -1,4 +1,7 @@
-"""The configuration of a run: one tree of small frozen dataclasses. No torch here: `sogclr --help` must not wait for it."""
+"""The configuration of a run: one tree of small frozen dataclasses. No torch here: `sogclr --help` must not wait for it.
+
+A field's annotation holds the limits of its values, the text below it says what it does; `title` heads a section's options.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,6 @@ class DataConfig:
     """What to train on, and where the run goes."""
 
     title: ClassVar[str] = "Data"
-    """How people call this group of options."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """Images: a folder (its train/ part, if it has one) or a .txt list. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards."""
@@ -100,7 +102,6 @@ class ModelConfig:
     """What is trained."""
 
     title: ClassVar[str] = "Model"
-    """How people call this group of options."""
 
     model: str | None = None
     """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. Chosen by the image size when left out."""
@@ -126,7 +127,6 @@ class LossConfig:
     """What is minimised."""
 
     title: ClassVar[str] = "Loss"
-    """How people call this group of options."""
 
     method: Annotated[str, _methods, _names(_methods.literal, f"The loss. {_methods.help()}.")] = "sogclr"
     """The loss, a row of `METHODS`."""
@@ -181,7 +181,6 @@ class OptimConfig:
     """How it is minimised."""
 
     title: ClassVar[str] = "Optimization"
-    """How people call this group of options."""
 
     optimizer: Optimizer | None = None
     """lars, or adamw for pairs, when left out."""
@@ -211,7 +210,6 @@ class RunConfig:
     """How long, on what, and what is written down."""
 
     title: ClassVar[str] = "Run"
-    """How people call this group of options."""
 
     epochs: Annotated[int, Range(1)] = 100
     """Passes over the data."""
@@ -263,7 +261,6 @@ class PairsConfig:
     """For image-caption pairs: the columns, and the text tower."""
 
     title: ClassVar[str] = "Pairs"
-    """How people call this group of options."""
 
     image_column: str | None = None
     """Column of the images' paths; found by its name when left out."""

@@ -109,9 +109,13 @@ def resolve_loss(loss: LossConfig, batch_size: int, kind: str) -> LossConfig:
     """Return what the method, its estimator and the kind of DATA mean by the options that were left out."""
     method, estimator = METHODS[loss.method], estimator_of(loss.method, loss.estimator)
     row: Row = estimator or method
-    meant: dict[str, Any] = {"queue": row.queue.of(batch_size, kind), **row.defaults, **method.defaults}
-    if estimator:
-        meant["estimator"] = estimator.name
+    meant: dict[str, Any] = {
+        "estimator": estimator.name if estimator else None,
+        "temperature_mode": method.temperature_mode,
+        "queue": row.queue.of(batch_size, kind),
+        **row.defaults,
+        **method.defaults,
+    }
     return replace(loss, **{k: v for k, v in meant.items() if getattr(loss, k) is None})
 
 
