@@ -127,7 +127,7 @@ def recipe_of_torchvision(recipe: Recipe, size: int) -> Callable:
 
 
 def contestants(trainer: Trainer, folder: Path, size: int) -> dict[str, Callable[[], None]]:
-    recipe = recipe_from_table(Recipe(), trainer.config.recipe)
+    recipe = recipe_from_table(Recipe(), trainer.config.augment)
     turns = {CEILING: ceiling(trainer), OURS: ours(trainer)}
     same = recipe_of_torchvision(recipe, size)
     for name, loss in peers.one_tower("cpu", len(trainer.manifest)).items():

@@ -49,4 +49,4 @@ def test_a_recipe_trains(file, data, tmp_path):
     assert run.encoder_file.exists()
     saved = run.config()
     assert saved.loss.temperature == PAPER[file.stem][2]
-    assert saved.recipe["gray"] == 0.2
+    assert saved.augment["gray"] == 0.2

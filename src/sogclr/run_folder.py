@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config.schema import TrainConfig
-from .config.toml import from_options, read_table, without_unused
+from .config.toml import from_options, read_table
 from .errors import BadInput
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class RunFolder:
 
     def config(self) -> TrainConfig:
         """The resolved configuration."""
-        return from_options({}, without_unused(self.config_table()))
+        return from_options({}, self.config_table())
 
     def holds_pairs(self) -> bool:
         """Whether the run is on image-caption pairs."""

@@ -466,7 +466,7 @@ def test_a_custom_recipe_comes_from_the_configuration(data, tmp_path):
     file.write_text('[data]\nrecipe = "small"\n[recipe]\nflip = 0.0\ncrop_scale = [0.5, 1.0]\n[run]\nmax_steps = 1\n')
     options = {k: v for k, v in SMALL.items() if k != "recipe"}
     run = package.train(data, tmp_path / "run", config=str(file), quiet=True, **options)
-    recipe = run.config_table()["recipe"]
+    recipe = run.config_table()["augment"]
     assert recipe["flip"] == 0.0
     assert recipe["crop_scale"] == [0.5, 1.0]
     assert recipe["blur"] == 0.0  # the rest is the small recipe's
@@ -477,13 +477,13 @@ def test_choices_follow_the_images_and_the_machine(data, tmp_path):
     assert image_size_for(manifest) == 32
     config, lines = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8}), manifest)
     assert config.model.model == "resnet18_small"
-    assert config.recipe["blur"] == 0.0
+    assert config.augment["blur"] == 0.0
     assert config.optim.lr == pytest.approx(0.075 * math.sqrt(8))
     assert config.run.device in ("cpu", "cuda", "mps")
     assert any("reader process" in line for line in lines)
     large, _ = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, "image_size": 224}), manifest)
     assert large.model.model == "resnet50"
-    assert large.recipe["blur"] == 0.5
+    assert large.augment["blur"] == 0.5
 
 
 def test_two_cores_get_one_thread_and_one_reader(monkeypatch):

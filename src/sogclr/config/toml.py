@@ -5,27 +5,23 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
 from ..data.recipe import Recipe, recipe_from_table
 from ..errors import BadInput
-from .methods import OF_AVERAGES
-from .schema import (
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    PairsConfig,
-    RunConfig,
-    TrainConfig,
-    _require,
-)
+from .methods import ESTIMATORS, METHODS, options_of
+from .ranges import NameIn, limits_of
+from .schema import DataConfig, LossConfig, ModelConfig, OptimConfig, PairsConfig, RunConfig, TrainConfig
 
-SECTIONS: dict[str, Any] = {
+Section = DataConfig | ModelConfig | LossConfig | OptimConfig | RunConfig | PairsConfig
+S = TypeVar("S", bound=Section)
+
+SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "loss": LossConfig,
@@ -36,97 +32,13 @@ SECTIONS: dict[str, Any] = {
 
 
 def option_names() -> dict[str, str]:
-    """Option name -> section, for every option of `train` (names are unique over the sections)."""
+    """Return option name -> section, for every option of `train` (names are unique over the sections)."""
     return {f.name: name for name, section in SECTIONS.items() for f in fields(section)}
 
 
-def from_options(options: dict[str, Any], table: dict[str, Any] | None = None) -> TrainConfig:
-    """A configuration from flat options (`batch_size=64`), laid over the tables of a configuration file.
-
-    Raises:
-        BadInput: an unknown name (the nearest is given), a value of the wrong type, or one out of range.
-    """
-    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    recipe: dict[str, Any] = {}
-    for section, entries in (table or {}).items():
-        if section == "versions":
-            continue
-        if section == "recipe":
-            recipe_from_table(Recipe(), entries)
-            recipe = entries
-        elif section not in SECTIONS or not isinstance(entries, dict):
-            raise BadInput(
-                f"the configuration has no table [{section}]; its tables are [{'], ['.join([*SECTIONS, 'recipe'])}]"
-            )
-        else:
-            for key, value in entries.items():
-                _check_known(key, [f.name for f in fields(SECTIONS[section])], f"[{section}] of the configuration")
-                values[section][key] = value
-    names = option_names()
-    for key, value in options.items():
-        _check_known(key, list(names), "train")
-        values[names[key]][key] = value
-    for name in ("data", "out"):
-        _require(
-            name in values["data"],
-            f"{name!r} is missing: say what to train on and where the run goes (data=, out=)",
-        )
-    return TrainConfig(**{name: _build(SECTIONS[name], entries) for name, entries in values.items()}, recipe=recipe)
-
-
-def without_unused(saved: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a run's own configuration, without options of an average that its estimator has not.
-
-    They were saved with every run before they were refused, and did nothing.
-    """
-    loss = saved.get("loss", {})
-    estimator = loss.get("estimator")
-    kept = {k: v for k, v in loss.items() if k not in OF_AVERAGES or estimator in OF_AVERAGES[k]}
-    return {**saved, "loss": kept}
-
-
-def _check_known(key: str, known: list[str], where: str) -> None:
-    if key not in known:
-        near = difflib.get_close_matches(key, known, n=2)
-        raise BadInput(
-            f"{where} has no option {key!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}")
-        )
-
-
-def _build(section: Any, values: dict[str, Any]) -> Any:
-    hints = get_type_hints(section)
-    checked = {
-        key: _checked(f"{section.__name__.removesuffix('Config').lower()}.{key}", value, hints[key])
-        for key, value in values.items()
-    }
-    return section(**checked)
-
-
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` if it has the type of the annotation (an int may stand for a float, a Path for a str)."""
-    choices: tuple[Any, ...] = getattr(hint, "__args__", ())
-    if getattr(hint, "__origin__", None) is Literal:
-        _require(value in choices, f"{name} must be one of {', '.join(map(str, choices))} and was {value!r}")
-        return value
-    if choices and type(None) in choices:
-        if value is None:
-            return None
-        return _checked(name, value, next(c for c in choices if c is not type(None)))
-    if hint is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise BadInput(f"{name} must be {_KINDS.get(hint, hint)} and was {value!r}")
-    return value
-
-
+# ------------------------------------------------------------------------------------------------------------- reading
 def read_table(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Return the tables of a TOML file.
 
     Raises:
         BadInput: no such file, or it is not TOML.
@@ -139,14 +51,121 @@ def read_table(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"{path} cannot be read as TOML: {error}") from None
 
 
+def migrate(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of a configuration as this version would have written them.
+
+    - [recipe] is [augment] now.
+    - A run's own file (it has [versions]) may hold options that its method and estimator do not take: they were written
+      before they were refused, and did nothing. They are left out.
+
+    Raises:
+        BadInput: the old and the new name of a table are both there.
+    """
+    new = dict(table)
+    if "recipe" in new:
+        if "augment" in new:
+            raise BadInput("the configuration has [augment] and [recipe], which is its old name; keep [augment]")
+        new["augment"] = new.pop("recipe")
+    loss = new.get("loss")
+    if new.pop("versions", None) is not None and isinstance(loss, dict):
+        method, estimator = loss.get("method", "sogclr"), loss.get("estimator")
+        if method in METHODS and (estimator is None or estimator in ESTIMATORS):
+            unused = {f.name for f in fields(LossConfig)} - options_of(method, estimator)
+            new["loss"] = {k: v for k, v in loss.items() if k not in unused}
+    return new
+
+
+def from_options(options: Mapping[str, Any], table: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Return a configuration from flat options (`batch_size=64`), laid over the tables of a configuration file.
+
+    Args:
+        options: name -> value.
+        table: the file's tables, of this version or an older one.
+
+    Raises:
+        BadInput: an unknown name (the nearest is given), a value of the wrong type, or one out of range.
+    """
+    tables = migrate(table or {})
+    augment = tables.pop("augment", {})
+    recipe_from_table(Recipe(), augment)
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for section, entries in tables.items():
+        if section not in SECTIONS or not isinstance(entries, dict):
+            raise BadInput(
+                f"the configuration has no table [{section}]; its tables are [{'], ['.join([*SECTIONS, 'augment'])}]"
+            )
+        for key, value in entries.items():
+            _check_known(key, [f.name for f in fields(SECTIONS[section])], f"[{section}] of the configuration")
+            values[section][key] = value
+    names = option_names()
+    for key, value in options.items():
+        _check_known(key, list(names), "train")
+        values[names[key]][key] = value
+    for name in ("data", "out"):
+        if name not in values["data"]:
+            raise BadInput(f"{name!r} is missing: say what to train on and where the run goes (data=, out=)")
+    return TrainConfig(
+        data=_build(DataConfig, values["data"]),
+        model=_build(ModelConfig, values["model"]),
+        loss=_build(LossConfig, values["loss"]),
+        optim=_build(OptimConfig, values["optim"]),
+        run=_build(RunConfig, values["run"]),
+        pairs=_build(PairsConfig, values["pairs"]),
+        augment=augment,
+    )
+
+
+def _check_known(key: str, known: Sequence[str], where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=2)
+        raise BadInput(
+            f"{where} has no option {key!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}")
+        )
+
+
+def _build(section: type[S], values: dict[str, Any]) -> S:
+    hints, limits = get_type_hints(section), limits_of(section)
+    checked = {}
+    for key, value in values.items():
+        name = f"{section.__name__.removesuffix('Config').lower()}.{key}"
+        checked[key] = _checked(name, value, hints[key])
+        for limit in limits[key]:
+            if isinstance(limit, NameIn) and value is not None and (said := limit.refusal(value)):
+                raise BadInput(f"{name} {said}")
+    return section(**checked)
+
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` if it has the type of the annotation (an int may stand for a float, a Path for a str)."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in choices:
+            raise BadInput(f"{name} must be one of {', '.join(map(str, choices))} and was {value!r}")
+        return value
+    if type(None) in choices:
+        return None if value is None else _checked(name, value, next(c for c in choices if c is not type(None)))
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise BadInput(f"{name} must be {_KINDS.get(hint, hint)} and was {value!r}")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
 def to_table(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as TOML tables; what is `None` is left out."""
+    """Return the configuration as TOML tables; what is `None` is left out."""
     return {
         section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
         for section, values in asdict(config).items()
     }
 
 
-def to_toml(table: dict[str, Any]) -> str:
-    """TOML text of the tables."""
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Return the TOML text of the tables."""
     return tomli_w.dumps(table)

@@ -52,22 +52,22 @@ class Recipe:
         for name in ("flip", "affine", "stroke", "jitter", "gray", "blur"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInput(
-                    f"recipe.{name} is a probability and was {getattr(self, name)}; give a value from 0 to 1"
+                    f"augment.{name} is a probability and was {getattr(self, name)}; give a value from 0 to 1"
                 )
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0.0 < low <= high < math.inf:
-                raise BadInput(f"recipe.{name} is a range (low, high) with 0 < low <= high and was ({low}, {high})")
+                raise BadInput(f"augment.{name} is a range (low, high) with 0 < low <= high and was ({low}, {high})")
         if self.crop_scale[1] > 1.0:
             raise BadInput(
-                f"recipe.crop_scale ends at {self.crop_scale[1]}, more than the whole image; end it at 1.0 or less"
+                f"augment.crop_scale ends at {self.crop_scale[1]}, more than the whole image; end it at 1.0 or less"
             )
         for name in ("brightness", "contrast", "saturation", "translate", "zoom"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise BadInput(f"recipe.{name} was {getattr(self, name)}; give a value from 0 up to (not including) 1")
+                raise BadInput(f"augment.{name} was {getattr(self, name)}; give a value from 0 up to (not including) 1")
         for name, most in (("hue", 0.5), ("rotate", 180.0), ("shear", 45.0)):
             if not 0.0 <= getattr(self, name) <= most:
-                raise BadInput(f"recipe.{name} was {getattr(self, name)}; give a value from 0 to {most}")
+                raise BadInput(f"augment.{name} was {getattr(self, name)}; give a value from 0 to {most}")
 
 
 RECIPES = {
@@ -95,16 +95,16 @@ def recipe_from_table(base: Recipe, table: dict[str, Any]) -> Recipe:
         BadInput: an unknown field, or a value that is no number, or no pair of numbers where a range is meant.
     """
     if not isinstance(table, dict):
-        raise BadInput(f"[recipe] is a table of the configuration and was {table!r}; write its fields below [recipe]")
+        raise BadInput(f"[augment] is a table of the configuration and was {table!r}; write its fields below [augment]")
     known = {f.name for f in fields(Recipe)}
     for key, value in table.items():
         if key not in known:
-            raise BadInput(f"[recipe] has no field {key!r}; its fields are {', '.join(sorted(known))}")
+            raise BadInput(f"[augment] has no field {key!r}; its fields are {', '.join(sorted(known))}")
         if isinstance(getattr(base, key), tuple):
             if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))):
-                raise BadInput(f"recipe.{key} is a range [low, high] of two numbers and was {value!r}")
+                raise BadInput(f"augment.{key} is a range [low, high] of two numbers and was {value!r}")
         elif not _is_number(value):
-            raise BadInput(f"recipe.{key} must be a number and was {value!r}")
+            raise BadInput(f"augment.{key} must be a number and was {value!r}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     return replace(base, **values)
 

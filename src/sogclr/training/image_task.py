@@ -16,12 +16,12 @@ from ..data.labels import Labels
 from ..data.loader import Batch, training_loader
 from ..data.manifest import Manifest
 from ..data.recipe import Recipe
-from ..losses.two_view import TwoViewLoss
+from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import create_backbone
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel, ProjectionHead
 from ..run_folder import RunFolder
-from .build import build_loss, transfer_state
+from .build_loss import build_loss, transfer_state
 from .momentum_encoder import MomentumEncoder
 from .online_eval import OnlineDiagnosis, OnlineEvaluation
 
@@ -47,9 +47,9 @@ class ImageTask:
         head = ProjectionHead(width, options.head_hidden or width, options.head_dim, options.head_layers)
         return ContrastiveModel(backbone, head)
 
-    def build_loss(self) -> TwoViewLoss:
+    def build_loss(self) -> ContrastiveLoss:
         """The loss of `--method`."""
-        return build_loss(self.config, len(self.manifest))
+        return build_loss(self.config, self.manifest)
 
     def rates(self) -> dict[str, float]:
         """Name of a part of the model -> its share of the learning rate; all is 1."""

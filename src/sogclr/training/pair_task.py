@@ -19,15 +19,14 @@ from ..data.recipe import Recipe
 from ..data.sampler import ResumableSampler
 from ..errors import BadInput
 from ..evaluation.image_text import score_pairs
-from ..losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, TwoTowerMemoryContrastiveLoss
-from ..losses.image_text import ImageTextLoss
+from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import create_backbone
 from ..models.encoder import Encoder, EncoderInfo
 from ..models.features import BATCH, same_buffers
 from ..models.text import TextSetup, built_in, pretrained
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..run_folder import RunFolder
-from .build import build_estimator, build_temperature, memory_steps, queue_of, transfer_state
+from .build_loss import build_loss, transfer_state
 from .frozen_features import image_features, lookup_loader, text_features
 
 EVALUATED = 1000  # images of the online evaluation, with all their captions
@@ -91,24 +90,9 @@ class PairTask:
             backbone, self.text.build(), options.head_dim, image_frozen=self.image_frozen, text_frozen=self.text_frozen
         )
 
-    def build_loss(self) -> ImageTextLoss:
+    def build_loss(self) -> ContrastiveLoss:
         """The loss of `--method`, with an estimator and perhaps temperatures for images and for texts."""
-        loss, images, texts = self.config.loss, len(self.pairs.images), len(self.pairs.captions)
-        towers = [build_temperature(loss, n) for n in (images, texts)]
-        tau: Any = tuple(towers) if loss.temperature_mode == "per-sample" else towers[0]
-        if loss.method == "clip":
-            return ClipLoss(tau)
-        if loss.method == "siglip":
-            return SigLipLoss(loss.temperature)
-        if loss.estimator in ("memory", "boosted-memory"):
-            return TwoTowerMemoryContrastiveLoss(
-                images, self.config.model.head_dim, queue_of(loss), loss.temperature, num_texts=texts,
-                steps=memory_steps(self.config),
-            )  # fmt: skip
-        of_images, of_texts = (build_estimator(self.config, n) for n in (images, texts))
-        return TwoTowerGlobalContrastiveLoss(
-            images, tau, num_texts=texts, estimator=(of_images, of_texts), balanced=loss.balanced
-        )
+        return build_loss(self.config, self.pairs)
 
     def rates(self) -> dict[str, float]:
         """Name of a part of the model -> its share of the learning rate."""

@@ -34,7 +34,7 @@ from ..models.encoder import EncoderInfo, save_encoder
 from ..models.two_view import synchronize_statistics
 from ..progress import Progress, clock
 from ..run_folder import RunFolder
-from .build import build_loss_optimizers
+from .build_loss import build_loss_optimizers
 from .grad_cache import GradCache
 from .image_task import ImageTask
 from .metrics import Clock, MetricWriter, NullWriter
@@ -73,7 +73,7 @@ class Trainer:
         self.sampler = ResumableSampler(manifest.usable, options.batch_size, options.seed)
         self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // optim.accumulate)
         self.info = EncoderInfo(str(config.model.model), data.image_size, background=data.background)
-        self.recipe = recipe_from_table(Recipe(), config.recipe)
+        self.recipe = recipe_from_table(Recipe(), config.augment)
         self.augment = Augmentation(self.recipe, data.image_size, self.info.mean, self.info.std, options.seed)
 
         self.model = self.task.build_model().to(self.device)

@@ -10,28 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...config.methods import ESTIMATORS, METHODS
 from ...data.bad_files import read_bad_files
 from ...evaluation.scores import SCORES
 from ...run_folder import RunFolder
-
-BASELINES = {
-    "simclr": "SimCLR (NT-Xent)",
-    "dcl": "DCL",
-    "moco": "MoCo",
-    "clip": "CLIP's loss",
-    "siglip": "SigLIP's loss",
-}
-GLOBAL = {"sogclr": "SogCLR", "isogclr": "iSogCLR", "scent": "SCENT", "neuclip": "NeuCLIP"}
-ESTIMATORS = {
-    "mini-batch": "mini-batch normalizer",
-    "dictionary": "normalizer over batch and queue",
-    "queue-average": "average over batch and queue",
-    "neural": "neural normalizer",
-    "boosted": "boosted average",
-    "memory": "negatives from batch and memory",
-    "boosted-memory": "boosted average, negatives from batch and memory",
-}
-"""How methods and normalizers are called in a report; a moving average goes by its rate."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +67,18 @@ class RunSummary:
     def method(self) -> str:
         """The loss in a few words."""
         loss = self.config.get("loss", {})
-        method, estimator = str(loss.get("method", "unknown")), loss.get("estimator")
-        if method in BASELINES:
-            return BASELINES[method]
-        schedule = {"cosine": "1\u00a0→\u00a0", "cosine-full": "1\u00a0→\u00a0"}.get(
-            str(loss.get("gamma_schedule")), ""
-        )
-        rate = f"γ\u00a0{schedule}{loss.get('gamma', '?')}"
-        if loss.get("gamma_schedule") == "adaptive":
-            rate = f"γ adaptive (α {loss.get('alpha', '?')})"
-        name = GLOBAL.get(method, method)
+        method, estimator = str(loss.get("method", "unknown")), ESTIMATORS.get(str(loss.get("estimator")))
+        row = METHODS.get(method)
+        if row and row.estimator is None:
+            return row.title
+        words = [row.title if row else method]
         if loss.get("temperature_mode") == "global":
-            name += ", learned temperature"
-        if estimator in ESTIMATORS:
-            return f"{name}, {ESTIMATORS[estimator]}" + (f", {rate}" if estimator == "queue-average" else "")
-        return f"{name}, {rate}"
+            words.append("learned temperature")
+        if estimator and estimator.title:
+            words.append(estimator.title)
+        if not estimator or "gamma" in estimator.options:
+            words.append(_gamma_words(loss))
+        return ", ".join(words)
 
     def series(self, kind: str, key: str) -> list[tuple[float, float]]:
         """(epoch, value) of the lines that hold a finite number under `key`."""
@@ -168,6 +147,13 @@ class RunSummary:
 def scores_of(table: dict[str, Any]) -> dict[str, float]:
     """The known scores in a table, in the order of `SCORES`."""
     return {key: float(table[key]) for key in SCORES if _finite(table.get(key))}
+
+
+def _gamma_words(loss: dict[str, Any]) -> str:
+    if loss.get("gamma_schedule") == "adaptive":
+        return f"γ adaptive (α {loss.get('alpha', '?')})"
+    schedule = "1\u00a0→\u00a0" if str(loss.get("gamma_schedule")).startswith("cosine") else ""
+    return f"γ\u00a0{schedule}{loss.get('gamma', '?')}"
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

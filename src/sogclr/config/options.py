@@ -1,0 +1,96 @@
+"""The options of `train` as keyword arguments, for type checkers and editors: `**options: Unpack[TrainOptions]`."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from .schema import (
+    Convention,
+    GammaSchedule,
+    KeySchedule,
+    Logger,
+    Optimizer,
+    Precision,
+    RecipeName,
+    TemperatureMode,
+)
+
+
+class TrainOptions(TypedDict, total=False):
+    """Every option but DATA and `out`, which `train` takes by themselves; the fields of `schema` say what each does."""
+
+    # Data
+    labels: str
+    image_size: int | None
+    recipe: RecipeName
+    background: str
+    max_bad: float
+    workers: int | None
+    cache: str
+
+    # Model
+    model: str | None
+    pretrained: str | None
+    init_from: str | None
+    head_layers: int
+    head_hidden: int | None
+    head_dim: int
+
+    # Loss
+    method: str
+    temperature: float
+    temperature_mode: TemperatureMode | None
+    rho: float
+    temperature_lr: float | None
+    gamma: float | None
+    gamma_schedule: GammaSchedule | None
+    alpha: float
+    convention: Convention | None
+    balanced: bool
+    estimator: str | None
+    queue: int | None
+    prototypes: int
+    prototype_lr: float
+    key_momentum: float
+    key_schedule: KeySchedule
+    symmetric: bool
+
+    # Optimization
+    optimizer: Optimizer | None
+    lr: float | None
+    lr_rule: Literal["sqrt", "linear"]
+    weight_decay: float | None
+    momentum: float
+    warmup_epochs: float | None
+    clip_grad: float | None
+    accumulate: int
+    micro_batch: int | None
+
+    # Run
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    seed: int
+    device: str
+    precision: Precision
+    channels_last: bool
+    compile: bool
+    threads: int | None
+    log_every: int | None
+    eval_every: int | None
+    diagnose_every: int | None
+    save_every: int | None
+    keep: int
+    shard_state: bool
+    logger: Logger
+
+    # Pairs
+    image_column: str | None
+    caption_column: str | None
+    text_model: str | None
+    text_width: int
+    text_layers: int
+    text_length: int
+    vocab_size: int
+    image_rate: float
+    text_rate: float

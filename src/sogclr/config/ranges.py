@@ -1,0 +1,94 @@
+"""What a field of the configuration may hold, said in its annotation: `Annotated[int, Range(1)]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+from ..errors import BadInput
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, with these two unless they are excluded; and a note for who gives another one."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    """Whether `low` itself is excluded."""
+    below: bool = False
+    """Whether `high` itself is excluded."""
+    note: str = ""
+
+    def refusal(self, value: Any) -> str | None:
+        """Return what is wrong with a value; None when it is in the range."""
+        low_ok = value > self.low if self.above else value >= self.low
+        if low_ok and (value < self.high if self.below else value <= self.high):
+            return None
+        return f"must be {self} and was {value}" + (f"; {self.note}" if self.note else "")
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"greater than {self.low:g}" if self.above else f"{self.low:g} or more"
+        if self.above:
+            return f"in ({self.low:g}, {self.high:g}]"
+        return f"from {self.low:g} {'up ' if self.below else ''}to {self.high:.10g}"
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: annotations are hashed, and a table is not
+class NameIn:
+    """Names of the rows of a table, which may have got more rows since it was imported."""
+
+    table: Mapping[str, Row]
+
+    def refusal(self, value: Any) -> str | None:
+        """Return what is wrong with a value; None when it is a name of the table."""
+        return None if value in self.table else f"must be one of {', '.join(self.table)} and was {value!r}"
+
+    def help(self) -> str:
+        """Return what the names mean; names that mean the same stand together."""
+        names: dict[str, list[str]] = {}
+        for name, row in self.table.items():
+            names.setdefault(row.help, []).append(name)
+        return "; ".join(f"{', '.join(same)}: {meaning}" for meaning, same in names.items())
+
+    def literal(self) -> type:
+        """Return a `Literal` of the names, for the parser of the command line."""
+        return Literal[tuple(self.table)]  # type: ignore[return-value]  # made at run time, for tyro
+
+    def literal_or_none(self) -> type:
+        """Return a `Literal` of the names, or None."""
+        return Literal[tuple(self.table)] | None  # type: ignore[return-value]  # as above
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a function says of a value: the sentence's end, or None."""
+
+    refusal: Callable[[Any], str | None]
+
+
+def limits_of(section: type) -> dict[str, list[Range | NameIn | Check]]:
+    """Return field name -> what its annotation says of its values, of a dataclass."""
+    hints = get_type_hints(section, include_extras=True)
+    found = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: [m for m in said if isinstance(m, Range | NameIn | Check)] for name, said in found.items()}
+
+
+def check_fields(section: Any) -> None:
+    """Check every field of a dataclass against its annotation.
+
+    Raises:
+        BadInput: a number is not finite or out of its range, or a name is in no table.
+    """
+    limits = limits_of(type(section))
+    for name, value in vars(section).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadInput(f"{option} must be a finite number and was {value}")
+        for limit in limits[name] if value is not None else ():
+            if said := limit.refusal(value):
+                raise BadInput(f"{option} {said}")
