@@ -28,7 +28,7 @@ def diagnose(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Many batches of a loss at fixed weights and fixed state, against the exact objective over all the samples given.
+    """Compare many batches of a loss, at fixed weights and fixed state, with the exact objective over all samples given.
 
     A batch is `batch_size` samples drawn without replacement, each in two distinct views drawn at random. The mean
     gradient costs one pass through the encoder whatever `batches` is, for the encoder is linear in what comes from above.
@@ -36,26 +36,33 @@ def diagnose(
     Args:
         loss: `loss(z0, z1, index)`; a copy in evaluation mode is used, so its state stays. Losses on the scale of
             F / tau (`per_temperature`) are multiplied by tau first.
-        encoder: (N, ...) -> (N, D), frozen (see `sogclr.exact.frozen`).
+        encoder: (N, ...) -> (N, D), in evaluation mode (see `sogclr.exact.frozen`).
         views: (V, n, ...), V of 2 or more.
         index: (n,) ids of the samples; 0 to n - 1 when left out.
-        batches: for bias, cosine and normalizer error.  single_batches: of them for variance and single cosines.
-        variant: the objective, `F2` or `F1`.  temperature: of the exact objective; the loss's own when left out.
+        batch_size: samples in a batch.
+        batches: how many, for bias, cosine and normalizer error.
+        single_batches: how many of them for variance and single cosines.
+        variant: the objective, `F2` or `F1`.
+        temperature: of the exact objective, a float or (n,); the loss's own when left out.
         settle: so many passes over the samples first, at these weights, in which the copy's state may change: then the
             normalizer's error is what the estimator itself leaves, and not what moving weights (or BatchNorm, where
             training had batch statistics and the diagnosis has frozen ones) add to it.
-        dtype: float64 computes in that.  seed: of the draws.
+        dtype: float64 computes in that.
+        seed: of the draws.
 
     Returns:
-        F1, F2: the exact objectives.  gradient_norm: of the exact gradient of the variant.
-        bias: norm of (mean gradient - exact) / exact norm, less what chance adds.  bias_noise: what chance adds.
+        F1, F2: the exact objectives.
+        gradient_norm: of the exact gradient of the variant.
+        bias: norm of (mean gradient - exact) / exact norm, less what chance adds.
+        bias_noise: what chance adds.
         variance: total variance of one batch's gradient / exact norm squared.
-        cosine: of the mean gradient to the exact one.  cosine_batch: the same of single batches, mean.
+        cosine: of the mean gradient to the exact one.
+        cosine_batch: the same of single batches, mean.
         normalizer_rmse, normalizer_bias: of nu - log(mean over views of g), over the anchors of the batches.
         images, views, batches: how many.
 
     Raises:
-        BadInput: shapes do not fit, or the encoder is not frozen.
+        BadInput: shapes do not fit, or the encoder is not in evaluation mode.
     """
     count, n = views.shape[:2]
     if not 2 <= batch_size <= n or single_batches < 2 or batches < single_batches:
@@ -63,17 +70,17 @@ def diagnose(
             f"a diagnosis needs 2 <= batch_size <= samples and 2 <= single_batches <= batches and got {batch_size} of {n}, "
             f"{single_batches} and {batches}"
         )
-    encoder, loss = exact.converted(encoder, dtype), copy.deepcopy(loss).eval()
+    encoder, loss = exact.convert(encoder, dtype), copy.deepcopy(loss).eval()
     z = exact.embed_views(encoder, views)
     index = torch.arange(n) if index is None else index
     tau = temperature_of(loss, index.to(z.device)) if temperature is None else temperature
     log_g = exact.normalizers(z, tau)
-    truth = flat(exact.pull_back(encoder, views, exact.embedding_gradient(z, tau, variant)))
+    truth = flatten(exact.pull_back(encoder, views, exact.embedding_gradient(z, tau, variant)))
     norm = float(truth.norm())
     scale = tau if getattr(loss, "per_temperature", False) else 1.0
     scale = float(scale.mean()) if isinstance(scale, Tensor) else scale
 
-    index, draws = index.to(z.device), _Draws(n, count, batch_size, seed)
+    index, draws = index.to(z.device), _BatchSampler(n, count, batch_size, seed)
     if settle:
         _settle(loss, z, index, draws, settle * max(1, n // batch_size))
     mean, singles, errors = torch.zeros_like(z), [], []
@@ -87,15 +94,15 @@ def diagnose(
             mean[v, rows] += grad / batches
         if number < single_batches:
             x = torch.stack([views[v.to(views.device), rows.to(views.device)] for v in (v0, v1)])
-            singles.append(flat(exact.pull_back(encoder, x, torch.stack(grads))))
+            singles.append(flatten(exact.pull_back(encoder, x, torch.stack(grads))))
         if isinstance(nu := getattr(loss, "nu", None), Tensor):
             errors.append(nu - log_mean(log_g)[rows])
     return {
         "F1": exact.objective(z, tau, "F1"),
         "F2": exact.objective(z, tau, "F2"),
         "gradient_norm": norm,
-        **_moments(flat(exact.pull_back(encoder, views, mean)), torch.stack(singles), truth, norm, batches),
-        **_normalizer(errors),
+        **_moments(flatten(exact.pull_back(encoder, views, mean)), torch.stack(singles), truth, norm, batches),
+        **_normalizer_error(errors),
         "images": n,
         "views": count,
         "batches": batches,
@@ -103,8 +110,8 @@ def diagnose(
 
 
 @torch.no_grad()
-def _settle(loss: nn.Module, z: Tensor, index: Tensor, draws: _Draws, steps: int) -> None:
-    """Lets the loss's state come to rest at these embeddings."""
+def _settle(loss: nn.Module, z: Tensor, index: Tensor, draws: _BatchSampler, steps: int) -> None:
+    """Let the loss's state come to rest at these embeddings."""
     loss.train()
     for _ in range(steps):
         rows, v0, v1 = (t.to(z.device) for t in draws())
@@ -113,6 +120,7 @@ def _settle(loss: nn.Module, z: Tensor, index: Tensor, draws: _Draws, steps: int
 
 
 def _moments(mean: Tensor, singles: Tensor, truth: Tensor, norm: float, batches: int) -> dict[str, float]:
+    """Return bias, variance and cosines of a mean gradient (P,) and single ones (b, P) against the true one (P,)."""
     spread = float(singles.var(dim=0).sum()) / norm**2
     squared = float((mean - truth).square().sum()) / norm**2
     return {
@@ -124,14 +132,15 @@ def _moments(mean: Tensor, singles: Tensor, truth: Tensor, norm: float, batches:
     }
 
 
-def _normalizer(errors: list[Tensor]) -> dict[str, float]:
+def _normalizer_error(errors: list[Tensor]) -> dict[str, float]:
+    """Return the mean and the root mean square of all errors; nothing where there are none."""
     if not errors:
         return {}
     error = torch.cat(errors, dim=1).double()
     return {"normalizer_rmse": float(error.square().mean().sqrt()), "normalizer_bias": float(error.mean())}
 
 
-class _Draws:
+class _BatchSampler:
     """Batches of samples with two distinct views of each: rows (B,), view (B,), other view (B,)."""
 
     def __init__(self, n: int, views: int, batch_size: int, seed: int) -> None:
@@ -146,7 +155,11 @@ class _Draws:
 
 
 def temperature_of(loss: nn.Module, index: Tensor) -> float | Tensor:
-    """The loss's tau of the samples `index`, (n,): a float, () or (n,).
+    """Return the loss's temperature of some samples: a float, () or (n,).
+
+    Args:
+        loss: with an attribute `temperature`.
+        index: (n,), ids of the samples.
 
     Raises:
         BadInput: it has none.
@@ -154,9 +167,10 @@ def temperature_of(loss: nn.Module, index: Tensor) -> float | Tensor:
     temperature = getattr(loss, "temperature", None)
     if temperature is None:
         raise BadInput(f"{type(loss).__name__} has no attribute `temperature`; give diagnose(temperature=)")
-    return temperature(index).detach() if isinstance(temperature, nn.Module) else temperature
+    found: float | Tensor = temperature(index).detach() if isinstance(temperature, nn.Module) else temperature
+    return found
 
 
-def flat(gradient: dict[str, Tensor]) -> Tensor:
-    """All of a gradient as one vector."""
+def flatten(gradient: dict[str, Tensor]) -> Tensor:
+    """Return all of a gradient as one vector."""
     return torch.cat([g.flatten() for g in gradient.values()])
