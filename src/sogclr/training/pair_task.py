@@ -23,7 +23,7 @@ from ..losses import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss, TwoTow
 from ..losses.image_text import ImageTextLoss
 from ..models.backbone import create_backbone
 from ..models.encoder import Encoder, EncoderInfo
-from ..models.features import BATCH, same_buffers
+from ..models.features import pair_features, same_buffers
 from ..models.text import TextSetup, built_in, pretrained
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..run_folder import RunFolder
@@ -188,17 +188,12 @@ class PairTask:
         same_buffers(model)
         try:
             towers = TwoTower(model, info, self.text, device)
-            scores = score_pairs(
-                towers,
-                self.pairs,
-                self.evaluated,
-                workers=self.config.data.workers or 0,
-                device=device,
-                batch_size=BATCH,
+            workers = self.config.data.workers or 0
+            return score_pairs(
+                pair_features(towers, self.pairs, self.evaluated, workers=workers, device=device), online=True
             )
         finally:
             model.train()
-        return {k: v for k, v in scores.items() if k.endswith(("_r1", "_r5"))}
 
     # ------------------------------------------------------------------------------------------------------------ files
     def write_inputs(self) -> None:

@@ -52,4 +52,4 @@ def report(
     return path
 
 
-__all__ = ["write_report"]
+__all__ = ["report"]

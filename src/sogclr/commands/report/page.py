@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...evaluation.scores import FRACTIONS, SCORES
+from ...evaluation.scores import SCORES, Score
 from ...progress import clock
 from . import charts
 from .pictures import NEIGHBOURS
@@ -102,7 +102,7 @@ def _tiles(facts: RunSummary, content: ReportData) -> Iterable[str]:
     rate = facts.images_per_second()
     yield tile("Training time", clock(seconds) if seconds else "not timed", f"{rate:,.0f} images/s" if rate else "")
     for key, value in list(facts.online_scores().items())[:1]:  # the curves show the others
-        yield tile(f"Online {SCORES[key]}", score(key, value), "on training images, last")
+        yield tile(f"Online {SCORES[key].title}", score(key, value), "on training images, last")
 
 
 # -------------------------------------------------------------------------------------------------------------- curves
@@ -133,16 +133,15 @@ def _curves(facts: RunSummary) -> str:
 
 
 def _online(facts: RunSummary) -> list[str]:
-    texts = {
-        "knn_top1": ("Online kNN", "leave-one-out accuracy on a fixed sample of training images; higher is better"),
-        "rankme": ("RankMe", "effective rank of the features; higher is better"),
-        "alignment": ("Alignment", "mean squared distance of two views of an image; lower is better"),
-        "image_to_text_r1": ("Image to text, R@1", "on a fixed sample of training pairs; higher is better"),
-        "text_to_image_r1": ("Text to image, R@1", "on a fixed sample of training pairs; higher is better"),
-        "uniformity": ("Uniformity", "log of the mean Gaussian potential of the features; lower is better"),
-    }
-    found = [key for key in texts if facts.series("eval", key)]
-    return [_panel(facts.series("eval", key), *texts[key], percent=key in FRACTIONS) for key in found or ["knn_top1"]]
+    curves = [score for score in SCORES.values() if score.curve]
+    found = [score for score in curves if facts.series("eval", score.key)]
+    return [_online_panel(facts, score) for score in found or curves[:1]]
+
+
+def _online_panel(facts: RunSummary, score: Score) -> str:
+    title = score.curve_title or score.title[0].upper() + score.title[1:]
+    text = f"{score.curve}; {'higher' if score.higher_is_better else 'lower'} is better"
+    return _panel(facts.series("eval", score.key), title, text, percent=score.fraction)
 
 
 def _panel(points: list[charts.Point], title: str, text: str, *, pick: Any = np.mean, **how: Any) -> str:

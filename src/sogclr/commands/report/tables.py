@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from ...evaluation.scores import FRACTIONS, SCORES
+from ...evaluation.scores import SCORES
 from ...progress import clock
 from .run_summary import RunSummary
 
@@ -15,7 +15,7 @@ BAD_FILES_SHOWN = 20
 
 def score(key: str, value: float) -> str:
     """A value as it is shown: a fraction in percent, all else with three digits."""
-    return f"{100 * value:.1f}%" if key in FRACTIONS else f"{value:.3g}".replace("-", "−")
+    return f"{100 * value:.1f}%" if SCORES[key].fraction else f"{value:.3g}".replace("-", "−")
 
 
 def scores(facts: RunSummary) -> str:
@@ -27,7 +27,7 @@ def scores(facts: RunSummary) -> str:
             f"<code>{escape(dict(facts.commands())['score'])}</code> measures on images kept apart.</p>"
         )
     keys = [key for key in SCORES if any(key in scores for _, scores in rows)]
-    head = "".join(f'<th scope="col">{escape(SCORES[key])}</th>' for key in keys)
+    head = "".join(f'<th scope="col">{escape(SCORES[key].title)}</th>' for key in keys)
     body = "".join(
         f'<tr{" class=ours" if k == 0 else ""}><th scope="row">{escape(name)}</th>'
         + "".join(f"<td>{score(key, scores[key]) if key in scores else '–'}</td>" for key in keys)
