@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import sogclr as package
 from sogclr import cli
-from sogclr.commands.report import charts, pictures, report
+from sogclr.commands.report import charts, report
 from sogclr.commands.report.charts import Axis, histogram, line_chart, thinned
-from sogclr.commands.report.pictures import choose_queries, colours, layout, neighbours, same_class_share
+from sogclr.commands.report.embedding_map import colours, layout
 from sogclr.commands.report.run_summary import RunSummary
+from sogclr.commands.report.sample import choose_queries, encoder_of, neighbours, same_class_share
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
@@ -370,7 +371,7 @@ def test_facts_of_a_resumed_run_add_up_its_processes(digits_run):
 
 
 def test_the_encoder_of_a_checkpoint_is_the_encoder_of_the_run(run):
-    finished = pictures.encoder_of(RunFolder.open(run), "cpu")
+    finished = encoder_of(RunFolder.open(run), "cpu")
     (run / "encoder.safetensors").unlink()
-    unfinished = pictures.encoder_of(RunFolder.open(run), "cpu")
+    unfinished = encoder_of(RunFolder.open(run), "cpu")
     assert unfinished.fingerprint() == finished.fingerprint()
