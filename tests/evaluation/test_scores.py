@@ -1,12 +1,18 @@
 """The table of scores, and what follows from its rows."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from digits import SMALL, write_digits
+from rich.console import Console
 
+import sogclr as package
+from sogclr.commands.evaluate import table
+from sogclr.commands.report import report
 from sogclr.evaluation import scores
 from sogclr.evaluation.scores import SCORES, LabelledSplit, compute, select
 
@@ -53,3 +59,28 @@ def test_what_is_taken_during_training():
     rows = np.arange(4)
     found = compute(online=True, pairs=(unit, unit, rows, rows))
     assert [*found] == [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)]
+
+
+def test_a_new_score_is_one_file_and_one_row(tmp_path, monkeypatch):
+    """It is then in eval's JSON and table, in the metrics of a run, and in the report."""
+    (tmp_path / "positive.py").write_text("def positive(features):\n    return float((features > 0).mean())\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    row = scores.Score(
+        "positive", "share above 0", "features", "positive:positive", online=True, curve="of all values of the features"
+    )
+    monkeypatch.setitem(SCORES, row.key, row)
+    data = write_digits(tmp_path / "data", 4)
+    run = package.train(data, tmp_path / "run", quiet=True, **(SMALL | {"labels": "none", "max_steps": 5})).path
+    result = package.evaluate(run, data, labels="none", workers=0)
+    assert 0 < result["positive"] < 1
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(table(result))
+    assert f"{100 * result['positive']:.1f}" in printed.get()
+    assert "share above 0" in printed.get()
+    (run / "eval.json").write_text(json.dumps(result))
+    page = report(run).read_text()
+    assert ">share above 0</th>" in page
+    assert f">{100 * result['positive']:.1f}%</td>" in page
+    assert "<h3>Share above 0<b>" in page  # its curve
+    assert "of all values of the features; higher is better" in page

@@ -36,7 +36,7 @@ class Score:
     """Heads a column of a table; a comma is where it may be broken."""
     given: Given
     function: str
-    """"module:function" in this package. It returns the score, or several by their keys."""
+    """"module:function", where a module of this package begins with a dot. It returns the score, or several by key."""
     fraction: bool = True
     """From 0 to 1, and shown in percent."""
     higher_is_better: bool = True
@@ -77,20 +77,20 @@ _TABLE = (
         "knn_top1",
         "kNN",
         "labels",
-        "knn:knn_top1",
+        ".knn:knn_top1",
         selects=True,
         online=True,
         curve="leave-one-out accuracy on a fixed sample of training images",
         curve_title="Online kNN",
     ),
-    Score("linear_top1_1_per_class", "linear, 1 label a class", "labels", "linear:few_label_scores"),
-    Score("linear_top1_10_per_class", "linear, 10 labels a class", "labels", "linear:few_label_scores"),
-    Score("linear_top1", "linear, all labels", "labels", "linear:linear_score"),
+    Score("linear_top1_1_per_class", "linear, 1 label a class", "labels", ".linear:few_label_scores"),
+    Score("linear_top1_10_per_class", "linear, 10 labels a class", "labels", ".linear:few_label_scores"),
+    Score("linear_top1", "linear, all labels", "labels", ".linear:linear_score"),
     Score(
         "rankme",
         "RankMe",
         "features",
-        "label_free:rankme",
+        ".label_free:rankme",
         fraction=False,
         selects=True,
         online=True,
@@ -100,7 +100,7 @@ _TABLE = (
         "alignment",
         "alignment",
         "views",
-        "label_free:alignment",
+        ".label_free:alignment",
         fraction=False,
         higher_is_better=False,
         online=True,
@@ -110,7 +110,7 @@ _TABLE = (
         "uniformity",
         "uniformity",
         "features",
-        "label_free:uniformity",
+        ".label_free:uniformity",
         fraction=False,
         higher_is_better=False,
         online=True,
@@ -121,7 +121,7 @@ _TABLE = (
             f"{way}_r{k}",
             f"{way.replace('_', ' ')}, R@{k}",
             "pairs",
-            "retrieval:retrieval",
+            ".retrieval:retrieval",
             selects=k == 1,
             online=k <= 5,
             curve=_TRAINING_PAIRS if k == 1 else "",
@@ -130,7 +130,7 @@ _TABLE = (
         for way in ("image_to_text", "text_to_image")
         for k in (1, 5, 10)
     ),
-    Score("zero_shot_top1", "zero-shot, top 1", "classes", "zero_shot:zero_shot"),
+    Score("zero_shot_top1", "zero-shot, top 1", "classes", ".zero_shot:zero_shot"),
 )
 SCORES: dict[str, Score] = {score.key: score for score in _TABLE}
 
@@ -166,5 +166,5 @@ def select(scores: Mapping[str, float]) -> float:
 
 def _function(score: Score) -> Callable[..., float | dict[str, float]]:
     module, _, name = score.function.partition(":")
-    function: Callable[..., float | dict[str, float]] = getattr(import_module(f".{module}", __package__), name)
+    function: Callable[..., float | dict[str, float]] = getattr(import_module(module, __package__), name)
     return function
