@@ -160,7 +160,7 @@ def test_the_shortcut_through_the_embeddings_is_the_mean_over_batches(encoder):
     found = diagnose(loss, encoder, x, batch_size=3, batches=20, single_batches=20, seed=5)
     draws, grads = _BatchSampler(10, 3, 3, 5), []
     for _ in range(20):
-        rows, v0, v1 = draws()
+        rows, (v0, v1) = draws()
         assert (v0 != v1).all()
         value = loss(encoder(x[v0, rows]), encoder(x[v1, rows]), rows)
         grads.append(flatten(dict(enumerate(torch.autograd.grad(value, list(encoder.parameters()))))))
