@@ -259,6 +259,16 @@ def test_names_from_outside_are_escaped_everywhere(tmp_path):
     assert page.says("<s>run")
 
 
+def test_skipped_steps_are_listed_and_their_reasons_escaped(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps({"kind": "skipped", "step": k, "reason": f"<q>{k}"}) + "\n" for k in range(25))
+    page = Page(report(run))
+    assert page.says("skipped steps, without a finite gradient: 25")
+    assert page.says("<q>19")
+    assert not page.says("<q>20")  # the first twenty
+    assert "<q>" not in page.source
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

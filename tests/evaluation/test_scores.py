@@ -42,8 +42,8 @@ def test_every_row_names_a_function_and_gets_its_score():
     unit = torch.nn.functional.normalize(torch.from_numpy(x), dim=1)
     rows = np.arange(40)
     found = compute(
-        labels=(LabelledSplit(x[:20], y[:20], x[20:], y[20:], 2),),
-        features=(x,),
+        labels=LabelledSplit(x[:20], y[:20], x[20:], y[20:], 2),
+        features=x,
         views=(torch.from_numpy(x), torch.from_numpy(x)),
         pairs=(unit, unit, rows, rows),
         classes=(unit, unit[:2], y),

@@ -208,7 +208,7 @@ def _scores(
     x, y = features[fit], split.values[ids[fit]]
     test_x, test_y = features[score], split.values[ids[score]]
     parts = LabelledSplit(x, y, test_x, test_y, len(split.classes), k, seed, device)
-    return compute(labels=(parts,), features=(features,))
+    return compute(labels=parts, features=features)
 
 
 def _health(
@@ -222,7 +222,7 @@ def _health(
         raise BadInput(f"{manifest.root} has {len(ids)} readable image; give 2 or more")
     some = ids[:: max(1, len(ids) // VIEWED)]
     views = compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device)
-    return compute(features=(features,), views=views)
+    return compute(features=features, views=views)
 
 
 class RawPixels:

@@ -14,16 +14,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import Tensor
 
 Given = Literal["labels", "features", "views", "pairs", "classes"]
-"""What a score is computed of. Its function is called with
-
-labels: a `LabelledSplit`.
-features: float32 (n, D).
-views: float32 (m, D) twice, row i of both from one image.
-pairs: images (n, D), texts (m, D), and int64 (p,) rows of each pair's image and text.
-classes: images (n, D), class embeddings (C, D), and int64 (n,), each image's class.
-"""
+"""What a score is computed of: the arguments of `compute` by these names, which its function is called with."""
 
 
 @dataclass(frozen=True)
@@ -135,17 +129,37 @@ _TABLE = (
 SCORES: dict[str, Score] = {score.key: score for score in _TABLE}
 
 
-def compute(*, online: bool = False, **given: tuple[object, ...]) -> dict[str, float]:
+def compute(
+    *,
+    labels: LabelledSplit | None = None,
+    features: np.ndarray | None = None,
+    views: tuple[Tensor, Tensor] | None = None,
+    pairs: tuple[Tensor, Tensor, np.ndarray, np.ndarray] | None = None,
+    classes: tuple[Tensor, Tensor, np.ndarray] | None = None,
+    online: bool = False,
+) -> dict[str, float]:
     """Return all scores of what is given, in reading order, each with what its function says beside it.
 
     Args:
+        labels: features of labelled images in two parts.
+        features: float32 (n, D).
+        views: float32 (m, D) twice, row i of both from one image.
+        pairs: images (n, D), texts (m, D), and int64 (p,) twice, each pair's row of images and of texts.
+        classes: images (n, D), class embeddings (C, D), and int64 (n,), each image's class.
         online: only those that are taken during training.
-        given: `labels=`, `features=`, `views=`, `pairs=`, `classes=`: the arguments that their functions take (see `Given`).
     """
+    given: dict[Given, tuple[object, ...] | None] = {
+        "labels": None if labels is None else (labels,),
+        "features": None if features is None else (features,),
+        "views": views,
+        "pairs": pairs,
+        "classes": classes,
+    }
     found: dict[str, float] = {}
     for score in SCORES.values():
-        if score.given in given and score.key not in found and (score.online or not online):
-            value = _function(score)(*given[score.given])
+        arguments = given[score.given]
+        if arguments is not None and score.key not in found and (score.online or not online):
+            value = _function(score)(*arguments)
             found |= value if isinstance(value, dict) else {score.key: value}
     return {k: v for k, v in found.items() if not online or (k in SCORES and SCORES[k].online)}
 

@@ -59,7 +59,7 @@ class OnlineEvaluation:
             z0, z1 = compute_views(
                 encoder, self.manifest, some, augment, batch_size=self.config.run.batch_size, device=device
             )
-            return compute(online=True, features=(features,), views=(z0, z1))
+            return compute(online=True, features=features, views=(z0, z1))
         finally:
             model.train()
 
