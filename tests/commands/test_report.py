@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import sogclr as package
 from sogclr import cli
-from sogclr.commands.report import charts, pictures, report
+from sogclr.commands.report import charts, report
 from sogclr.commands.report.charts import Axis, histogram, line_chart, thinned
-from sogclr.commands.report.pictures import choose_queries, colours, layout, neighbours, same_class_share
+from sogclr.commands.report.embedding_map import colours, layout
 from sogclr.commands.report.run_summary import RunSummary
+from sogclr.commands.report.sample import choose_queries, encoder_of, neighbours, same_class_share
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
@@ -258,6 +259,16 @@ def test_names_from_outside_are_escaped_everywhere(tmp_path):
     assert page.says("<s>run")
 
 
+def test_skipped_steps_are_listed_and_their_reasons_escaped(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps({"kind": "skipped", "step": k, "reason": f"<q>{k}"}) + "\n" for k in range(25))
+    page = Page(report(run))
+    assert page.says("skipped steps, without a finite gradient: 25")
+    assert page.says("<q>19")
+    assert not page.says("<q>20")  # the first twenty
+    assert "<q>" not in page.source
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -370,7 +381,7 @@ def test_facts_of_a_resumed_run_add_up_its_processes(digits_run):
 
 
 def test_the_encoder_of_a_checkpoint_is_the_encoder_of_the_run(run):
-    finished = pictures.encoder_of(RunFolder.open(run), "cpu")
+    finished = encoder_of(RunFolder.open(run), "cpu")
     (run / "encoder.safetensors").unlink()
-    unfinished = pictures.encoder_of(RunFolder.open(run), "cpu")
+    unfinished = encoder_of(RunFolder.open(run), "cpu")
     assert unfinished.fingerprint() == finished.fingerprint()

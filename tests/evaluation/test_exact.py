@@ -10,7 +10,7 @@ from torch import nn
 import sogclr
 from sogclr.errors import BadInput
 from sogclr.evaluation import exact
-from sogclr.evaluation.diagnosis import _Draws, diagnose, flat
+from sogclr.evaluation.diagnosis import _BatchSampler, diagnose, flatten
 from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss
 from sogclr.losses.estimators import MiniBatch
 from sogclr.losses.temperatures import PerSample
@@ -106,7 +106,7 @@ def test_batch_statistics_are_refused_and_frozen_ones_are_exact():
         exact.gradient(net, views(), TAU)
     net[1].train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    with exact.frozen(net):
+    with exact.eval_mode(net):
         a, b = (exact.gradient(net, views(), TAU, batch_size=size) for size in (2, 100))
     for name, value in a.items():
         torch.testing.assert_close(value, b[name])
@@ -158,13 +158,13 @@ def test_the_shortcut_through_the_embeddings_is_the_mean_over_batches(encoder):
     """Every number once more, from each batch's own backward pass."""
     x, loss = views(v=3, n=10), GlobalContrastiveLoss(10, TAU, 1.0)
     found = diagnose(loss, encoder, x, batch_size=3, batches=20, single_batches=20, seed=5)
-    draws, grads = _Draws(10, 3, 3, 5), []
+    draws, grads = _BatchSampler(10, 3, 3, 5), []
     for _ in range(20):
-        rows, v0, v1 = draws()
+        rows, (v0, v1) = draws()
         assert (v0 != v1).all()
         value = loss(encoder(x[v0, rows]), encoder(x[v1, rows]), rows)
-        grads.append(flat(dict(enumerate(torch.autograd.grad(value, list(encoder.parameters()))))))
-    grads, truth = torch.stack(grads), flat(exact.gradient(encoder, x, TAU))
+        grads.append(flatten(dict(enumerate(torch.autograd.grad(value, list(encoder.parameters()))))))
+    grads, truth = torch.stack(grads), flatten(exact.gradient(encoder, x, TAU))
     spread, distance = grads.var(dim=0).sum(), (grads.mean(dim=0) - truth).square().sum()
     assert found["gradient_norm"] == pytest.approx(float(truth.norm()))
     assert found["variance"] == pytest.approx(float(spread / truth.norm() ** 2), rel=1e-5)

@@ -27,9 +27,9 @@ def solver(request, monkeypatch):
     """Both protocols, the one for large problems with fewer epochs."""
     if request.param == "sgd":
         monkeypatch.setattr(linear, "LARGEST_FOR_LBFGS", 0)
-        monkeypatch.setitem(linear.SGD, "epochs", 20)
-        monkeypatch.setitem(linear.SGD, "batch_size", 32)
-        monkeypatch.setitem(linear.SGD, "lr", 0.1)
+        monkeypatch.setattr(linear, "EPOCHS", 20)
+        monkeypatch.setattr(linear, "BATCH_SIZE", 32)
+        monkeypatch.setattr(linear, "LR", 0.1)
     return request.param
 
 

@@ -21,10 +21,10 @@ from ..data.manifest import Manifest
 from ..data.pairs import Pairs, holds_pairs
 from ..data.recipe import named_recipe
 from ..errors import BadInput
-from ..evaluation.knn import knn_predict
-from ..evaluation.label_free import label_free, rankme, refuse_non_finite, uniformity
-from ..evaluation.linear import few_label_top1, linear_top1, protocol, stratified
-from ..evaluation.scores import FRACTIONS, SCORES
+from ..evaluation.knn import TEMPERATURE
+from ..evaluation.label_free import refuse_non_finite
+from ..evaluation.linear import DRAWS, protocol, stratified
+from ..evaluation.scores import SCORES, LabelledSplit, compute
 from ..evaluation.zero_shot import TEMPLATES
 from ..hardware import computing_on
 from ..models.backbone import create_backbone
@@ -34,9 +34,6 @@ from .evaluate_pairs import evaluate_pairs, knows_texts, zero_shot_images
 
 FIT_PARTS = ("train", "training")
 SCORE_PARTS = ("test", "testing", "val", "valid", "validation")
-FEW = (1, 10)  # labels per class
-DRAWS = 5
-TEMPERATURE = 0.07  # of kNN
 TEST_SHARE = 0.2
 VIEWED = 2048  # images at the least, for the alignment of two views
 PIXELS = 32  # raw pixels are compared at this size at the most
@@ -210,13 +207,8 @@ def _scores(
             raise BadInput(f"none of the {len(wanted):,} images to {what} on can be read; give others")
     x, y = features[fit], split.values[ids[fit]]
     test_x, test_y = features[score], split.values[ids[score]]
-    found = knn_predict(x, y, test_x, k=k, temperature=TEMPERATURE, num_classes=len(split.classes), device=device)
-    scores = {"knn_top1": float((found == test_y).mean())}
-    scores["linear_top1"] = linear_top1(x, y, test_x, test_y, seed=seed, device=device)
-    for few in FEW:
-        mean, std = few_label_top1(x, y, test_x, test_y, few, draws=DRAWS, seed=seed)
-        scores |= {f"linear_top1_{few}_per_class": mean, f"linear_top1_{few}_per_class_std": std}
-    return {**scores, "rankme": rankme(features), "uniformity": uniformity(features)}
+    parts = LabelledSplit(x, y, test_x, test_y, len(split.classes), k, seed, device)
+    return compute(labels=parts, features=features)
 
 
 def _health(
@@ -229,7 +221,8 @@ def _health(
     if len(ids) < 2:
         raise BadInput(f"{manifest.root} has {len(ids)} readable image; give 2 or more")
     some = ids[:: max(1, len(ids) // VIEWED)]
-    return label_free(features, *compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device))
+    views = compute_views(encoder, manifest, some, augment, batch_size=batch_size, device=device)
+    return compute(features=features, views=views)
 
 
 class RawPixels:
@@ -282,24 +275,22 @@ def table(result: dict[str, Any]) -> Group:
 
 def comparisons(rows: dict[str, dict[str, Any]]) -> list[Table]:
     """As `comparison`, in several tables where there are more columns than a terminal has room for."""
-    retrieval = [way for way in ("image_to_text", "text_to_image") if any(f"{way}_r1" in s for s in rows.values())]
-    parts = [{n: {k: v for k, v in s.items() if k.startswith(way)} for n, s in rows.items()} for way in retrieval]
-    rest = {n: {k: v for k, v in s.items() if not k.startswith(tuple(retrieval))} for n, s in rows.items()}
-    if any(key in SCORES for scores in rest.values() for key in scores):
-        parts.append(rest)
-    return [comparison(part) for part in parts]
+    keys = [key for key in SCORES if any(key in scores for scores in rows.values())]
+    groups = sorted(dict.fromkeys(SCORES[key].group for key in keys), key=lambda group: not group)
+    others = [{key for key in SCORES if SCORES[key].group != group} for group in groups]
+    return [comparison({n: {k: v for k, v in s.items() if k not in o} for n, s in rows.items()}) for o in others]
 
 
 def comparison(rows: dict[str, dict[str, Any]]) -> Table:
     """Several results beside each other: accuracies in percent (± standard deviation over draws), or health."""
     keys = [key for key in SCORES if any(key in scores for scores in rows.values())]
-    accuracies = [key for key in keys if key in FRACTIONS]
+    accuracies = [key for key in keys if SCORES[key].fraction]
     # On a terminal's width there is room for one kind; the JSON has both.
     shown = accuracies or keys
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     found.add_column("")
     for key in shown:
-        found.add_column(SCORES[key].replace(", ", "\n"), justify="right", no_wrap=True)
+        found.add_column(SCORES[key].title.replace(", ", "\n"), justify="right", no_wrap=True)
     for name, scores in rows.items():
         found.add_row(name, *(_cell(scores, key) for key in shown))
     return found
@@ -308,7 +299,7 @@ def comparison(rows: dict[str, dict[str, Any]]) -> Table:
 def _cell(scores: dict[str, Any], key: str) -> str:
     if key not in scores:
         return ""
-    if key not in FRACTIONS:
+    if not SCORES[key].fraction:
         return f"{scores[key]:.3g}"
     spread = scores.get(f"{key}_std")
     return f"{100 * scores[key]:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")

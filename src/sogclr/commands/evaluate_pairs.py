@@ -13,10 +13,10 @@ from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..errors import BadInput
-from ..evaluation.image_text import score_pairs, zero_shot_scores
+from ..evaluation.image_text import score_classes, score_pairs
 from ..evaluation.retrieval import chance_scores
 from ..models.backbone import create_backbone
-from ..models.features import compute_features
+from ..models.features import compute_features, pair_features
 from ..models.two_tower import TwoTower, TwoTowerModel, load_two_tower
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
@@ -31,10 +31,10 @@ def zero_shot_images(
     run: str | os.PathLike[str], manifest: Manifest, ids: np.ndarray, labels: Labels, templates: tuple[str, ...],
     workers: int, device: torch.device,
 ) -> dict[str, float]:  # fmt: skip
-    """`zero_shot_scores` of a run on pairs, on some labelled images."""
+    """`score_classes` of a run on pairs, on some labelled images."""
     towers = load_two_tower(run, device)
     features, kept, _ = compute_features(towers, manifest, ids, workers=workers, device=device)
-    return zero_shot_scores(towers, torch.from_numpy(features).to(device), kept, labels, templates)
+    return score_classes(towers, torch.from_numpy(features).to(device), kept, labels, templates)
 
 
 def evaluate_pairs(
@@ -52,19 +52,26 @@ def evaluate_pairs(
         )
     towers, data = load_two_tower(run, device), pairs.source
     classes = read_labels(pairs.images, labels)
-    how: dict[str, Any] = {
-        "workers": workers, "device": device, "batch_size": batch_size, "labels": classes, "templates": templates,
-    }  # fmt: skip
+    how: dict[str, Any] = {"workers": workers, "device": device, "batch_size": batch_size}
+
+    def scored(towers: TwoTower, progress: ProgressCallback | None = None) -> dict[str, Any]:
+        embedded = pair_features(towers, pairs, rows, progress=progress, **how)
+        scores = score_pairs(embedded)
+        if classes is not None:
+            scores |= score_classes(towers, embedded.images, embedded.image_ids, classes, templates)
+        counts = {"images": len(embedded.images), "captions": len(embedded.texts), "unreadable": len(embedded.bad)}
+        return {**scores, **counts}
+
     rows = pairs.usable
     if not len(rows):
         raise BadInput(f"{data} has no pair with a readable image; see `sogclr inspect {data}`")
-    own: dict[str, Any] = dict(score_pairs(towers, pairs, rows, progress=progress, **how))
+    own = scored(towers, progress)
     image_ids, text_ids = pairs.image_ids[rows], pairs.text_ids[rows]
     found: dict[str, dict[str, Any]] = {"chance": chance_scores(image_ids, text_ids)}
     if classes is not None:
         found["chance"]["zero_shot_top1"] = 1 / len(classes.classes)
     if baselines:
-        found["untrained"] = score_pairs(untrained(towers, seed), pairs, rows, **how)
+        found["untrained"] = scored(untrained(towers, seed))
     split = f"{len(rows):,} pairs: {own['images']:,} images, {own['captions']:,} captions"
     if classes is not None:
         split += f"; zero-shot among {len(classes.classes)} classes ({classes.source})"

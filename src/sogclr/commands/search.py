@@ -28,7 +28,7 @@ from ..models.features import compute_features
 from ..models.two_tower import TwoTower, load_two_tower
 from ..run_folder import RunFolder
 from .embed import SUFFIXES
-from .report.pictures import data_uri
+from .report.thumbnails import data_uri
 
 THUMBNAIL = 192  # pixels
 Opener = Callable[[int], Any]

@@ -10,7 +10,7 @@ its negatives are all V views of the n - 1 other samples, and
 with s_i the mean similarity over the V (V - 1) ordered pairs of distinct views. F1 <= F2.
 
 BatchNorm makes an embedding depend on the rest of its batch, so that with batch statistics there is no exact gradient:
-`gradient` refuses it. `with frozen(encoder):` fixes the statistics at their running values (and turns dropout off).
+`gradient` refuses it. `with eval_mode(encoder):` fixes the statistics at their running values (and turns dropout off).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..losses.functional import at_least_float32, expand_temperature, log_mean, unit_rows
+from ..kernels import at_least_float32
+from ..losses.functional import expand_temperature, log_mean, unit_rows
 
 Variant = Literal["F1", "F2"]
 _ENTRIES = 1 << 22  # similarities at a time
@@ -33,39 +34,48 @@ _ENTRIES = 1 << 22  # similarities at a time
 
 @torch.no_grad()
 def normalizers(embeddings: Tensor, temperature: float | Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """log g_a of every anchor.
+    """Return log g_a of every anchor.
 
     Args:
-        embeddings: (V, n, D), of any norm.  temperature: a float or (n,).
+        embeddings: (V, n, D), of any norm.
+        temperature: a float, or one for each sample, (n,).
         dtype: float64 for an exact check; otherwise float32 or what the embeddings have, if that is more.
 
     Returns:
         (V, n).
 
+    Raises:
+        BadInput: shapes do not fit, or the temperature is not above 0.
+
     Example:
         >>> normalizers(torch.eye(3).expand(2, 3, 3), temperature=0.5)[0]
         tensor([0., 0., 0.])
     """
-    z = _unit(embeddings, temperature, dtype, views=1)
-    return torch.cat([_log_g(z, start, stop, _at(temperature, start, stop, z)) for start, stop in _chunks(z)], dim=1)
+    z = _normalize(embeddings, temperature, dtype, views=1)
+    return torch.cat([_log_g(z, start, stop, _slice(temperature, start, stop, z)) for start, stop in _chunks(z)], dim=1)
 
 
 @torch.no_grad()
 def objective(
     embeddings: Tensor, temperature: float | Tensor, variant: Variant = "F2", dtype: torch.dtype | None = None
 ) -> float:
-    """F1 or F2 of all samples.
+    """Return F1 or F2 of all samples.
 
     Args:
-        embeddings: (V, n, D), V of 2 or more, of any norm.  temperature: a float or (n,).
-        variant: `F2` or `F1`.  dtype: as for `normalizers`.
+        embeddings: (V, n, D), V of 2 or more, of any norm.
+        temperature: a float, or one for each sample, (n,).
+        variant: `F2` or `F1`.
+        dtype: as for `normalizers`.
+
+    Raises:
+        BadInput: shapes do not fit, the temperature is not above 0, or there is no such variant.
 
     Example:
         >>> objective(torch.eye(3).expand(2, 3, 3), temperature=0.5)
         -1.0
     """
     _check_variant(variant)
-    z = _unit(embeddings, temperature, dtype, views=2)
+    z = _normalize(embeddings, temperature, dtype, views=2)
     values = [_values(z, *chunk, temperature, variant).double().sum() for chunk in _chunks(z)]
     return float(torch.stack(values).sum() / z.shape[1])
 
@@ -73,11 +83,24 @@ def objective(
 def embedding_gradient(
     embeddings: Tensor, temperature: float | Tensor, variant: Variant = "F2", dtype: torch.dtype | None = None
 ) -> Tensor:
-    """The exact gradient of F by the embeddings: (V, n, D) -> (V, n, D)."""
+    """Return the exact gradient of F with respect to the embeddings.
+
+    Args:
+        embeddings: (V, n, D), V of 2 or more, of any norm.
+        temperature: a float, or one for each sample, (n,).
+        variant: `F2` or `F1`.
+        dtype: as for `normalizers`.
+
+    Returns:
+        (V, n, D).
+
+    Raises:
+        BadInput: as `objective`.
+    """
     _check_variant(variant)
     raw = embeddings.detach().to(dtype or embeddings.dtype).requires_grad_()
     with torch.enable_grad():
-        unit = _unit(raw, temperature, None, views=2)
+        unit = _normalize(raw, temperature, None, views=2)
         z = unit.detach().requires_grad_()
         total = torch.zeros_like(z)
         for chunk in _chunks(z):
@@ -94,45 +117,64 @@ def gradient(
     dtype: torch.dtype | None = None,
     batch_size: int = 256,
 ) -> dict[str, Tensor]:
-    """The exact gradient of F by the encoder's parameters, in memory of one batch.
+    """Return the exact gradient of F with respect to the encoder's parameters, in memory of one batch.
 
     Args:
-        encoder: (N, ...) -> (N, D), without batch statistics (see `frozen`).
+        encoder: (N, ...) -> (N, D), without batch statistics (see `eval_mode`).
         views: (V, n, ...), the inputs; moved to the encoder's device a batch at a time.
-        temperature: a float or (n,).  variant: `F2` or `F1`.
+        temperature: a float, or one for each sample, (n,).
+        variant: `F2` or `F1`.
         dtype: float64 computes everything in that, with a copy of the encoder.
         batch_size: inputs at a time; the result does not depend on it.
 
     Returns:
-        parameter name -> gradient, for the parameters that require one.
+        Parameter name -> gradient, for the parameters that require one.
 
     Raises:
         BadInput: BatchNorm uses batch statistics, or dropout is on.
     """
-    encoder = converted(encoder, dtype)
+    encoder = convert(encoder, dtype)
     z = embed_views(encoder, views, batch_size)
     return pull_back(encoder, views, embedding_gradient(z, temperature, variant), batch_size)
 
 
 def embed_views(encoder: nn.Module, views: Tensor, batch_size: int = 256) -> Tensor:
-    """(V, n, ...) inputs -> (V, n, D), without a graph, float32 or more.
+    """Return the embeddings of all views, without a graph, in float32 or more.
+
+    Args:
+        encoder: (N, ...) -> (N, D), without batch statistics.
+        views: (V, n, ...), the inputs.
+        batch_size: inputs at a time.
+
+    Returns:
+        (V, n, D).
 
     Raises:
         BadInput: BatchNorm uses batch statistics, or dropout is on.
     """
-    check_frozen(encoder)
+    check_eval_mode(encoder)
     like = next(encoder.parameters())
     with torch.no_grad():
-        rows = [encoder(x.to(like)) for x in views.flatten(0, 1).split(batch_size)]
-    return at_least_float32(torch.cat(rows)).unflatten(0, views.shape[:2])
+        rows = torch.cat([encoder(x.to(like)) for x in torch.split(views.flatten(0, 1), batch_size)])
+    return at_least_float32(rows).view(*views.shape[:2], -1)
 
 
-def pull_back(encoder: nn.Module, views: Tensor, by_embedding: Tensor, batch_size: int = 256) -> dict[str, Tensor]:
-    """The gradient by the parameters from that by the embeddings, (V, n, D): a vector-Jacobian product in batches."""
+def pull_back(encoder: nn.Module, views: Tensor, z_grad: Tensor, batch_size: int = 256) -> dict[str, Tensor]:
+    """Return the gradient of the parameters from that of the embeddings: a vector-Jacobian product in batches.
+
+    Args:
+        encoder: (N, ...) -> (N, D), without batch statistics.
+        views: (V, n, ...), the inputs.
+        z_grad: (V, n, D).
+        batch_size: inputs at a time.
+
+    Returns:
+        Parameter name -> gradient, for the parameters that require one.
+    """
     names, parameters = zip(*((k, p) for k, p in encoder.named_parameters() if p.requires_grad), strict=True)
     total = [torch.zeros_like(p) for p in parameters]
-    inputs, outputs = views.flatten(0, 1).split(batch_size), by_embedding.flatten(0, 1).split(batch_size)
-    for x, grad in zip(inputs, outputs, strict=True):
+    inputs, grads = (torch.split(t.flatten(0, 1), batch_size) for t in (views, z_grad))
+    for x, grad in zip(inputs, grads, strict=True):
         with torch.enable_grad():
             z = encoder(x.to(parameters[0]))
         parts = torch.autograd.grad(z, parameters, grad.to(z), allow_unused=True, materialize_grads=True)
@@ -142,8 +184,14 @@ def pull_back(encoder: nn.Module, views: Tensor, by_embedding: Tensor, batch_siz
 
 
 @contextmanager
-def frozen(encoder: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode for a while: BatchNorm at its running statistics, no dropout; each module's mode comes back."""
+def eval_mode(encoder: nn.Module) -> Iterator[nn.Module]:
+    """Put a module in evaluation mode inside a `with` block; afterwards each submodule has its own mode again.
+
+    BatchNorm is then at its running statistics, and dropout is off.
+
+    Args:
+        encoder: any module; it is what the block is given.
+    """
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
@@ -153,8 +201,15 @@ def frozen(encoder: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def check_frozen(encoder: nn.Module) -> None:
-    """Raises BadInput where an embedding would depend on its batch or on chance."""
+frozen = eval_mode  # the public name
+
+
+def check_eval_mode(encoder: nn.Module) -> None:
+    """Refuse an encoder whose embeddings depend on the batch or on chance.
+
+    Raises:
+        BadInput: BatchNorm uses batch statistics, or dropout is on.
+    """
     for name, module in encoder.named_modules():
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if norm and (module.training or module.running_mean is None):
@@ -166,15 +221,14 @@ def check_frozen(encoder: nn.Module) -> None:
             raise BadInput(f"{name} drops out at random; turn it off with `with sogclr.exact.frozen(encoder):`")
 
 
-def converted(encoder: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The encoder itself, or a copy in another dtype."""
+def convert(encoder: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """Return the encoder itself, or a copy of it in another dtype."""
     return encoder if dtype is None else copy.deepcopy(encoder).to(dtype)
 
 
-# ------------------------------------------------------------------------------------------------------------- the parts
 def _values(z: Tensor, start: int, stop: int, temperature: float | Tensor, variant: Variant) -> Tensor:
-    """-s_i + tau (log g of the sample) for the samples start..stop: (V, n, D) unit rows -> (stop - start,)."""
-    views, tau = len(z), _at(temperature, start, stop, z)
+    """Return -s_i + tau (log g of the sample) of the samples start..stop, (stop - start,), from (V, n, D) unit rows."""
+    views, tau = len(z), _slice(temperature, start, stop, z)
     rows = z[:, start:stop]
     s = (rows.sum(dim=0).square().sum(dim=1) - rows.square().sum(dim=(0, 2))) / (views * (views - 1))
     log_g = _log_g(z, start, stop, tau)
@@ -182,6 +236,7 @@ def _values(z: Tensor, start: int, stop: int, temperature: float | Tensor, varia
 
 
 def _log_g(z: Tensor, start: int, stop: int, tau: float | Tensor) -> Tensor:
+    """Return log g of the views of the samples start..stop, (V, stop - start)."""
     views, n, _ = z.shape
     sim = z[:, start:stop].flatten(0, 1) @ z.flatten(0, 1).T / expand_temperature(tau, views)
     sample = torch.arange(n, device=z.device)
@@ -191,19 +246,23 @@ def _log_g(z: Tensor, start: int, stop: int, tau: float | Tensor) -> Tensor:
 
 
 def _chunks(z: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of as many samples as have `_ENTRIES` similarities."""
     views, n, _ = z.shape
     size = max(1, _ENTRIES // (views * views * n))
-    return ((start, min(start + size, n)) for start in range(0, n, size))
+    for start in range(0, n, size):
+        yield start, min(start + size, n)
 
 
-def _at(temperature: float | Tensor, start: int, stop: int, z: Tensor) -> float | Tensor:
+def _slice(temperature: float | Tensor, start: int, stop: int, z: Tensor) -> float | Tensor:
+    """Return the temperature of the samples start..stop, in the dtype and on the device of z."""
     if not isinstance(temperature, Tensor):
         return temperature
     temperature = temperature.detach().to(z)
     return temperature[start:stop] if temperature.ndim == 1 else temperature
 
 
-def _unit(embeddings: Tensor, temperature: float | Tensor, dtype: torch.dtype | None, views: int) -> Tensor:
+def _normalize(embeddings: Tensor, temperature: float | Tensor, dtype: torch.dtype | None, views: int) -> Tensor:
+    """Return unit rows, (V, n, D), once everything is known to fit; `views` are the least."""
     if embeddings.ndim != 3 or embeddings.shape[0] < views or embeddings.shape[1] < 2:
         raise BadInput(
             f"embeddings must be (V, n, D) with at least {views} views of at least 2 samples, and are "

@@ -17,13 +17,12 @@ UNIFORMITY_ROWS = 4096
 _CHUNK = 1024
 
 
-def label_free(features: np.ndarray | Tensor, z0: Tensor, z1: Tensor) -> dict[str, float]:
-    """`rankme` and `uniformity` of the features, and `alignment` of the views z0 and z1 of some of the images."""
-    return {"rankme": rankme(features), "alignment": alignment(z0, z1), "uniformity": uniformity(features)}
-
-
 def refuse_non_finite(*features: np.ndarray) -> None:
-    """Raises BadInput where a feature is infinite or no number: nothing can be said of such an encoder."""
+    """Refuse features that are infinite or no number: nothing can be said of such an encoder.
+
+    Raises:
+        BadInput: a value is not finite.
+    """
     if not all(np.isfinite(x).all() for x in features):
         raise BadInput(
             "the features hold values that are not finite; the encoder has diverged, train it again with a lower --lr"
@@ -31,13 +30,13 @@ def refuse_non_finite(*features: np.ndarray) -> None:
 
 
 def rankme(features: np.ndarray | Tensor) -> float:
-    """The effective rank: exp of the entropy of the singular values, sigma_k / sum(sigma). From 1 to min(n, D).
+    """Return the effective rank: exp of the entropy of the singular values, sigma_k / sum(sigma). From 1 to min(n, D).
 
     Args:
         features: (n, D), any float; at most 25,600 evenly spaced rows are used. Not centred, as in the paper.
 
     Returns:
-        0.0 when every feature is zero; nan when one is not finite.
+        The rank; 0.0 when every feature is zero, nan when one is not finite.
     """
     x = evenly_spaced(_matrix(features), RANKME_ROWS).double()
     if not bool(torch.isfinite(x).all()):
@@ -53,26 +52,34 @@ def rankme(features: np.ndarray | Tensor) -> float:
 
 
 def alignment(z0: np.ndarray | Tensor, z1: np.ndarray | Tensor) -> float:
-    """Mean squared distance between the two views' normalised features: 0 (identical) to 4 (opposite).
+    """Return the mean squared distance between two views' normalised features: 0 (identical) to 4 (opposite).
 
     Args:
-        z0, z1: (n, D) each, row i of both from the same image.
+        z0: (n, D), any float.
+        z1: (n, D), row i from the image of row i of z0.
+
+    Raises:
+        BadInput: the shapes differ.
     """
     a, b = _matrix(z0), _matrix(z1)
     if a.shape != b.shape:
         raise BadInput(f"alignment compares two views of one shape and got {tuple(a.shape)} and {tuple(b.shape)}")
-    return float((_unit(a) - _unit(b)).square().sum(dim=1).mean())
+    return float((_normalize(a) - _normalize(b)).square().sum(dim=1).mean())
 
 
 def uniformity(z: np.ndarray | Tensor, t: float = 2.0) -> float:
-    """log of the mean of exp(-t |z_i - z_j|^2) over pairs i < j of normalised features; 0 when they all coincide.
+    """Return the log of the mean of exp(-t |z_i - z_j|^2) over pairs i < j of normalised features; 0 when they all coincide.
 
-    Lower is more evenly spread; at t = 2 a perfect spread in many dimensions tends to -4.
+    Lower is more evenly spread; with t = 2 a perfect spread in many dimensions tends to -4.
 
     Args:
-        z: (n, D), n >= 2; at most 4,096 evenly spaced rows are used.
+        z: (n, D), n >= 2, any float; at most 4,096 evenly spaced rows are used.
+        t: sharpness of the Gaussian potential.
+
+    Raises:
+        BadInput: fewer than 2 rows.
     """
-    x = _unit(evenly_spaced(_matrix(z), UNIFORMITY_ROWS))
+    x = _normalize(evenly_spaced(_matrix(z), UNIFORMITY_ROWS))
     n = len(x)
     if n < 2:
         raise BadInput(f"uniformity needs 2 or more images and got {n}; give more")
@@ -85,18 +92,20 @@ def uniformity(z: np.ndarray | Tensor, t: float = 2.0) -> float:
 
 
 def evenly_spaced(x: Tensor, at_most: int) -> Tensor:
-    """`at_most` rows from first to last, always the same ones."""
+    """Return `at_most` rows from first to last, always the same ones."""
     if len(x) <= at_most:
         return x
     return x[torch.linspace(0, len(x) - 1, at_most, dtype=torch.float64).long().to(x.device)]
 
 
 def _matrix(x: np.ndarray | Tensor) -> Tensor:
+    """Return a detached (n, D) tensor, or refuse another shape."""
     tensor = torch.as_tensor(x).detach()
     if tensor.ndim != 2 or not len(tensor):
         raise BadInput(f"features of shape (n, D) with n > 0 are needed and {tuple(tensor.shape)} was given")
     return tensor
 
 
-def _unit(x: Tensor) -> Tensor:
+def _normalize(x: Tensor) -> Tensor:
+    """Return float64 rows of unit length."""
     return functional.normalize(x.double(), dim=1)

@@ -9,6 +9,7 @@ of 1,024, learning rate 0.1 B/256 with a cosine, 90 epochs (2202.12387, section 
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,17 +21,37 @@ from torch.nn import functional
 from ..errors import BadInput
 from .label_free import refuse_non_finite
 
+if TYPE_CHECKING:
+    from .scores import LabelledSplit
+
 LARGEST_FOR_LBFGS = 2_000_000_000  # rows x features x classes: a few minutes on one core
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the regularisation, that are tried where labels suffice
+FEW = (1, 10)  # labels per class
+DRAWS = 5  # of which labels these are
 FEW_STRENGTH = 0.1  # C for a few labels per class, where nothing can be held out
-SGD = {"epochs": 90, "batch_size": 1024, "lr": 0.1 * 1024 / 256, "momentum": 0.9}
+EPOCHS, BATCH_SIZE, LR, MOMENTUM = 90, 1024, 0.1 * 1024 / 256, 0.9  # of SGD
+
+
+def linear_score(split: LabelledSplit) -> float:
+    """Return `linear_top1` of a split."""
+    arrays = (split.train_x, split.train_y, split.test_x, split.test_y)
+    return linear_top1(*arrays, seed=split.seed, device=split.device)
+
+
+def few_label_scores(split: LabelledSplit) -> dict[str, float]:
+    """Return `few_label_top1` of a split with 1 and with 10 labels a class: the means, and beside each its `_std`."""
+    found: dict[str, float] = {}
+    for few in FEW:
+        mean, std = few_label_top1(split.train_x, split.train_y, split.test_x, split.test_y, few, seed=split.seed)
+        found |= {f"linear_top1_{few}_per_class": mean, f"linear_top1_{few}_per_class_std": std}
+    return found
 
 
 def protocol(rows: int, features: int, classes: int) -> str:
-    """Which of the two solvers `linear_top1` takes, in words."""
+    """Return in words which of the two solvers `linear_top1` takes."""
     if _small(rows, features, classes):
         return f"logistic regression (LBFGS) on standardised features, C from {STRENGTHS} on a held-out fifth"
-    return "SGD, {epochs} epochs, batch {batch_size}, lr {lr:g}, momentum {momentum}, no weight decay".format(**SGD)
+    return f"SGD, {EPOCHS} epochs, batch {BATCH_SIZE}, lr {LR:g}, momentum {MOMENTUM}, no weight decay"
 
 
 def linear_top1(
@@ -42,11 +63,13 @@ def linear_top1(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> float:
-    """The fraction of test rows that a linear classifier fitted on the training rows gets right.
+    """Return the fraction of test rows that a linear classifier fitted on the training rows gets right.
 
     Args:
-        train_x, test_x: float (m, D) and (t, D).
-        train_y, test_y: int64 (m,) and (t,), >= 0; a test class that training lacks counts as missed.
+        train_x: float (m, D).
+        train_y: int64 (m,), >= 0.
+        test_x: float (t, D).
+        test_y: int64 (t,), >= 0; a class that training lacks counts as missed.
         seed: of the held-out fifth, or of the order of SGD.
         device: where SGD runs.
 
@@ -54,7 +77,7 @@ def linear_top1(
         BadInput: fewer than two classes to fit, or shapes that do not match.
     """
     classes = _check(train_x, train_y, test_x, test_y)
-    train, test = _standardised(train_x, train_x, test_x)
+    train, test = _standardise(train_x, train_x, test_x)
     if not _small(len(train), train.shape[1], len(classes)):
         return _sgd(train, train_y, test, test_y, seed, torch.device(device))
     fit, held = stratified(train_y, 0.2, seed)
@@ -72,18 +95,27 @@ def few_label_top1(
     test_y: np.ndarray,
     per_class: int,
     *,
-    draws: int = 5,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Mean and standard deviation, over random draws, of the accuracy with `per_class` labels of each class.
+    """Return the accuracy with `per_class` labels of each class: mean and standard deviation over random draws.
 
     A class with fewer training rows gives all that it has.
+
+    Args:
+        train_x: float (m, D).
+        train_y: int64 (m,), >= 0.
+        test_x: float (t, D).
+        test_y: int64 (t,), >= 0.
+        per_class: labels of each class.
+        draws: how many times they are drawn.
+        seed: of the draws.
 
     Raises:
         BadInput: as `linear_top1`.
     """
     classes = _check(train_x, train_y, test_x, test_y)
-    train, test = _standardised(train_x, train_x, test_x)
+    train, test = _standardise(train_x, train_x, test_x)
     scores = []
     for draw in range(draws):
         generator = np.random.Generator(np.random.Philox(key=[seed, draw]))
@@ -93,11 +125,15 @@ def few_label_top1(
 
 
 def stratified(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows split into (1 - share, share) within each class, both ascending; a class of one row stays in the first.
+    """Split rows into (1 - share, share) within each class, both ascending; a class of one row stays in the first.
 
     Args:
         y: int64 (n,); rows with a negative class are in neither.
         share: of each class, rounded, but at least one row where there are two.
+        seed: of which rows go where.
+
+    Returns:
+        Row numbers of the two parts, int64.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
     first, second = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
@@ -114,6 +150,7 @@ def _small(rows: int, features: int, classes: int) -> bool:
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, strength: float) -> float:
+    """Return the test accuracy of a logistic regression with C = strength."""
     with warnings.catch_warnings():
         # A run that is cut off here is as good a classifier as one that turns the last digit.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -124,34 +161,34 @@ def _logistic(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarr
 def _sgd(
     train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, seed: int, device: torch.device
 ) -> float:
-    """The paper's protocol, on features that are fixed."""
+    """Return the test accuracy of a classifier trained by the paper's protocol."""
     x, y = torch.from_numpy(train_x), torch.from_numpy(np.asarray(train_y, dtype=np.int64))
     classifier = nn.Linear(x.shape[1], int(y.max()) + 1, device=device)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=SGD["lr"], momentum=SGD["momentum"])
-    batch = int(min(SGD["batch_size"], len(x)))
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=LR, momentum=MOMENTUM)
+    batch = min(BATCH_SIZE, len(x))
     steps = len(x) // batch
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(SGD["epochs"]) * steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * steps)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(int(SGD["epochs"])):
+    for _ in range(EPOCHS):
         order = torch.randperm(len(x), generator=generator)
         for k in range(steps):
             rows = order[k * batch : (k + 1) * batch]
             loss = functional.cross_entropy(classifier(x[rows].to(device)), y[rows].to(device))
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     with torch.inference_mode():
         found: list[Tensor] = [
-            classifier(part.to(device)).argmax(1).cpu() for part in torch.from_numpy(test_x).split(8192)
+            classifier(part.to(device)).argmax(1).cpu() for part in torch.split(torch.from_numpy(test_x), 8192)
         ]
     return float((torch.cat(found).numpy() == test_y).mean())
 
 
-def _standardised(train_x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """float32, with the mean and standard deviation of `train_x` taken out.
+def _standardise(train_x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return the arrays in float32, standardised by the mean and standard deviation of `train_x`.
 
     A feature that varies a thousand times less than the median one is rounding, and is not blown up to the size of the others.
     """
@@ -163,6 +200,7 @@ def _standardised(train_x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def _check(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
+    """Return the classes of the training part once everything is known to fit."""
     for what, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if x.ndim != 2 or y.shape != (len(x),) or not len(x):
             raise BadInput(

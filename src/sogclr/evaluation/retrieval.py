@@ -15,11 +15,13 @@ _TILE = 1 << 24  # similarities at a time
 
 
 def retrieval(images: Tensor, texts: Tensor, image_rows: np.ndarray, text_rows: np.ndarray) -> dict[str, float]:
-    """Recall at 1, 5 and 10, both ways, and the median rank of the best match (1 is first).
+    """Return recall at 1, 5 and 10, both ways, and the median rank of the best match (1 is first).
 
     Args:
-        images: (n, D) unit rows.  texts: (m, D) unit rows.
-        image_rows, text_rows: int64 (p,): row of the image and row of the text of each pair; every row is in a pair.
+        images: (n, D) unit rows.
+        texts: (m, D) unit rows.
+        image_rows: int64 (p,), each pair's row of `images`; every row is in a pair.
+        text_rows: int64 (p,), each pair's row of `texts`; every row is in a pair.
 
     Returns:
         `image_to_text_r1` ... `text_to_image_r10` (fractions), `image_to_text_median_rank`, `text_to_image_median_rank`.
@@ -37,7 +39,17 @@ def retrieval(images: Tensor, texts: Tensor, image_rows: np.ndarray, text_rows: 
 
 
 def ranks(queries: Tensor, candidates: Tensor, query_rows: np.ndarray, candidate_rows: np.ndarray) -> np.ndarray:
-    """int64 (q,): how many wrong candidates are at least as similar to each query as its best match. (q, D), (m, D) rows."""
+    """Count the wrong candidates that are at least as similar to each query as its best match.
+
+    Args:
+        queries: (q, D) unit rows.
+        candidates: (m, D) unit rows.
+        query_rows: int64 (p,), each pair's row of `queries`.
+        candidate_rows: int64 (p,), each pair's row of `candidates`.
+
+    Returns:
+        int64 (q,), 0 where the best match comes first.
+    """
     rows, matches = np.divmod(np.unique(query_rows * len(candidates) + candidate_rows), len(candidates))
     found = np.empty(len(queries), dtype=np.int64)
     step = max(1, _TILE // max(1, len(candidates)))
@@ -57,7 +69,10 @@ def ranks(queries: Tensor, candidates: Tensor, query_rows: np.ndarray, candidate
 
 
 def chance(query_rows: np.ndarray, candidates: int) -> dict[int, float]:
-    """What random embeddings score: the mean over queries of 1 - C(m - c, K) / C(m, K), with c matches of m candidates."""
+    """Return the recall at each K of random embeddings.
+
+    It is the mean over queries of 1 - C(m - c, K) / C(m, K), with c matches among m candidates.
+    """
     _, counts = np.unique(query_rows, return_counts=True)
     found = {}
     for k in AT:
@@ -69,7 +84,7 @@ def chance(query_rows: np.ndarray, candidates: int) -> dict[int, float]:
 
 
 def chance_scores(image_rows: np.ndarray, text_rows: np.ndarray) -> dict[str, float]:
-    """The recalls of random embeddings under the keys of `retrieval`."""
+    """Return the recalls of random embeddings under the keys of `retrieval`."""
     images, texts = len(np.unique(image_rows)), len(np.unique(text_rows))
     return {f"image_to_text_r{k}": v for k, v in chance(image_rows, texts).items()} | {
         f"text_to_image_r{k}": v for k, v in chance(text_rows, images).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from .. import distributed
 from ..data.augment import Augmentation
 from ..data.loader import evaluation_loader, training_loader
 from ..data.manifest import Manifest
+from ..data.pairs import Pairs
 from ..errors import BadInput
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
@@ -158,6 +160,70 @@ def texts_over_ranks(towers: TwoTower, texts: list[str]) -> torch.Tensor:
     parts = distributed.all_gather_object(own)
     rows = [parts[k % ranks][k // ranks] for k in range(len(chunks))]
     return torch.from_numpy(np.concatenate(rows)).to(towers.device)
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """Embeddings of the different images and the different captions of some image-caption pairs."""
+
+    images: Tensor
+    """(n, D) unit rows, on the device."""
+    texts: Tensor
+    """(m, D) unit rows, on the device."""
+    image_ids: np.ndarray
+    """int64 (n,), ascending ids of the manifest."""
+    image_rows: np.ndarray
+    """int64 (p,), each pair's row of `images`."""
+    text_rows: np.ndarray
+    """int64 (p,), each pair's row of `texts`."""
+    bad: list[tuple[int, str]]
+    """(id, reason) of the images that cannot be read; their pairs are left out."""
+
+
+def pair_features(
+    towers: TwoTower,
+    pairs: Pairs,
+    rows: np.ndarray,
+    *,
+    workers: int,
+    device: torch.device,
+    batch_size: int = BATCH,
+    progress: ProgressCallback | None = None,
+) -> PairFeatures:
+    """Embed the images and captions of some pairs, over all ranks, with the whole result on each.
+
+    Args:
+        towers: on `device`, in evaluation mode.
+        pairs: what the rows are of.
+        rows: int64 (p,), ids of pairs.
+        workers: processes that read images.
+        device: where the towers are.
+        batch_size: images at a time on a rank.
+        progress: called with (images done, images to do).
+
+    Raises:
+        BadInput: none of the images can be read.
+    """
+    image_ids, text_ids = pairs.image_ids[rows], pairs.text_ids[rows]
+    features, kept, bad = features_over_ranks(
+        towers,
+        pairs.images,
+        np.unique(image_ids),
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )
+    if not len(kept):
+        raise BadInput(
+            f"none of the {len(bad):,} images of {pairs.source} can be read (first: {bad[0][1]}); give others"
+        )
+    readable = np.isin(image_ids, kept)
+    image_ids, text_ids = image_ids[readable], text_ids[readable]
+    captions = np.unique(text_ids)
+    texts = texts_over_ranks(towers, pairs.captions_of(captions))
+    image_rows, text_rows = np.searchsorted(kept, image_ids), np.searchsorted(captions, text_ids)
+    return PairFeatures(torch.from_numpy(features).to(device), texts, kept, image_rows, text_rows, bad)
 
 
 def same_buffers(model: nn.Module) -> None:

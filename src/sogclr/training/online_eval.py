@@ -12,9 +12,9 @@ from ..data.labels import Labels
 from ..data.loader import training_loader
 from ..data.manifest import Manifest
 from ..evaluation.diagnosis import diagnose
-from ..evaluation.exact import frozen
+from ..evaluation.exact import eval_mode
 from ..evaluation.knn import knn_leave_one_out
-from ..evaluation.label_free import label_free
+from ..evaluation.scores import compute
 from ..losses.two_view import TwoViewLoss
 from ..models.encoder import Encoder, EncoderInfo
 from ..models.features import compute_views, features_over_ranks, same_buffers
@@ -27,7 +27,7 @@ VIEWED = 512  # of them at the least, for the alignment of two views
 
 
 class OnlineEvaluation:
-    """Scores on a fixed sample of at most 2,000 training images; the first score is the one that is to grow.
+    """Scores on a fixed sample of at most 2,000 training images; `evaluation.scores.select` says which is to grow.
 
     With labels: leave-one-out kNN accuracy of the backbone's features. Without: RankMe and uniformity of the features,
     and alignment between two views. All ranks compute features; the main one goes on to the scores, and the others get none.
@@ -59,7 +59,7 @@ class OnlineEvaluation:
             z0, z1 = compute_views(
                 encoder, self.manifest, some, augment, batch_size=self.config.run.batch_size, device=device
             )
-            return label_free(features, z0, z1)
+            return compute(online=True, features=features, views=(z0, z1))
         finally:
             model.train()
 
@@ -88,7 +88,7 @@ class OnlineDiagnosis:
     ) -> dict[str, float]:
         index, views = self._views(info, augment, device)
         batch = min(self.config.run.batch_size, len(index))
-        with frozen(model):
+        with eval_mode(model):
             return diagnose(loss, model, views, index=index, batch_size=batch, batches=200, single_batches=16)
 
     def _views(

@@ -22,7 +22,7 @@ from ..evaluation.image_text import score_pairs
 from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import create_backbone
 from ..models.encoder import Encoder, EncoderInfo
-from ..models.features import BATCH, same_buffers
+from ..models.features import pair_features, same_buffers
 from ..models.text import TextSetup, built_in, pretrained
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..run_folder import RunFolder
@@ -172,17 +172,12 @@ class PairTask:
         same_buffers(model)
         try:
             towers = TwoTower(model, info, self.text, device)
-            scores = score_pairs(
-                towers,
-                self.pairs,
-                self.evaluated,
-                workers=self.config.data.workers or 0,
-                device=device,
-                batch_size=BATCH,
+            workers = self.config.data.workers or 0
+            return score_pairs(
+                pair_features(towers, self.pairs, self.evaluated, workers=workers, device=device), online=True
             )
         finally:
             model.train()
-        return {k: v for k, v in scores.items() if k.endswith(("_r1", "_r5"))}
 
     # ------------------------------------------------------------------------------------------------------------ files
     def write_inputs(self) -> None:

@@ -26,6 +26,7 @@ from ..data.pairs import Pairs
 from ..data.recipe import Recipe, recipe_from_table
 from ..data.sampler import ResumableSampler
 from ..errors import BadInput, Interrupted, RunFailed
+from ..evaluation.scores import select
 from ..kernels import ranks
 from ..losses import MoCoLoss, NonFinite
 from ..losses.estimators import MovingAverage
@@ -377,7 +378,7 @@ class Trainer:
         self.screen.info(
             f"epoch {self.epoch:g}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()) + f"   {self.clock.note}"
         )
-        score = next(iter(scores.values()))
+        score = select(scores)
         improved = score > self.best
         self.best = max(self.best, score)
         return improved

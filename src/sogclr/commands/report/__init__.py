@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import BadInput
 from ...files import check_output, write_text
 from ...hardware import computing_on
+from ...progress import ProgressCallback
 from ...run_folder import RunFolder
 from .page import page
 from .report_data import collect
@@ -25,31 +25,36 @@ def report(
     workers: int | None = 0,
     device: str = "cpu",
     out: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Path:
-    """Write the page of a run, finished or not, and return its path (RUN/report.html, or `out`).
+    """Write the page of a run, finished or not.
 
     Args:
+        run: the run's folder.
         data: where the run's images are now, if they moved.
         images: the most images that features are computed of: those on the map, and those that neighbours come from.
         workers: processes that read images; None chooses from the cores.
         device: what computes the features: cpu, cuda, mps, auto.
+        out: where the page goes; RUN/report.html when left out.
         progress: called with (images done, images to do).
+
+    Returns:
+        The path of the page.
 
     Raises:
         BadInput: no run there, `data` does not hold its images, or `images` or `out` cannot be used.
     """
     if not 2 <= images <= MOST_IMAGES:
         raise BadInput(f"--images must be from 2 to {MOST_IMAGES} and was {images}; 3000 makes a readable map")
-    facts = RunSummary.read(RunFolder.open(run))
-    path = facts.run.report_file if out is None else Path(out)
+    summary = RunSummary.read(RunFolder.open(run))
+    path = summary.run.report_file if out is None else Path(out)
     check_output(path, [".html"])
     where = None if data is None else os.fspath(data)
     with computing_on(device, workers) as (chosen, readers):
-        content = collect(facts, where, images, workers=readers, device=str(chosen), progress=progress)
+        found = collect(summary, where, images, workers=readers, device=str(chosen), progress=progress)
     # File names may hold half a surrogate pair, which UTF-8 has no bytes for.
-    write_text(path, page(facts, content).encode("utf-8", "replace").decode("utf-8"))
+    write_text(path, page(summary, found).encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
-__all__ = ["write_report"]
+__all__ = ["report"]

@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 10, 34  # margins around the plot area, in the units of the view box
@@ -28,7 +28,13 @@ class Axis:
 
     @classmethod
     def of(cls, values: Sequence[float], *, tight: bool = False, wanted: int = 5) -> Axis:
-        """Covers the values; `tight` ends at the outermost values, otherwise at round numbers."""
+        """Return an axis that covers the values.
+
+        Args:
+            values: one or more.
+            tight: end at the outermost values, and not at round numbers.
+            wanted: about so many ticks.
+        """
         low, high = min(values), max(values)
         if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
             room = abs(low) * 0.1 or 1.0
@@ -45,7 +51,7 @@ class Axis:
         return cls(ticks[0], ticks[-1], ticks, step)
 
     def text(self, value: float) -> str:
-        """A tick's label, with as many digits as the ticks need."""
+        """Return a tick's label, with as many digits as the ticks need."""
         if value and not 1e-4 <= self.step < 1e6:
             digits = max(2, math.floor(math.log10(abs(value))) - math.floor(math.log10(self.step)) + 2)
             mantissa, _, exponent = f"{value:.{digits}g}".replace("-", "−").partition("e")
@@ -57,7 +63,7 @@ class Axis:
 
 
 def thinned(points: Sequence[Point], pick: Callable[[np.ndarray], float] = np.mean) -> list[Point]:
-    """At most `MOST_POINTS`: the mean epoch, and `pick` of the values, of equal stretches."""
+    """Return at most `MOST_POINTS`: the mean epoch, and `pick` of the values, of equal stretches."""
     if len(points) <= MOST_POINTS:
         return list(points)
     parts = np.array_split(np.array(points, dtype=np.float64), MOST_POINTS)
@@ -72,10 +78,19 @@ def line_chart(
     band: Sequence[tuple[float, float, float]] = (),
     percent: bool = False,
     from_zero: bool = False,
-) -> str:
-    """An SVG of one curve; `band` holds (x, low, high) of a spread around it. One point is drawn as a dot."""
+) -> Markup:
+    """Return an SVG of one curve; one point is drawn as a dot.
+
+    Args:
+        points: (x, y), x ascending.
+        label: what the curve is, for those who do not see it.
+        x_label: below the axis.
+        band: (x, low, high) of a spread around the curve.
+        percent: the values are fractions, and are shown in percent.
+        from_zero: the axis begins at 0.
+    """
     if not points:
-        return '<p class="nothing">nothing was logged</p>'
+        return Markup('<p class="nothing">nothing was logged</p>')
     scale = 100.0 if percent else 1.0
     points = [(x, y * scale) for x, y in points]
     band = [(x, a * scale, b * scale) for x, a, b in band]
@@ -101,8 +116,15 @@ def line_chart(
     return _svg("".join(parts), described, f"data-chart='{escape(json.dumps(data, separators=(',', ':')))}'")
 
 
-def histogram(values: np.ndarray, label: str, x_label: str, bins: int = 48) -> str:
-    """An SVG of how often which value occurs; each bar says its range and count."""
+def histogram(values: np.ndarray, label: str, x_label: str, bins: int = 48) -> Markup:
+    """Return an SVG of how often which value occurs; each bar says its range and count.
+
+    Args:
+        values: float (n,), one of each image.
+        label: what they are, for those who do not see it.
+        x_label: below the axis.
+        bins: bars.
+    """
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-6 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
@@ -124,6 +146,7 @@ def histogram(values: np.ndarray, label: str, x_label: str, bins: int = 48) -> s
 
 
 def _placer(x_axis: Axis, y_axis: Axis, width: int = WIDTH) -> Callable[[float, float], str]:
+    """Return the function from values to "x,y" in the units of the view box."""
     across, down = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def place(x: float, y: float) -> str:
@@ -135,7 +158,7 @@ def _placer(x_axis: Axis, y_axis: Axis, width: int = WIDTH) -> Callable[[float, 
 
 
 def _frame(x_axis: Axis, y_axis: Axis, x_label: str, unit: str, width: int = WIDTH) -> str:
-    """Grid lines with the ticks' labels."""
+    """Return grid lines with the ticks' labels."""
     place = _placer(x_axis, y_axis, width)
     floor = HEIGHT - BOTTOM
     lines = []
@@ -151,9 +174,9 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str, unit: str, width: int = WID
     return "".join(lines)
 
 
-def _svg(body: str, label: str, attributes: str, width: int = WIDTH, height: int = HEIGHT) -> str:
+def _svg(body: str, label: str, attributes: str, width: int = WIDTH, height: int = HEIGHT) -> Markup:
     box = f'viewBox="0 0 {width} {height}" data-plot="{LEFT} {TOP} {width - LEFT - RIGHT} {height - TOP - BOTTOM}"'
-    return f'<svg class="chart" role="img" aria-label="{escape(label)}" {box} {attributes}>{body}</svg>'
+    return Markup(f'<svg class="chart" role="img" aria-label="{escape(label)}" {box} {attributes}>{body}</svg>')
 
 
 def _plain(value: float) -> str:

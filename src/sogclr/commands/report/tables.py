@@ -1,65 +1,68 @@
-"""The tables of the report: scores, configuration, time, files, and the commands to do it again."""
+"""The tables of the report: scores, configuration, time, files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
-from typing import Any
+from dataclasses import dataclass
 
-from ...evaluation.scores import FRACTIONS, SCORES
+from ...evaluation.scores import SCORES
 from ...progress import clock
 from .run_summary import RunSummary
 
-BAD_FILES_SHOWN = 20
+ROWS_SHOWN = 20  # of files, and of steps
 
 
-def score(key: str, value: float) -> str:
-    """A value as it is shown: a fraction in percent, all else with three digits."""
-    return f"{100 * value:.1f}%" if key in FRACTIONS else f"{value:.3g}".replace("-", "−")
+@dataclass(frozen=True)
+class Table:
+    """A table of texts."""
+
+    caption: str
+    rows: list[list[str]]
+    head: list[str]
+    """Titles of the columns; empty where there are none."""
 
 
-def scores(facts: RunSummary) -> str:
-    """The table of `eval.json`."""
-    rows = facts.evaluations()
-    if not rows:
-        return (
-            '<p class="hint">No evaluation is on file. The score above is measured on training images; '
-            f"<code>{escape(dict(facts.commands())['score'])}</code> measures on images kept apart.</p>"
-        )
+def score_text(key: str, value: float) -> str:
+    """Return a value as it is shown: a fraction in percent, all else with three digits."""
+    return f"{100 * value:.1f}%" if SCORES[key].fraction else f"{value:.3g}".replace("-", "−")
+
+
+def score_table(summary: RunSummary) -> Table | None:
+    """Return the scores of `eval.json`, this run's in the first row; None without any."""
+    rows = summary.evaluations()
     keys = [key for key in SCORES if any(key in scores for _, scores in rows)]
-    head = "".join(f'<th scope="col">{escape(SCORES[key])}</th>' for key in keys)
-    body = "".join(
-        f'<tr{" class=ours" if k == 0 else ""}><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{score(key, scores[key]) if key in scores else '–'}</td>" for key in keys)
-        + "</tr>"
-        for k, (name, scores) in enumerate(rows)
-    )
-    table = f'<table class="scores"><caption>Evaluation</caption><thead><tr><th scope="col">features</th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    split = (facts.evaluation or {}).get("split")
-    where = f'<p class="hint">{escape(str(split))}</p>' if isinstance(split, str) else ""
-    return f'<div class="card wide">{table}{where}</div>'
+    body = [[name, *(score_text(k, scores[k]) if k in scores else "–" for k in keys)] for name, scores in rows]
+    return Table("Evaluation", body, ["features", *(SCORES[key].title for key in keys)]) if rows else None
 
 
-def configuration(facts: RunSummary) -> str:
-    """Everything that was chosen, how long it took, which files were skipped, and the commands."""
-    tables = "".join(
-        _table(name, values.items()) for name, values in facts.config.items() if isinstance(values, dict) and values
-    )
-    commands = "\n".join(f"<i># {escape(what)}</i>\n{escape(line)}" for what, line in facts.commands())
-    return (
-        f'<div class="columns">{_table("time", _times(facts))}{tables}</div>\n{_skipped(facts)}{_bad_files(facts)}'
-        f"<h3>How to do it again</h3>\n<pre>{commands}</pre>"
-    )
+def configuration(summary: RunSummary) -> list[Table]:
+    """Return how long everything took, and all that was chosen, a table a section."""
+    return [Table("time", _times(summary), [])] + [
+        _pairs(name, section.items()) for name, section in summary.config.items() if section
+    ]
 
 
-def _table(name: str, rows: Iterable[tuple[str, Any]]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_shown(value))}</td></tr>' for key, value in rows
-    )
-    return f'<div class="card"><table><caption>{escape(name)}</caption><tbody>{body}</tbody></table></div>'
+def file_tables(summary: RunSummary) -> list[Table]:
+    """Return the first skipped steps and the first unreadable files, as far as there are any."""
+    steps = [[str(row.get("step")), str(row.get("reason"))] for row in summary.skipped]
+    files = [[name, reason] for name, reason in summary.bad_files]
+    first = f", the first {ROWS_SHOWN}" if len(files) > ROWS_SHOWN else ""
+    found = [
+        Table(f"skipped steps, without a finite gradient: {len(steps):,}", steps[:ROWS_SHOWN], ["step", "reason"]),
+        Table(
+            f"files that could not be read and were skipped: {len(files):,}{first}",
+            files[:ROWS_SHOWN],
+            ["file", "reason"],
+        ),
+    ]
+    return [table for table in found if table.rows]
 
 
-def _shown(value: Any) -> str:
+def _pairs(name: str, values: Iterable[tuple[str, object]]) -> Table:
+    return Table(name, [[key, _shown(value)] for key, value in values], [])
+
+
+def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(v) for v in value)
     if isinstance(value, bool):
@@ -67,41 +70,13 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _times(facts: RunSummary) -> list[tuple[str, str]]:
-    seconds, rate, wait = facts.seconds(), facts.images_per_second(), facts.data_wait()
-    rows = [
-        ("training, in all", clock(seconds) if seconds else "not timed"),
-        ("of it, online evaluation", clock(facts.evaluation_seconds())),
-        ("images per second", f"{rate:,.0f} (median, two views each)" if rate else "not timed"),
-        ("waiting for data", f"{wait:.1%} of the training steps’ time" if wait is not None else "not timed"),
-        ("skipped steps", f"{len(facts.skipped):,}"),
-        ("unreadable files", f"{len(facts.bad_files):,}"),
+def _times(summary: RunSummary) -> list[list[str]]:
+    seconds, rate, wait = summary.seconds(), summary.images_per_second(), summary.data_wait()
+    return [
+        ["training, in all", clock(seconds) if seconds else "not timed"],
+        ["of it, online evaluation", clock(summary.evaluation_seconds())],
+        ["images per second", f"{rate:,.0f} (median, two views each)" if rate else "not timed"],
+        ["waiting for data", f"{wait:.1%} of the training steps’ time" if wait is not None else "not timed"],
+        ["skipped steps", f"{len(summary.skipped):,}"],
+        ["unreadable files", f"{len(summary.bad_files):,}"],
     ]
-    return rows
-
-
-def _skipped(facts: RunSummary) -> str:
-    if not facts.skipped:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(str(row.get('step')))}</td><td>{escape(str(row.get('reason')))}</td></tr>"
-        for row in facts.skipped[:BAD_FILES_SHOWN]
-    )
-    return (
-        f'<div class="card wide files"><table><caption>skipped steps, without a finite gradient: {len(facts.skipped):,}</caption>'
-        f'<thead><tr><th scope="col">step</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody></table></div><br>'
-    )
-
-
-def _bad_files(facts: RunSummary) -> str:
-    bad = facts.bad_files
-    if not bad:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(reason)}</td></tr>" for name, reason in bad[:BAD_FILES_SHOWN]
-    )
-    which = f", the first {BAD_FILES_SHOWN}" if len(bad) > BAD_FILES_SHOWN else ""
-    return (
-        f'<div class="card wide files"><table><caption>files that could not be read and were skipped: {len(bad):,}{which}</caption>'
-        f'<thead><tr><th scope="col">file</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody></table></div><br>'
-    )
