@@ -172,7 +172,7 @@ def scan(
     Raises:
         BadInput: DATA cannot be read, or columns are given and it holds images.
     """
-    progress = screen.progress("checking images")
+    progress = screen.callback("checking images")
     if holds_pairs(data):
         return Pairs.scan(data, image_column=image_column, caption_column=caption_column, progress=progress)
     columns = {"--image-column": image_column, "--caption-column": caption_column}

@@ -249,7 +249,7 @@ class Trainer:
         accumulate = self.config.optim.accumulate
         self.log = MetricWriter(self.run, self.step) if distributed_module.is_rank0() else NullWriter()
         distributed_module.rank0_first(
-            lambda: self.task.prepare(self.model, self.info, self.device, self.screen.progress)
+            lambda: self.task.prepare(self.model, self.info, self.device, self.screen.callback)
         )
         loader = self.task.loader(self.recipe, self.step * accumulate, self.device.type == "cuda")
         self.model.train()
