@@ -6,10 +6,10 @@ import torch
 from captioned import PAIRS, write_pairs
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.errors import BadInput
 from sogclr.models.backbone import timm  # repairs torchvision before transformers imports it
 from sogclr.models.text import TextSetup, TextTransformer, built_in, find_encoder, pretrained, train_tokenizer
+from sogclr.run_folder import load_checkpoint
 
 CAPTIONS = ["A red apple", "a green apple on a table", "zwei grüne Äpfel", "赤いりんご", "emoji 🍎!"] * 20
 

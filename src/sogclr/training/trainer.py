@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .. import __version__
 from .. import distributed as distributed_module
-from ..checkpoint import save_checkpoint
 from ..config.schema import TrainConfig
 from ..data.augment import Augmentation
 from ..data.bad_files import too_many_bad, write_bad_files
@@ -33,7 +32,7 @@ from ..losses.estimators.sharded import whole_state
 from ..models.encoder import EncoderInfo, save_encoder
 from ..models.two_view import synchronize_statistics
 from ..progress import Progress, clock
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, save_checkpoint
 from .build import build_loss_optimizers
 from .grad_cache import GradCache
 from .image_task import ImageTask
