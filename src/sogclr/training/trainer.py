@@ -30,7 +30,7 @@ from ..losses import MoCoLoss, NonFinite
 from ..losses.estimators import MovingAverage
 from ..losses.estimators.sharded import whole_state
 from ..models.encoder import EncoderInfo, save_encoder
-from ..models.two_view import synchronize_statistics
+from ..models.two_view import convert_sync_batchnorm
 from ..progress import Progress, clock
 from ..run_folder import RunFolder, save_checkpoint
 from .build import build_loss_optimizers
@@ -279,7 +279,7 @@ class Trainer:
         if self.config.run.shard_state:
             for estimator in self._averages():
                 estimator.divide()
-        if not synchronize_statistics([m for m in (self.model, self.keys) if m is not None], self.device):
+        if not convert_sync_batchnorm([m for m in (self.model, self.keys) if m is not None], self.device):
             self.screen.info("          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
         together = distributed_module.wrap_ddp(self.model, self.device)
         self.forward = torch.compile(together) if self.config.run.compile else together
