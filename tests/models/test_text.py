@@ -84,9 +84,14 @@ def encoder_folder(tmp_path_factory):
     inner = train_tokenizer(CAPTIONS, 400, 16).inner
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=20, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=20,
+        pad_token_id=0,
+    )
     transformers.BertModel(config).save_pretrained(folder)
     inner.no_truncation()
     inner.no_padding()
