@@ -16,7 +16,6 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, an
     {"kernels", "data"},
     {"losses", "config"},
     {"run_folder"},
-    {"checkpoint"},
     {"models"},
     {"evaluation"},
     {"training"},

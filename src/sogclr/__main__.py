@@ -1,4 +1,4 @@
-"""`python -m sogclr` is `sogclr`."""
+"""Entry point of `python -m sogclr`, the same as `sogclr`."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Embed(Reading, Command):
         from .commands.embed import embed
 
         with Progress() as screen:
-            progress = screen.progress("embedding")
+            progress = screen.callback("embedding")
             result = embed(
                 self.encoder, self.data, self.out, dtype=self.dtype, batch_size=self.batch_size, workers=self.workers,
                 device=self.device, progress=progress,
@@ -152,7 +152,7 @@ class Eval(Reading, Command):
                 self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
                 templates=self.templates, image_column=self.image_column, caption_column=self.caption_column,
                 batch_size=self.batch_size, workers=self.workers, device=self.device,
-                progress=screen.progress("evaluating"),
+                progress=screen.callback("evaluating"),
             )  # fmt: skip
         _show(_json(result) if self.json else table(result))  # first: the run's folder may be read-only
         if Path(self.encoder).is_dir():
@@ -182,7 +182,7 @@ class Search(Reading, Command):
         with Progress() as screen:
             hits, page = search(
                 self.folder, self.text, self.source, image=self.image, top=self.top, out=self.out,
-                workers=self.workers, device=self.device, progress=screen.progress("embedding"),
+                workers=self.workers, device=self.device, progress=screen.callback("embedding"),
             )  # fmt: skip
         for hit in hits:
             print(f"{hit.score:.4f}  {hit.path}")
@@ -223,7 +223,7 @@ class Report(Reading, Command):
         with Progress() as screen:
             path = report(
                 self.folder, data=self.data, images=self.images, workers=self.workers, device=self.device,
-                progress=screen.progress("reading images"),
+                progress=screen.callback("reading images"),
             )  # fmt: skip
         print(path)
 
@@ -243,7 +243,7 @@ class Inspect(Command):
         from .commands.inspect import inspect, render
 
         with Progress() as screen:
-            result = inspect(self.path, decode=self.decode, progress=screen.progress("reading images"))
+            result = inspect(self.path, decode=self.decode, progress=screen.callback("reading images"))
         _show(_json(result) if self.json else render(result))
 
 

@@ -1,6 +1,7 @@
-"""The processes of a run: their group, what one does for all, and what all agree on.
+"""The process group of a run: rank and world size, collectives, work on rank 0, DDP.
 
-With `distributed`, which has the mathematics, the only place that knows of ranks.
+Beside `kernels.ranks`, which has the collectives of the loss, the only module that calls torch.distributed.
+Everything works without a process group too, as with one rank.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,65 +22,66 @@ from torch.nn.parallel import DistributedDataParallel
 from .errors import BadInput, Interrupted, RunFailed
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=2)  # of a rank that waits: for the main one it may be long, and torchrun sees the dead ones
+TIMEOUT = timedelta(hours=2)  # rank 0 may evaluate for long while the others wait; torchrun notices dead ranks itself
 
-_alone = False  # whether the main rank is computing something without the others
+_only_rank0 = False  # within `run_on_rank0`, on rank 0
 
 
-# ------------------------------------------------------------------------------------------------------------ processes
-def _grouped() -> bool:
+# -------------------------------------------------------------------------------------------------------- process group
+def _has_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    """Ranks that compute together: those of the default process group; 1 without one, and within `on_main`."""
-    return dist.get_world_size() if _grouped() and not _alone else 1
+    """Return the number of ranks that take part in collectives: 1 without a process group and within `run_on_rank0`."""
+    return dist.get_world_size() if _has_group() and not _only_rank0 else 1
 
 
 def all_ranks() -> int:
-    """Ranks of the default process group, whoever computes just now; 1 without one."""
-    return dist.get_world_size() if _grouped() else 1
+    """Return the number of ranks of the process group, also within `run_on_rank0`; 1 without one."""
+    return dist.get_world_size() if _has_group() else 1
 
 
 def rank() -> int:
-    """This process's number in the group, or the one torchrun gave it; 0 without either."""
-    return dist.get_rank() if _grouped() else int(os.environ.get("RANK", "0"))
+    """Return this process's rank in the group, before there is one the RANK that torchrun set, else 0."""
+    return dist.get_rank() if _has_group() else int(os.environ.get("RANK", "0"))
 
 
 def is_rank0() -> bool:
-    """Whether this is the one process that speaks and writes."""
+    """Return whether this is rank 0, which prints messages and writes files."""
     return rank() == 0
 
 
 def local_world_size() -> int:
-    """Processes that share this machine."""
+    """Return the number of this run's processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The process group that torchrun's variables describe, for as long as the block runs; one of the caller's is kept.
+    """Open the process group that torchrun's environment variables describe, and destroy it after the block.
 
-    gloo on the CPU, where the ranks agree on things without a wait for the device, and NCCL on CUDA.
+    Without torchrun, or inside a process group of the caller's, nothing is opened. The backend is NCCL for CUDA tensors
+    and gloo for CPU tensors, so that small decisions need no wait for the device.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _grouped():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _has_group():
         yield
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
-        gc.collect()  # a model that still holds on to the group would end its threads at exit, by an abort
+        gc.collect()  # a DDP model that outlives the group aborts the process at exit
         dist.destroy_process_group()
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: with several on CUDA, the GPU of its number on the machine, LOCAL_RANK.
+    """Return this rank's device: `cuda:LOCAL_RANK` where several ranks use CUDA, else `device` itself.
 
     Raises:
-        BadInput: a machine has fewer GPUs than processes, or the device is not one for several processes.
+        BadInput: the machine has fewer GPUs than processes, or the device cannot be used by several processes.
     """
-    if not _grouped() or dist.get_world_size() == 1 or device.type == "cpu":
+    if not _has_group() or dist.get_world_size() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
         raise BadInput(f"several processes train on --device cpu or cuda, and it was {device}; give one of these")
@@ -93,10 +95,13 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def per_rank_batch_size(batch_size: int) -> int:
-    """This rank's part of the batch of all ranks.
+    """Return the per-rank batch size.
+
+    Args:
+        batch_size: samples in the batch of all ranks together.
 
     Raises:
-        BadInput: it cannot be split evenly, or into parts of two samples and more.
+        BadInput: the batch cannot be split evenly, or a rank would get fewer than two samples.
     """
     ranks = all_ranks()
     if batch_size % ranks or batch_size < 2 * ranks:
@@ -111,11 +116,11 @@ def per_rank_batch_size(batch_size: int) -> int:
 
 
 def shard() -> tuple[int, int]:
-    """(which part of each batch is this rank's, how many parts there are)."""
+    """Return (index, count): this rank reads shard `index` of the `count` shards of each batch."""
     return (rank(), world_size()) if world_size() > 1 else (0, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------ agreement
+# ---------------------------------------------------------------------------------------------------------- collectives
 E = TypeVar("E", bound=BaseException)
 
 
@@ -126,13 +131,21 @@ def said_once(error: E) -> E:
 
 
 def run_on_rank0(compute: Callable[[], T]) -> T:
-    """What the main rank computes, alone, while the others wait for the result; its errors are everyone's."""
-    global _alone
+    """Call `compute` on rank 0 while the other ranks wait, and return its result on all of them.
+
+    Args:
+        compute: without arguments; its result is pickled. Inside it, `world_size()` is 1.
+
+    Raises:
+        Exception: what `compute` raised, on rank 0; on the others the same error where it is one of `errors`, else a
+            RunFailed with its text.
+    """
+    global _only_rank0
     if world_size() == 1:
         return compute()
-    said: list[Any] = [None, None]
+    said: list[Any] = [None, None]  # rank 0's result, rank 0's error
     if is_rank0():
-        _alone = True
+        _only_rank0 = True
         try:
             said[0] = compute()
         except Exception as error:
@@ -140,24 +153,24 @@ def run_on_rank0(compute: Callable[[], T]) -> T:
             said[1] = error if known else RunFailed(f"the main process failed: {type(error).__name__}: {error}")
             raise
         finally:
-            _alone = False
+            _only_rank0 = False
             dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
     else:
         dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
     if said[1] is not None:
         raise said_once(said[1])
-    return said[0]
+    return cast(T, said[0])
 
 
 def rank0_first(begin: Callable[[], T], follow: Callable[[], T] | None = None) -> T:
-    """`begin` on the main rank; when that has ended well, `follow` (or the same) on the others."""
+    """Call `begin` on rank 0 and, once it has returned, `follow` (`begin` where there is none) on the other ranks."""
     results: list[T] = []
     run_on_rank0(lambda: results.append(begin()))
     return results[0] if results else (follow or begin)()
 
 
 def all_reduce_min(value: int) -> int:
-    """The smallest of the ranks' numbers."""
+    """Return the smallest of the ranks' values."""
     if world_size() == 1:
         return int(value)
     smallest = torch.tensor(int(value))
@@ -166,12 +179,12 @@ def all_reduce_min(value: int) -> int:
 
 
 def any_rank(here: bool) -> bool:
-    """Whether it is so on any rank."""
+    """Return whether `here` is true on any rank."""
     return all_reduce_min(not here) == 0
 
 
 def all_gather_object(value: T) -> list[T]:
-    """The ranks' values, in rank order. They are pickled: for what is rare."""
+    """Return the values of all ranks, in rank order. They are pickled, so use it rarely."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -180,24 +193,32 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def broadcast(values: Tensor) -> None:
-    """Overwrite with the main rank's."""
+    """Overwrite `values` with those of rank 0, in place."""
     if world_size() > 1:
         dist.broadcast(values, src=0)
 
 
-def check_on_all_ranks(check: Callable[..., Tensor], rows: Tensor, *others: Any) -> tuple[Tensor, list[int] | None]:
-    """`check(rows, *others)`, whose error on any rank is everyone's: who went on would wait for ever.
+def check_on_all_ranks(check: Callable[..., Tensor], rows: Tensor, *args: Any) -> tuple[Tensor, list[int] | None]:
+    """Call `check(rows, *args)` and raise on all ranks if it raises on any: a rank that went on would wait for ever.
 
-    Also how many rows each rank holds; None where all hold as many. It is said by the hosts and waits for no device.
+    The ranks exchange host tensors, so this waits for no device.
+
+    Args:
+        check: raises BadInput where `rows` or `args` cannot be used.
+        rows: (B, ...), this rank's part of the batch.
+        args: further arguments of `check`.
+
+    Returns:
+        What `check` returned, and how many rows each rank holds, None where all hold equally many.
 
     Raises:
-        BadInput: the check's own.
+        BadInput: what `check` raised, on this rank or the first that did.
     """
     if world_size() == 1 or torch.compiler.is_compiling():
-        return check(rows, *others), None
+        return check(rows, *args), None
     result, error = rows, None
     try:
-        result = check(rows, *others)
+        result = check(rows, *args)
     except BadInput as raised:
         error = raised
     group = _host_group()
@@ -211,22 +232,22 @@ def check_on_all_ranks(check: Callable[..., Tensor], rows: Tensor, *others: Any)
     return result, None if bool((sizes == len(rows)).all()) else sizes.tolist()
 
 
-_beside: weakref.ref[Any] | None = None  # weak: a group that outlives its end aborts the process
+_gloo_group: weakref.ref[dist.ProcessGroup] | None = None  # weak: a group that outlives its end aborts the process
 
 
-def _host_group() -> Any:
-    """A group for tensors of the host: the default one or, where that knows only GPUs, one beside it, made at first use."""
-    global _beside
+def _host_group() -> dist.ProcessGroup | None:
+    """Return a group for CPU tensors: None (the default one), or a gloo group where the default one has only NCCL."""
+    global _gloo_group
     if "cpu" in dist.get_backend_config():
         return None
-    group = None if _beside is None else _beside()
+    group = None if _gloo_group is None else _gloo_group()
     if group is None or group not in dist.distributed_c10d._world.pg_map:
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        _beside = weakref.ref(group)
+        _gloo_group = weakref.ref(group)
     return group
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
 def wrap_ddp(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The model with gradients averaged over the ranks; buffers are the main rank's at the start of each forward pass."""
+    """Wrap `model` so that gradients are averaged over the ranks and each forward pass starts from rank 0's buffers."""
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)

@@ -1,25 +1,25 @@
-"""What can go wrong, by exit code: bad input (2), a failed run (1), an interruption (130)."""
+"""Exceptions, by exit code: bad input (2), a failed run (1), an interruption (130)."""
 
 from __future__ import annotations
 
 
 class BadInput(ValueError):
-    """The user's input cannot be used. One sentence: what was wrong, both values, what to do. Exit code 2."""
+    """The user's input cannot be used (exit code 2). One sentence: what was wrong, both values, what to do."""
 
     quiet = False  # whether another process says it
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on, although its input was fine; the last checkpoint is intact. Exit code 1."""
+    """The run cannot go on although its input was fine (exit code 1); the last checkpoint is intact."""
 
     quiet = False
 
 
 class Interrupted(Exception):
-    """The run was asked to stop by a signal and has saved its state. Exit code 130."""
+    """A signal asked the run to stop (exit code 130); its state is saved."""
 
     quiet = False
 
 
 class BadImage(ValueError):
-    """One image file cannot be read; the text is the reason. Such files are skipped, counted and listed."""
+    """An image file cannot be read; the message is the reason. Such files are skipped, counted and listed."""

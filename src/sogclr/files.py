@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a power cut or a full disk leaves the old one whole; and the cache folder."""
+"""Atomic writes, file locks, and the cache folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ from .errors import BadInput
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a hidden temporary name beside `path`, with its suffix; when the block ends well, what was written there becomes `path`.
+    """Write `path` all or nothing: a kill, a power cut or a full disk leaves the old file whole.
 
-    The data are flushed to the disk before the rename. When the block fails, the temporary file is removed.
+    The block writes to the temporary path that it is given. When it ends well, the data are flushed to the disk and the
+    temporary file is renamed to `path`; when it fails, the temporary file is removed.
+
+    Args:
+        path: the file to write or replace.
+
+    Yields:
+        A hidden temporary path in the same folder, with the same suffix.
+
+    Raises:
+        OSError: the write failed; it names `path`.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -42,13 +52,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: Path, what: str) -> Iterator[None]:
-    """Only one process at a time is in here for the same `path`, a lock file beside what it writes.
+    """Hold an exclusive lock while the block runs.
 
-    The lock ends with the process, also by a kill; reader processes do not hold it. Where the system or the file system
-    has no such locks there is none.
+    The lock ends with the process, also by a kill, and child processes do not inherit it. On systems and file systems
+    without such locks nothing is locked.
+
+    Args:
+        path: the lock file; removed when the block ends.
+        what: what the holder does, for the error message of another process ("trains in runs/a").
 
     Raises:
-        BadInput: another process is; `what` says what it does.
+        BadInput: another process holds the lock.
     """
     with open(path, "ab") as file:
         try:
@@ -67,16 +81,20 @@ def file_lock(path: Path, what: str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` with this text, all or nothing."""
+    """Write `text` to `path`, UTF-8, all or nothing."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def check_output(path: Path, suffixes: Sequence[str]) -> None:
-    """A file of one of these kinds can be written at `path`.
+    """Check that a file can be written at `path`, before the work that fills it begins.
+
+    Args:
+        path: value of --out.
+        suffixes: those allowed, with the dot.
 
     Raises:
-        BadInput: another suffix, a folder, or no folder to write in.
+        BadInput: `path` has another suffix, is a folder, or lies in a folder that does not exist.
     """
     if path.suffix not in suffixes:
         raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r}; give a name in {', '.join(suffixes)}")
@@ -87,7 +105,7 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
 
 
 def cache_folder() -> Path:
-    """$SOGCLR_CACHE, else $XDG_CACHE_HOME/sogclr, else ~/.cache/sogclr."""
+    """Return $SOGCLR_CACHE, else $XDG_CACHE_HOME/sogclr, else ~/.cache/sogclr."""
     if own := os.environ.get("SOGCLR_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")

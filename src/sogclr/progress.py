@@ -1,4 +1,4 @@
-"""What the user sees while something runs: a progress bar on a terminal, a line now and then elsewhere."""
+"""Messages and progress bars while a command runs: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from rich.progress import (
 )
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with (done, to do)."""
+"""Called with (done, total), both in the same unit: images, steps, files."""
 
 
 class Progress:
-    """Messages and progress on standard error, so that standard output holds results only. `quiet` shows nothing."""
+    """Messages and progress bars on standard error: standard output is for results only.
+
+    Args:
+        quiet: show nothing.
+        every: seconds between two lines of progress where standard error is no terminal.
+    """
 
     def __init__(self, quiet: bool = False, every: float = 15.0) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
@@ -37,11 +42,17 @@ class Progress:
         self.stop()
 
     def info(self, text: str) -> None:
-        """One line, above the bar if there is one."""
+        """Print one line, above the bar if there is one."""
         (self._bar.console if self._bar else self.console).print(text, markup=False)
 
     def start(self, name: str, total: int, done: int = 0) -> None:
-        """Begin a progress bar."""
+        """Begin a progress bar.
+
+        Args:
+            name: stands before the bar.
+            total: of the unit that `advance` counts.
+            done: how many were done before, in a resumed run.
+        """
         self.stop()
         self._next_line = time.monotonic() + self.every
         self._started, self._first = time.monotonic(), done
@@ -62,7 +73,7 @@ class Progress:
         self._name = name
 
     def advance(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total`; `note` stands at the end of the line."""
+        """Show that `done` of `total` are done; `note` stands at the end of the line."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() >= self._next_line:
@@ -71,13 +82,13 @@ class Progress:
             self.info(f"{self._name} {done:,}/{total:,}, {clock(left)} left" + (f", {note}" if note else ""))
 
     def stop(self) -> None:
-        """End the bar."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
 
-    def progress(self, name: str) -> Callable[[int, int], None]:
-        """A callback `(done, total)` that draws its own bar."""
+    def callback(self, name: str) -> ProgressCallback:
+        """Return a callback `(done, total)` that shows a bar of its own, and removes it when all is done."""
         begun = False
 
         def report(done: int, total: int) -> None:
@@ -93,7 +104,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03`, or `2:03`."""
+    """Format seconds as `1:02:03`, or `2:03` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

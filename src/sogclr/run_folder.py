@@ -1,15 +1,18 @@
-"""The folder of a run: what lies where, and how to read it."""
+"""The folder of a run: the names of its files, and readers for them."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config.schema import TrainConfig
 from .config.toml import from_options, read_table
-from .errors import BadInput
+from .errors import BadInput, RunFailed
+from .files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +21,17 @@ if TYPE_CHECKING:
     from .data.pairs import Pairs
 
 
+CHECKPOINT_FORMAT = "sogclr-checkpoint-1"
+
+
 class RunFolder:
-    """Paths of a run's files, and readers for them. Torch is imported only to look into a checkpoint."""
+    """Paths of a run's files, and readers for them. Torch is imported only to read a checkpoint.
+
+    It is an `os.PathLike`: whatever takes the path of a run takes the `RunFolder` too.
+
+    Args:
+        path: of the folder, which need not exist yet.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -37,14 +49,22 @@ class RunFolder:
         self.bad_file = self.path / "bad_files.txt"
         self.eval_file = self.path / "eval.json"
         self.report_file = self.path / "report.html"
+        self.search_file = self.path / "search.html"
         self.lock_file = self.path / ".lock"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "unfinished" if self.config_file.is_file() else "no run yet"
+        return f"RunFolder({str(self.path)!r}, {state}, step {self.step:,})"
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """The run at `path`.
+        """Return the run at `path`.
 
         Raises:
-            BadInput: there is no run.
+            BadInput: there is no run at `path`.
         """
         run = cls(path)
         if not run.config_file.is_file():
@@ -53,10 +73,10 @@ class RunFolder:
         return run
 
     def check_free(self) -> None:
-        """A new run may be written here: the folder is absent, empty, or holds the remains of a start that failed.
+        """Check that a new run may be written here: no folder, an empty one, or the remains of a start that failed.
 
         Raises:
-            BadInput: it holds another run, or files that are not ours.
+            BadInput: the folder holds another run, or files that are not ours.
         """
         if self.config_file.exists():
             raise BadInput(
@@ -64,56 +84,58 @@ class RunFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--out {self.path} is a file; give a folder")
-        ours = {
-            "manifest.parquet",
-            "checkpoints",
-            "bad_files.txt",
-            "metrics.jsonl",
-            "tensorboard",
-            "pairs",
-            "text",
-            ".lock",
-        }
-        others = (
-            sorted(
-                p.name
-                for p in self.path.iterdir()
-                if p.name not in ours and not (p.name[0] == "." and ".tmp" in p.name)
-            )
-            if self.path.exists()
-            else []
-        )
+        before_config = {self.manifest_file, self.pairs_folder, self.text_folder, self.checkpoints, self.bad_file}
+        before_config |= {self.metrics_file, self.tensorboard, self.lock_file}
+        present = sorted(self.path.iterdir()) if self.path.exists() else []
+        others = [
+            p.name for p in present if p not in before_config and not (p.name.startswith(".") and ".tmp" in p.name)
+        ]
         if others:
             raise BadInput(
                 f"--out {self.path} holds other files ({', '.join(others[:3])}); give a new or an empty folder"
             )
 
+    @property
+    def finished(self) -> bool:
+        """Return whether training has ended and the encoder is written."""
+        return self.encoder_file.is_file()
+
+    @property
+    def step(self) -> int:
+        """Return the step of the newest checkpoint, 0 without one; its file name says it."""
+        newest = self.latest_checkpoint()
+        number = newest.stem.removeprefix("step-") if newest else ""
+        return int(number) if number.isdecimal() else 0
+
     def config_table(self) -> dict[str, Any]:
-        """The tables of `config.toml`."""
+        """Read `config.toml` as it is: a dict for each table."""
         return read_table(self.config_file)
 
     def config(self) -> TrainConfig:
-        """The resolved configuration."""
+        """Read the resolved configuration."""
         return from_options({}, self.config_table())
 
     def holds_pairs(self) -> bool:
-        """Whether the run is on image-caption pairs."""
+        """Return whether the run is on image-caption pairs."""
         return self.pairs_folder.is_dir()
 
     def manifest(self) -> Manifest:
-        """The images of the run, with their ids."""
+        """Read the images of the run, with their ids."""
         from .data.manifest import Manifest
 
         return Manifest.load(self.manifest_file)
 
     def pairs(self) -> Pairs:
-        """The image-caption pairs of the run, with their ids."""
+        """Read the image-caption pairs of the run, with their ids."""
         from .data.pairs import Pairs
 
         return Pairs.load(self.manifest_file, self.pairs_folder)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+        """Read `metrics.jsonl`, a dict a line with `kind`, `step`, `epoch` and what was measured.
+
+        A last line that a kill cut off is left out.
+        """
         rows = []
         for line in self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []:
             try:
@@ -122,22 +144,105 @@ class RunFolder:
                 break
         return rows
 
+    def checkpoint_file(self, step: int) -> Path:
+        """Return the path of the checkpoint of a step."""
+        return self.checkpoints / f"step-{step:08d}.pt"
+
     def checkpoint_files(self) -> list[Path]:
-        """Checkpoints, oldest first (without the best)."""
+        """List the checkpoints, oldest first, without `best.pt`."""
         return sorted(self.checkpoints.glob("step-*.pt"))
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint."""
+        """Return the newest checkpoint, None without one."""
         files = self.checkpoint_files()
         return files[-1] if files else None
 
     def log_u(self) -> np.ndarray | None:
-        """float32 (n,): the images' running log-normalizers in the newest checkpoint, -inf where unseen; None if the method keeps none."""
-        from .checkpoint import load_checkpoint
+        """Read the images' running log-normalizers from the newest checkpoint.
 
+        Returns:
+            float32 (n,), -inf for images not seen yet; None without a checkpoint, or if the method keeps none.
+
+        Raises:
+            BadInput: the checkpoint cannot be read.
+        """
         newest = self.latest_checkpoint()
         if newest is None:
             return None
         loss = load_checkpoint(newest)["loss"]
         log_u = loss.get("estimator.log_u", loss.get("image_estimator.log_u"))
         return None if log_u is None else log_u.numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool = False) -> Path:
+    """Write `step-XXXXXXXX.pt` atomically, then remove older checkpoints.
+
+    Args:
+        run: the folder to write in.
+        state: what `load_checkpoint` gives back; tensors and plain Python types, with the int `step`.
+        keep: number of newest checkpoints that stay.
+        best: link this checkpoint as `best.pt`, which always stays.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        RunFailed: the disk is full; earlier checkpoints are untouched.
+    """
+    import torch
+
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    path = run.checkpoint_file(state["step"])
+    try:
+        # torch's own writer, which takes a file name, does not say that the disk is full
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+            file.flush()
+        if best:
+            with atomic_write(run.best_checkpoint) as temporary:
+                _link(path, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        older = [p.name for p in run.checkpoint_files()]
+        raise RunFailed(
+            f"the checkpoint {path} could not be written ({error}); free some space, then `sogclr resume {run.path}` "
+            f"goes on from {older[-1] if older else 'the start'}"
+        ) from None
+    for old in run.checkpoint_files()[:-keep]:
+        old.unlink()
+    return path
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except PermissionError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the state that `save_checkpoint` wrote, with its tensors on the CPU.
+
+    Raises:
+        BadInput: the file is missing, truncated, not a checkpoint of ours, or of another version.
+    """
+    import torch
+
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"there is no checkpoint {path}") from None
+    except Exception as error:
+        raise BadInput(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: truncated, or not one of ours); "
+            "remove it to go on from the one before"
+        ) from None
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != CHECKPOINT_FORMAT:
+        raise BadInput(
+            f"{path} has format {found!r} and this version reads {CHECKPOINT_FORMAT!r}; use the version of sogclr that wrote it"
+        )
+    return state

@@ -9,7 +9,6 @@ import torch
 from captioned import PAIRS, write_pairs
 from digits import SMALL, words, write_digits
 
-from sogclr.checkpoint import load_checkpoint
 from sogclr.cli import main
 from sogclr.config.methods import ESTIMATORS, METHODS, estimators_for, options_of
 from sogclr.config.rows import EstimatorRow, Method, construct
@@ -18,7 +17,7 @@ from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
 from sogclr.errors import BadInput
-from sogclr.run_folder import RunFolder
+from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.build_loss import build_loss
 from sogclr.training.resolve import loss_words, resolve
 

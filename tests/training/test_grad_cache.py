@@ -6,8 +6,8 @@ from digits import SMALL, write_digits
 from torch import nn
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.losses import GlobalContrastiveLoss, TwoTowerGlobalContrastiveLoss
+from sogclr.run_folder import load_checkpoint
 from sogclr.training.grad_cache import GradCache
 
 B = 12

@@ -15,7 +15,6 @@ from captioned import PAIRS, write_pairs
 from digits import environment, sogclr, words
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.cli import main
 from sogclr.commands.export import export
 from sogclr.config.toml import from_options
@@ -23,7 +22,7 @@ from sogclr.data.pairs import Pairs
 from sogclr.errors import BadInput
 from sogclr.models.two_tower import load_two_tower
 from sogclr.progress import Progress
-from sogclr.run_folder import RunFolder
+from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
 

@@ -12,9 +12,8 @@ import torch
 from digits import SMALL, environment, sogclr, words, write_digits
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.errors import BadInput
-from sogclr.run_folder import RunFolder
+from sogclr.run_folder import RunFolder, load_checkpoint
 
 RUN = SMALL | {"epochs": 12, "save_every": 4, "log_every": 3, "eval_every": 3, "gamma_schedule": "cosine"}  # 60 steps
 

@@ -17,9 +17,8 @@ from captioned import PAIRS, write_pairs
 from digits import SMALL, environment, words, write_digits
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.data.sampler import ResumableSampler
-from sogclr.run_folder import RunFolder
+from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.image_task import ImageTask
 
 pytestmark = [

@@ -9,14 +9,13 @@ import torch
 from digits import SMALL, sogclr, words, write_digits
 
 import sogclr as package
-from sogclr.checkpoint import load_checkpoint
 from sogclr.commands.report.run_summary import RunSummary
 from sogclr.config.toml import from_options, to_table, to_toml
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput, Interrupted, RunFailed
 from sogclr.hardware import choose_device, choose_precision, choose_threads
 from sogclr.progress import Progress
-from sogclr.run_folder import RunFolder
+from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.momentum_encoder import MomentumEncoder
 from sogclr.training.resolve import image_size_for, resolve
 from sogclr.training.trainer import SKIPS_IN_A_ROW, Trainer

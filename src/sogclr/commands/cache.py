@@ -27,7 +27,7 @@ def cache(
     if side < 0:
         raise BadInput(f"--side must be 0 (full size) or more and was {side}")
     manifest = scan(data, screen, image_column, caption_column).images
-    images, bad = write_decoded(manifest, side, background, cores(), screen.progress("decoding"))
+    images, bad = write_decoded(manifest, side, background, cores(), screen.callback("decoding"))
     left_out = (
         f"; {len(bad):,} could not be decoded, first: {manifest.relative(bad[0][0])} ({bad[0][1]})" if bad else ""
     )

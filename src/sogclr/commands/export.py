@@ -68,7 +68,7 @@ def _to_export(place: Path, format: str) -> tuple[Encoder, Path]:
     if format in ("torchscript", "onnx") and place.is_dir() and RunFolder(place).holds_pairs():
         towers = load_two_tower(place)
         return Encoder(ImageTower(towers.model), towers.info).eval(), place / "image_tower.safetensors"
-    return load_encoder(place), place / "encoder.safetensors" if place.is_dir() else place
+    return load_encoder(place), RunFolder(place).encoder_file if place.is_dir() else place
 
 
 def _check(path: Path, encoder: Encoder, run: Callable[[Path, Encoder, Tensor], Tensor]) -> None:

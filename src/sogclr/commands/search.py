@@ -91,7 +91,7 @@ def search(
         query = towers.encode_texts([text])[0] if text is not None else embed_image(towers, str(image))
         collection = open_collection(source, towers, readers, progress)
         hits = collection.nearest(query, top)
-    page = RunFolder(run).path / "search.html" if out is None else Path(out)
+    page = RunFolder(run).search_file if out is None else Path(out)
     write_text(page, gallery(text if text is not None else f"images like {image}", hits))
     return hits, page
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from .. import __version__, distributed
-from ..checkpoint import load_checkpoint
 from ..config.schema import TrainConfig
 from ..config.toml import from_options, read_table, to_table, to_toml
 from ..data.bad_files import too_many_bad
@@ -25,7 +24,7 @@ from ..files import file_lock, write_text
 from ..hardware import choose_device
 from ..models.backbone import timm
 from ..progress import Progress
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, load_checkpoint
 from ..training.resolve import refuse_for_images, resolve
 from ..training.stopping import stop_on_signals
 from ..training.trainer import Trainer
@@ -172,7 +171,7 @@ def scan(
     Raises:
         BadInput: DATA cannot be read, or columns are given and it holds images.
     """
-    progress = screen.progress("checking images")
+    progress = screen.callback("checking images")
     if holds_pairs(data):
         return Pairs.scan(data, image_column=image_column, caption_column=caption_column, progress=progress)
     columns = {"--image-column": image_column, "--caption-column": caption_column}

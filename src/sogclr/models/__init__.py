@@ -1,1 +1,1 @@
-"""Backbones, heads, towers, encoder files, features."""
+"""Backbones, heads, towers, weight files, features."""

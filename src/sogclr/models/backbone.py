@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -23,39 +23,43 @@ SMALL_IMAGE = 96  # below this many pixels a ResNet gets the small-image stem
 
 # ---------------------------------------------------------------------------------------------------- small-image stem
 def _small_stem(name: str, stride: int = 1, **kwargs: Any) -> nn.Module:
-    """A timm ResNet whose 7x7 stride-2 convolution and max-pooling give way to one 3x3 convolution (SimCLR's CIFAR stem)."""
+    """Build a timm ResNet with one 3x3 convolution instead of the 7x7 stride-2 convolution and the max-pooling.
+
+    Source: the CIFAR stem of SimCLR (2002.05709, appendix B.9).
+    """
     for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         kwargs.pop(key, None)  # there are no published weights for these
-    model = timm.create_model(name, **kwargs)
-    width, channels = model.conv1.out_channels, model.conv1.in_channels
-    model.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model: nn.Module = timm.create_model(name, **kwargs)
+    large = cast(nn.Conv2d, model.conv1)
+    small = nn.Conv2d(large.in_channels, large.out_channels, 3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    model.conv1 = small
     model.maxpool = nn.Identity()
     return model
 
 
 def resnet18_small(**kwargs: Any) -> nn.Module:
-    """ResNet-18 for images below 96 pixels."""
+    """Build ResNet-18 for images below 96 pixels."""
     return _small_stem("resnet18", **kwargs)
 
 
 def resnet34_small(**kwargs: Any) -> nn.Module:
-    """ResNet-34 for images below 96 pixels."""
+    """Build ResNet-34 for images below 96 pixels."""
     return _small_stem("resnet34", **kwargs)
 
 
 def resnet50_small(**kwargs: Any) -> nn.Module:
-    """ResNet-50 for images below 96 pixels."""
+    """Build ResNet-50 for images below 96 pixels."""
     return _small_stem("resnet50", **kwargs)
 
 
 def resnet101_small(**kwargs: Any) -> nn.Module:
-    """ResNet-101 for images below 96 pixels."""
+    """Build ResNet-101 for images below 96 pixels."""
     return _small_stem("resnet101", **kwargs)
 
 
 def resnet10_mini(**kwargs: Any) -> nn.Module:
-    """One basic block a stage, 16 to 128 channels, a stride-2 stem (0.3 M weights): for small images on a CPU."""
+    """Build a ResNet with one basic block a stage, 16 to 128 channels and a stride-2 stem (0.3 M weights), for CPUs."""
     return _small_stem("resnet18", stride=2, layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), stem_width=16, **kwargs)
 
 
@@ -64,21 +68,21 @@ for _build in (resnet18_small, resnet34_small, resnet50_small, resnet101_small, 
 
 
 def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
-    """The timm name to build for `--model`, and a few words that say why.
+    """Return the timm name to build for `--model`, and a few words that say why.
+
+    Args:
+        model: what the user asked for; None leaves it open.
+        image_size: side of the square input, pixels.
 
     Raises:
-        BadInput: no such model; the nearest names are given.
+        BadInput: there is no such model, or it would be downloaded.
     """
     small = image_size < SMALL_IMAGE
     if model is None:
-        return (
-            "resnet18_small" if small else "resnet50"
-        ), f"chosen for {image_size}-pixel images; --model picks another"
+        name = "resnet18_small" if small else "resnet50"
+        return name, f"chosen for {image_size}-pixel images; --model picks another"
     if small and f"{model}_small" in timm.list_models("*_small", module="backbone"):
-        return (
-            f"{model}_small",
-            f"{model} with a 3x3 stem and no max-pooling, for images below {SMALL_IMAGE} pixels",
-        )
+        return f"{model}_small", f"{model} with a 3x3 stem and no max-pooling, for images below {SMALL_IMAGE} pixels"
     if model.startswith(("hf-hub:", "hf_hub:")):
         raise BadInput(
             f"model {model!r} would be downloaded; give a timm name and --pretrained FILE, or local-dir:PATH"
@@ -91,22 +95,32 @@ def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
 
 
 def create_backbone(name: str, image_size: int, pretrained: str | os.PathLike[str] | None = None) -> nn.Module:
-    """The timm model `name` without its classifier; `pretrained` is a local weights file of the same model.
+    """Build the timm model `name` without its classifier.
+
+    Args:
+        name: timm name.
+        image_size: side of the square input, pixels.
+        pretrained: a local weights file of the same model; None starts from random weights.
 
     Raises:
         BadInput: the model cannot be built at this size, or the file does not fit it.
     """
-    kwargs: dict[str, Any] = {"num_classes": 0}
+    backbone: nn.Module
     try:
         try:
-            backbone = timm.create_model(name, img_size=image_size, **kwargs)  # vision transformers want to know
-        except TypeError:
-            backbone = timm.create_model(name, **kwargs)
+            backbone = timm.create_model(name, img_size=image_size, num_classes=0)
+        except TypeError:  # only vision transformers depend on the image size
+            backbone = timm.create_model(name, num_classes=0)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise BadInput(f"model {name!r} cannot be built for {image_size}-pixel images: {error}") from None
     if pretrained is not None:
         _load_pretrained(backbone, name, Path(pretrained))
     return backbone
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """Return the width of the features, timm's `num_features`."""
+    return int(cast(int, backbone.num_features))
 
 
 def _load_pretrained(backbone: nn.Module, name: str, path: Path) -> None:
@@ -124,7 +138,11 @@ def _load_pretrained(backbone: nn.Module, name: str, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or (weights-only) torch file; a nested `state_dict` is found."""
+    """Read the tensors of a .safetensors file or a torch file, there from the nested `state_dict` or `model` if any.
+
+    Raises:
+        BadInput: the file is missing, truncated, holds pickled code, or no state_dict.
+    """
     if not path.is_file():
         raise BadInput(f"there is no weights file {path}; give the path of a .safetensors or .pth file")
     try:

@@ -1,4 +1,4 @@
-"""A trained encoder, and the file that timm loads."""
+"""A trained encoder, and its weight file, which timm loads too."""
 
 from __future__ import annotations
 
@@ -16,60 +16,65 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..files import atomic_write
-from .backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    create_backbone,
-)
+from ..run_folder import RunFolder
+from .backbone import IMAGENET_MEAN, IMAGENET_STD, create_backbone, feature_width
 
 ENCODER_FORMAT = "sogclr-encoder-1"
 
 
-# ------------------------------------------------------------------------------------------------------ encoder file
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What an encoder file says of itself, beside its weights."""
+    """What an encoder needs beside its weights: name and preprocessing."""
 
     name: str
     """timm name."""
     image_size: int
-    """Side of the square input, pixels."""
+    """Side S of the square input, pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from the channels, which are in 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
+    """The channels are divided by it."""
     crop_fraction: float = 1.0
     """Share of the (square) image that the central crop keeps at evaluation."""
     background: str = "white"
-    """What transparent pixels are laid on."""
+    """Colour below transparent pixels."""
 
     @classmethod
     def from_json(cls, text: str) -> EncoderInfo:
-        """What `json.dumps(asdict(info))` wrote."""
+        """Read what `json.dumps(asdict(info))` wrote."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
         return cls(**fields)
 
 
 class Encoder(nn.Module):
-    """A trained backbone with what it needs to be used: image size, normalisation, name.
+    """A trained backbone with its preprocessing.
 
     `encoder(images)` takes normalised floating images (N, 3, S, S); `encoder.encode(crops)` takes uint8 (N, S, S, 3).
-    Both give backbone features (N, num_features).
+    Both give features (N, num_features).
+
+    Args:
+        backbone: normalised images (N, 3, S, S) -> (N, num_features).
+        info: name and preprocessing.
     """
 
     def __init__(self, backbone: nn.Module, info: EncoderInfo) -> None:
         super().__init__()
         self.backbone = backbone
         self.info = info
-        self.num_features = int(backbone.num_features)  # type: ignore[arg-type]
+        self.num_features = feature_width(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(images)
+        """Return the features (N, num_features) of normalised images (N, 3, S, S)."""
+        features: Tensor = self.backbone(images)
+        return features
 
     def encode(self, crops: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) on any device -> (N, num_features)."""
-        return self(normalise(crops, self.info.mean, self.info.std))
+        """Return the features (N, num_features) of uint8 crops (N, S, S, 3) on the encoder's device."""
+        features: Tensor = self(normalise(crops, self.info.mean, self.info.std))
+        return features
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and bytes of the weights, and the preprocessing."""
+        """Return the SHA-256 of the preprocessing and the names and bytes of the backbone's weights."""
         digest = hashlib.sha256(json.dumps(asdict(self.info), sort_keys=True).encode())
         for key, value in sorted(self.backbone.state_dict().items()):
             digest.update(key.encode())
@@ -78,53 +83,69 @@ class Encoder(nn.Module):
 
 
 def normalise(crops: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W), channels last in memory, (x / 255 - mean) / std."""
+    """Return (x / 255 - mean) / std: uint8 (N, H, W, 3) -> float32 (N, 3, H, W), channels last in memory."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=crops.device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=crops.device)
     return (crops.float() * scale + shift).permute(0, 3, 1, 2)
 
 
+# --------------------------------------------------------------------------------------------------------- weight files
+def save_weights(path: Path, model: nn.Module, format: str, info: EncoderInfo, **metadata: str) -> None:
+    """Write the weights of `model` to a .safetensors file, with its format and `info` in the metadata."""
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}  # clone: tied weights
+    metadata |= {"format": "pt", "sogclr": format, "info": json.dumps(asdict(info))}
+    with atomic_write(path) as temporary:
+        save_file(weights, temporary, metadata=metadata)
+
+
+def read_metadata(path: Path, format: str, remedy: str) -> dict[str, str]:
+    """Read the metadata that `save_weights` wrote.
+
+    Args:
+        path: a .safetensors file.
+        format: the one expected.
+        remedy: what to do otherwise, for the error message.
+
+    Raises:
+        BadInput: the file cannot be read, or is of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError):
+        raise BadInput(f"{path} is no readable safetensors file (truncated, or of another kind); {remedy}") from None
+    if metadata.get("sogclr") != format:
+        raise BadInput(f"{path} is marked {metadata.get('sogclr')!r}, this version reads {format!r}; {remedy}")
+    return metadata
+
+
 def save_encoder(path: Path, backbone: nn.Module, info: EncoderInfo) -> None:
     """Write the backbone so that `timm.create_model(name, num_classes=0, checkpoint_path=path)` loads it strictly."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
-    with atomic_write(path) as temporary:
-        save_file(
-            weights,
-            temporary,
-            metadata={"format": "pt", "sogclr": ENCODER_FORMAT, "info": json.dumps(asdict(info))},
-        )
+    save_weights(path, backbone, ENCODER_FORMAT, info)
 
 
 def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device = "cpu") -> Encoder:
-    """The encoder of a run folder, or of an exported .safetensors file, in evaluation mode.
+    """Load the encoder of a finished run, or of an exported .safetensors file, in evaluation mode.
 
     Example:
         >>> encoder = load_encoder("runs/birds")                # doctest: +SKIP
         >>> features = encoder.encode(uint8_images)             # doctest: +SKIP
+
+    Args:
+        run_or_file: a run folder or a .safetensors file.
+        device: where the encoder will be.
 
     Raises:
         BadInput: no such run or file, or not an encoder of this project.
     """
     path = Path(run_or_file)
     if path.is_dir():
-        path = path / "encoder.safetensors"
+        path = RunFolder(path).encoder_file
         if not path.is_file():
-            raise BadInput(
-                f"{path.parent} holds no finished encoder (encoder.safetensors); train or resume that run first"
-            )
+            raise BadInput(f"{path.parent} holds no finished encoder ({path.name}); train or resume that run first")
     elif not path.is_file():
         raise BadInput(f"there is no run or encoder file {path}; give a run folder or an exported .safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError):
-        raise BadInput(
-            f"{path} is no readable safetensors file (truncated, or of another kind); export it again"
-        ) from None
-    if metadata.get("sogclr") != ENCODER_FORMAT:
-        raise BadInput(
-            f"{path} is marked {metadata.get('sogclr')!r}, this version reads {ENCODER_FORMAT!r}; give a file made by `sogclr export`"
-        )
+    metadata = read_metadata(path, ENCODER_FORMAT, "give a file made by `sogclr export`")
     info = EncoderInfo.from_json(metadata["info"])
     backbone = create_backbone(info.name, info.image_size, pretrained=path)
     return Encoder(backbone, info).to(device).eval().requires_grad_(False)

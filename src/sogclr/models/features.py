@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,19 +19,30 @@ from ..data.pairs import Pairs
 from ..errors import BadInput
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
-from .encoder import EncoderInfo, load_encoder
-from .two_tower import TEXTS_AT_ONCE, TwoTower
+from .encoder import Encoder, EncoderInfo, load_encoder
+from .two_tower import TEXTS_AT_ONCE, TwoTower, load_two_tower
+
+BATCH = 64  # images: small, so that a sample of a few hundred keeps several ranks busy
+
+Features = tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]
+"""float32 (k, D) features, int64 (k,) ids of the readable images, (id, reason) of those that cannot be read."""
 
 
 class ImageEncoder(Protocol):
-    """What features are computed with: `models.Encoder`, or anything with these three."""
+    """Images -> features: an `Encoder`, or anything with these members."""
 
     info: EncoderInfo
+    """Name and preprocessing."""
     num_features: int
-    """D."""
+    """Width D of the features."""
 
     def encode(self, crops: Tensor, /) -> Tensor:
-        """uint8 (N, S, S, 3) -> (N, D)."""
+        """Return the features (N, D) of uint8 crops (N, S, S, 3)."""
+        ...
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Return the features (N, D) of normalised images (N, 3, S, S)."""
+        ...
 
 
 @torch.inference_mode()
@@ -44,22 +55,31 @@ def compute_features(
     workers: int = 0,
     device: str | torch.device = "cpu",
     progress: ProgressCallback | None = None,
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-    """Features of the central crops of some images.
+) -> Features:
+    """Compute the features of the central crops of some images.
 
     Args:
         encoder: on `device`, in evaluation mode.
+        manifest: where the images are.
         ids: int64 (m,), ids of the manifest.
+        batch_size: images.
+        workers: reader processes; 0 reads in this one.
+        device: where the encoder is.
         progress: called with (images done, images to do).
 
     Returns:
-        float32 (k, D) features, int64 (k,) ids in the given order, and (id, reason) of the m - k that cannot be read.
+        Float32 (k, D) features, int64 (k,) ids in the given order, and (id, reason) of the m - k that cannot be read.
     """
     device = torch.device(device)
     loader = evaluation_loader(
-        manifest, ids, encoder.info.image_size, crop_fraction=encoder.info.crop_fraction,
-        background=encoder.info.background, batch_size=batch_size, workers=workers,
-    )  # fmt: skip
+        manifest,
+        ids,
+        encoder.info.image_size,
+        crop_fraction=encoder.info.crop_fraction,
+        background=encoder.info.background,
+        batch_size=batch_size,
+        workers=workers,
+    )
     features = [np.empty((0, encoder.num_features), dtype=np.float32)]
     kept = [np.empty(0, dtype=np.int64)]
     bad: list[tuple[int, str]] = []
@@ -84,45 +104,55 @@ def compute_views(
     batch_size: int = 256,
     device: str | torch.device = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Features of two random views of the same images, float32 (m, D) each, row i of both from one image.
+    """Compute the features of two random views of each image.
 
     Args:
-        encoder: callable on normalised images (N, 3, S, S), on `device`, in evaluation mode.
-        ids: at least 2; some are left out where their number is no multiple of the batch.
+        encoder: on `device`, in evaluation mode.
+        manifest: where the images are.
+        ids: int64 (m,), 2 or more.
+        augment: draws the views.
+        batch_size: images; a last batch that is not full is left out.
+        device: where the encoder is.
+
+    Returns:
+        Float32 (k, D) each; row i of both is of one image.
     """
     batch_size = min(batch_size, len(ids))
     loader = training_loader(
         manifest, ids, augment.recipe, augment.image_size, batch_size, augment.seed, background=encoder.info.background
     )
-    pairs: list[list[Tensor]] = []
+    views: list[list[Tensor]] = []
     for _ in range(len(ids) // batch_size):
-        drawn = next(loader)
-        crops = drawn.crops.to(device)
-        views = [augment(crops[view], drawn.index.numpy(), 0, view) for view in (0, 1)]
-        pairs.append([encoder(x).float() for x in views])  # type: ignore[operator]
-    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+        batch = next(loader)
+        crops = batch.crops.to(device)
+        views.append([encoder(augment(crops[v], batch.index.numpy(), 0, v)).float() for v in (0, 1)])
+    return torch.cat([v[0] for v in views]), torch.cat([v[1] for v in views])
 
 
-def load_image_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device) -> Any:
-    """What images of a run are embedded with: both towers' common space for a run on pairs, else the backbone.
+def load_image_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device) -> Encoder:
+    """Load what images are embedded with: the two towers of a run on pairs, else the backbone.
+
+    Args:
+        run_or_file: a run folder or a .safetensors file.
+        device: where the encoder will be.
 
     Raises:
-        BadInput: no such run or file, or it is not finished.
+        BadInput: no such run or file, or the run is not finished.
     """
     if Path(run_or_file).is_dir() and RunFolder(run_or_file).holds_pairs():
-        from .two_tower import load_two_tower
-
         return load_two_tower(run_or_file, device)
     return load_encoder(run_or_file, device)
 
 
 def nothing_readable(manifest: Manifest, bad: list[tuple[int, str]]) -> BadInput:
-    """The error for images none of which can be read."""
+    """Return the error for a data set without a readable image.
+
+    Args:
+        manifest: where the images are.
+        bad: (id, reason) of each of them.
+    """
     first = f"{manifest.relative(bad[0][0])} {bad[0][1]}"
     return BadInput(f"none of the {len(bad):,} images in {manifest.root} can be read (first: {first}); give others")
-
-
-BATCH = 64  # images: so that a small sample keeps several ranks busy
 
 
 def features_over_ranks(
@@ -134,29 +164,45 @@ def features_over_ranks(
     workers: int = 0,
     device: str | torch.device = "cpu",
     progress: ProgressCallback | None = None,
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-    """`compute_features` with batch k on rank k modulo their number, and the whole result on all of them.
+) -> Features:
+    """Compute features as `compute_features` does, batch k on rank k modulo the number of ranks; gather them on all.
 
     Args:
-        ids: int64 (m,), ascending.
+        encoder: on `device`, in evaluation mode.
+        manifest: where the images are.
+        ids: int64 (m,), ascending, the same on all ranks.
+        batch_size: images.
+        workers: reader processes of each rank.
+        device: where the encoder is.
+        progress: called with (images done, images to do) of this rank.
+
+    Returns:
+        What `compute_features` returns, the same on all ranks.
     """
-    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device, "progress": progress}
-    if distributed.world_size() == 1:
-        return compute_features(encoder, manifest, ids, **how)
-    own = ids[np.arange(len(ids)) // batch_size % distributed.world_size() == distributed.rank()]
-    parts = distributed.all_gather_object(compute_features(encoder, manifest, own, **how))
+    rank, ranks = distributed.shard()
+    own = ids[np.arange(len(ids)) // batch_size % ranks == rank]
+    computed = compute_features(
+        encoder, manifest, own, batch_size=batch_size, workers=workers, device=device, progress=progress
+    )
+    if ranks == 1:
+        return computed
+    parts = distributed.all_gather_object(computed)
     features, kept = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     order = np.argsort(kept, kind="stable")
     return features[order], kept[order], sorted(entry for part in parts for entry in part[2])
 
 
 def texts_over_ranks(towers: TwoTower, texts: list[str]) -> torch.Tensor:
-    """`TwoTower.encode_texts`, (N, D), likewise."""
-    ranks = distributed.world_size()
+    """Encode texts as `TwoTower.encode_texts` does, chunk k on rank k modulo the number of ranks; gather them on all.
+
+    Returns:
+        Float32 (N, D) unit rows, on the towers' device.
+    """
+    rank, ranks = distributed.shard()
     if ranks == 1:
         return towers.encode_texts(texts)
     chunks = [texts[k : k + TEXTS_AT_ONCE] for k in range(0, len(texts), TEXTS_AT_ONCE)]
-    own = [towers.encode_texts(chunk).cpu().numpy() for chunk in chunks[distributed.rank() :: ranks]]
+    own = [towers.encode_texts(chunk).cpu().numpy() for chunk in chunks[rank::ranks]]
     parts = distributed.all_gather_object(own)
     rows = [parts[k % ranks][k // ranks] for k in range(len(chunks))]
     return torch.from_numpy(np.concatenate(rows)).to(towers.device)
@@ -226,7 +272,7 @@ def pair_features(
     return PairFeatures(torch.from_numpy(features).to(device), texts, kept, image_rows, text_rows, bad)
 
 
-def same_buffers(model: nn.Module) -> None:
-    """Give all ranks the main one's buffers: BatchNorm's running statistics are each rank's own on the CPU."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0: BatchNorm's running statistics differ between ranks on the CPU."""
     for buffer in model.buffers():
         distributed.broadcast(buffer)

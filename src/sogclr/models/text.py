@@ -1,6 +1,6 @@
 """The text tower: a byte-level BPE tokenizer and a small transformer, or a Hugging Face encoder from a local path.
 
-A tower's description and its tokenizer are kept with the run (`text/`), so that nothing else is needed to use it.
+Its configuration and its tokenizer are saved with the run (`text/`), so that nothing else is needed to use it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import tokenizers
 import torch
@@ -21,21 +22,20 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..files import write_text
 
-os.environ.setdefault(
-    "TOKENIZERS_PARALLELISM", "false"
-)  # its threads and our reader processes would wait for each other
+# threads of the tokenizer and our reader processes would wait for each other
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PAD, START = "<pad>", "<start>"
-ALPHABET = 256 + 2  # bytes, and the two above: no vocabulary is smaller
+ALPHABET = 256 + 2  # smallest vocabulary: the bytes, PAD and START
 
 
 class Tokenizer:
-    """Texts -> int64 (N, L), L at most `length`; what is shorter is filled with `pad`.
+    """Texts -> int64 token ids (N, L), padded to the longest of the N texts.
 
     Args:
-        inner: of the `tokenizers` package; it adds what its model wants at both ends.
-        length: most tokens of a text; the rest is cut off.
-        pad: the id that is no token.
+        inner: of the `tokenizers` package; its post-processor adds the special tokens that the model expects.
+        length: L is at most this; longer texts are truncated.
+        pad: id of the padding token.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, length: int, pad: int) -> None:
@@ -44,29 +44,44 @@ class Tokenizer:
         inner.enable_padding(pad_id=pad)
 
     def __call__(self, texts: list[str]) -> Tensor:
+        """Return the token ids, int64 (N, L), of N texts."""
         return torch.tensor([e.ids for e in self.inner.encode_batch(texts)], dtype=torch.int64)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, length: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens, case-insensitive; every text in any script has an encoding."""
+    """Train a byte-level, case-insensitive BPE tokenizer; it encodes text of any script.
+
+    Args:
+        captions: the texts to train on, read once.
+        vocab_size: most tokens of the vocabulary.
+        length: most tokens of a text.
+    """
     inner = tokenizers.Tokenizer(models.BPE())
     inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, START], min_frequency=2, show_progress=False,
+        vocab_size=vocab_size,
+        special_tokens=[PAD, START],
+        min_frequency=2,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     inner.train_from_iterator(captions, trainer)
     inner.post_processor = tokenizers.processors.TemplateProcessing(f"{START} $A", special_tokens=[(START, 1)])
     return Tokenizer(inner, length, pad=0)
 
 
 class TextTransformer(nn.Module):
-    """A pre-norm transformer encoder. (N, L) int64 tokens -> (N, width): the mean over what is no padding.
+    """A pre-norm transformer encoder. int64 tokens (N, L) -> (N, width): the mean over the tokens that are no padding.
 
     Args:
-        vocab_size: tokens; id `pad` is no token.  length: most tokens.  layers, heads: of the encoder.
+        vocab_size: number of token ids.
+        width: of the embeddings and of the output.
+        layers: number of transformer layers.
+        heads: attention heads of a layer.
+        length: L is at most this.
+        pad: id of the padding token.
     """
 
     def __init__(self, vocab_size: int, width: int, layers: int, heads: int, length: int, pad: int = 0) -> None:
@@ -78,49 +93,56 @@ class TextTransformer(nn.Module):
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
-        for (
-            name,
-            parameter,
-        ) in self.named_parameters():  # TransformerEncoder copies one layer: each needs weights of its own
+        for name, parameter in self.named_parameters():  # TransformerEncoder copies one layer: initialize each anew
             if parameter.ndim >= 2:
                 deep = name.endswith(("out_proj.weight", "linear2.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if deep else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return the features (N, width) of tokens (N, L)."""
         empty = tokens == self.pad
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         return mean_over_tokens(self.blocks(x, src_key_padding_mask=empty), ~empty)
 
 
 class PretrainedText(nn.Module):
-    """A Hugging Face text encoder. (N, L) int64 tokens -> (N, hidden_size): the mean over what is no padding."""
+    """A Hugging Face text encoder. int64 tokens (N, L) -> (N, hidden_size): the mean over the tokens but padding.
+
+    Args:
+        inner: the model; its output has `last_hidden_state`.
+        pad: id of the padding token.
+    """
 
     def __init__(self, inner: nn.Module, pad: int) -> None:
         super().__init__()
         self.inner, self.pad = inner, pad
-        self.num_features = int(inner.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.num_features = int(cast(Any, inner.config).hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return the features (N, hidden_size) of tokens (N, L)."""
         there = tokens != self.pad
         hidden = self.inner(input_ids=tokens, attention_mask=there.long()).last_hidden_state
         return mean_over_tokens(hidden, there)
 
 
 def mean_over_tokens(hidden: Tensor, there: Tensor) -> Tensor:
-    """(N, L, D), (N, L) bool -> (N, D)."""
+    """Average `hidden` (N, L, D) over L where `there`, bool (N, L), is true -> (N, D)."""
     weight = there.to(hidden.dtype)[:, :, None]
     return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class TextInfo:
-    """What builds a text tower again, beside its weights."""
+    """The configuration of a text tower, from which it can be built again."""
 
     vocab_size: int
+    """Number of token ids."""
     length: int
     """Most tokens of a text."""
     pad: int
+    """Id of the padding token."""
     width: int = 0
+    """Of the built-in transformer; 0 for a Hugging Face encoder, as the next two."""
     layers: int = 0
     heads: int = 0
     hugging_face: dict[str, Any] | None = None
@@ -129,15 +151,51 @@ class TextInfo:
 
 @dataclass(frozen=True)
 class TextSetup:
-    """A text tower's description and tokenizer."""
+    """A text tower's configuration and tokenizer."""
 
     info: TextInfo
     tokenizer: Tokenizer
     weights: Path | None = None
-    """The folder of a Hugging Face encoder whose weights are the first ones."""
+    """Folder of a Hugging Face encoder with pretrained weights; None starts from random ones."""
+
+    @classmethod
+    def from_captions(cls, captions: Iterable[str], vocab_size: int, width: int, layers: int, length: int) -> TextSetup:
+        """Set up a built-in transformer, with a tokenizer trained on the captions.
+
+        Args:
+            captions: the texts to train the tokenizer on, read once.
+            vocab_size: most tokens of the vocabulary.
+            width: of the transformer; it gets a head for each 64.
+            layers: of the transformer.
+            length: most tokens of a text.
+        """
+        tokenizer = train_tokenizer(captions, vocab_size, length)
+        heads = max(1, width // 64)
+        return cls(TextInfo(tokenizer.inner.get_vocab_size(), length, tokenizer.pad, width, layers, heads), tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, name: str, length: int) -> TextSetup:
+        """Set up a pretrained Hugging Face encoder.
+
+        Args:
+            name: a local folder, or an installed package that carries one.
+            length: most tokens of a text; less where the encoder has fewer positions.
+
+        Raises:
+            BadInput: no such folder or package, no fast tokenizer in it, or `transformers` is not installed.
+        """
+        folder = find_encoder(name)
+        config = _transformers().AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        if not (folder / "tokenizer.json").is_file():
+            raise BadInput(f"{folder} has no tokenizer.json; save it with transformers' fast tokenizer")
+        inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        length = min(length, getattr(config, "max_position_embeddings", length))
+        pad = config.pad_token_id if config.pad_token_id is not None else 0
+        info = TextInfo(inner.get_vocab_size(), length, pad, hugging_face=config.to_dict())
+        return cls(info, Tokenizer(inner, length, pad), folder)
 
     def build(self) -> nn.Module:
-        """The tower, with its first weights."""
+        """Build the tower, with its first weights."""
         info = self.info
         if info.hugging_face is None:
             return TextTransformer(info.vocab_size, info.width, info.layers, info.heads, info.length, info.pad)
@@ -149,17 +207,17 @@ class TextSetup:
         return PretrainedText(inner.float(), info.pad)
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and `tokenizer.json`."""
+        """Write `config.json` and `tokenizer.json` to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "tokenizer.json", self.tokenizer.inner.to_str())
         write_text(folder / "config.json", json.dumps(asdict(self.info), indent=2))
 
     @classmethod
     def load(cls, folder: Path) -> TextSetup:
-        """What `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            BadInput: missing or damaged.
+            BadInput: a file is missing or damaged.
         """
         try:
             info = TextInfo(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -171,32 +229,11 @@ class TextSetup:
         return cls(info, Tokenizer(inner, info.length, info.pad))
 
 
-def built_in(captions: Iterable[str], vocab_size: int, width: int, layers: int, length: int) -> TextSetup:
-    """A new tower with a tokenizer trained on the captions."""
-    tokenizer = train_tokenizer(captions, vocab_size, length)
-    heads = max(1, width // 64)
-    return TextSetup(TextInfo(tokenizer.inner.get_vocab_size(), length, tokenizer.pad, width, layers, heads), tokenizer)
-
-
-def pretrained(name: str, length: int) -> TextSetup:
-    """A Hugging Face encoder: a local folder, or an installed package that carries one.
-
-    Raises:
-        BadInput: no such folder or package, no fast tokenizer in it, or `transformers` is missing.
-    """
-    folder = find_encoder(name)
-    config = _transformers().AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    if not (folder / "tokenizer.json").is_file():
-        raise BadInput(f"{folder} has no tokenizer.json; save it with transformers' fast tokenizer")
-    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    length = min(length, getattr(config, "max_position_embeddings", length))
-    pad = config.pad_token_id if config.pad_token_id is not None else 0
-    info = TextInfo(inner.get_vocab_size(), length, pad, hugging_face=config.to_dict())
-    return TextSetup(info, Tokenizer(inner, length, pad), folder)
-
-
 def find_encoder(name: str) -> Path:
-    """The folder with `config.json` that a path or the name of an installed package means.
+    """Find the folder with the `config.json` of an encoder.
+
+    Args:
+        name: its path, or the name of an installed package that carries it.
 
     Raises:
         BadInput: there is none.
@@ -216,7 +253,7 @@ def find_encoder(name: str) -> Path:
     )
 
 
-def _transformers() -> Any:
+def _transformers() -> ModuleType:
     from .torchvision_cpu import import_timm
 
     import_timm()  # transformers imports torchvision too, and needs the same repair
@@ -226,4 +263,5 @@ def _transformers() -> Any:
         raise BadInput("a Hugging Face text tower needs the package transformers: pip install 'sogclr[text]'") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers
+    module: ModuleType = transformers
+    return module

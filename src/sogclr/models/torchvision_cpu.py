@@ -12,11 +12,10 @@ from types import ModuleType
 
 _MISSING = "operator torchvision::nms does not exist"
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_declared: list[object] = []  # a torch.library.Library forgets its operators when it is collected
 
 
 def import_timm() -> ModuleType:
-    """`import timm`, also where torchvision was built for another torch."""
+    """Import and return timm, also where torchvision was built for another torch."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:
@@ -24,10 +23,8 @@ def import_timm() -> ModuleType:
             raise
         import torch
 
-        library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            library.define(name + _SCHEMA)
-        _declared.append(library)
+            torch.library.define(f"torchvision::{name}", _SCHEMA)
         for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
             del sys.modules[name]
     import timm

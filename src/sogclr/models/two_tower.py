@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import BadInput
-from ..files import atomic_write
 from ..run_folder import RunFolder
-from .backbone import create_backbone
-from .encoder import EncoderInfo, normalise
+from .backbone import create_backbone, feature_width
+from .encoder import Encoder, EncoderInfo, read_metadata, save_weights
 from .text import TextSetup
 
 FORMAT = "sogclr-two-tower-1"
-TEXTS_AT_ONCE = 256
+TEXTS_AT_ONCE = 256  # batch of the text tower in use
 
 
 class TwoTowerModel(nn.Module):
     """Image and text backbones, each with a linear projection into the common space; not normalised: the loss does that.
 
-    A frozen backbone stays in evaluation mode, has no gradient, and its input to `forward` is its features, computed once.
+    A frozen backbone stays in evaluation mode and gets no gradient; `forward` takes its precomputed features.
 
     Args:
-        image_frozen, text_frozen: whether that backbone is left as it is.
+        backbone: normalised images (N, 3, S, S) -> (N, F).
+        text_backbone: tokens (N, L) -> (N, T).
+        dim: width of the common space.
+        image_frozen: whether the image backbone is frozen.
+        text_frozen: whether the text backbone is frozen.
     """
 
     def __init__(
-        self, backbone: nn.Module, text_backbone: nn.Module, dim: int, *, image_frozen: bool = False, text_frozen: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int,
+        *,
+        image_frozen: bool = False,
+        text_frozen: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone, self.text_backbone = backbone, text_backbone
-        self.head = nn.Linear(int(backbone.num_features), dim, bias=False)  # type: ignore[arg-type]
-        self.text_head = nn.Linear(int(text_backbone.num_features), dim, bias=False)  # type: ignore[arg-type]
+        self.head = nn.Linear(feature_width(backbone), dim, bias=False)
+        self.text_head = nn.Linear(feature_width(text_backbone), dim, bias=False)
         self.image_frozen, self.text_frozen = image_frozen, text_frozen
         if image_frozen:
             backbone.requires_grad_(False)
@@ -48,12 +53,18 @@ class TwoTowerModel(nn.Module):
             text_backbone.requires_grad_(False)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, S, S) or features (N, F), tokens (N, L) or features (N, T) -> (N, dim), (N, dim)."""
+        """Return the projections (N, dim), (N, dim) of image-text pairs.
+
+        Args:
+            images: normalised (N, 3, S, S), or features (N, F) where the image backbone is frozen.
+            texts: int64 tokens (N, L), or features (N, T) where the text backbone is frozen.
+        """
         x = images if self.image_frozen else self.backbone(images)
         y = texts if self.text_frozen else self.text_backbone(texts)
         return self.head(x), self.text_head(y)
 
     def train(self, mode: bool = True) -> TwoTowerModel:
+        """Set training mode, except for frozen backbones."""
         super().train(mode)
         if self.image_frozen:
             self.backbone.eval()
@@ -63,7 +74,11 @@ class TwoTowerModel(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """The image half alone. Normalised images (N, 3, S, S) -> (N, dim) unit rows, for the cosine with texts' rows."""
+    """The image half of a model: normalised images (N, 3, S, S) -> (N, dim) unit rows.
+
+    Args:
+        model: shares its image backbone and projection.
+    """
 
     def __init__(self, model: TwoTowerModel) -> None:
         super().__init__()
@@ -71,32 +86,31 @@ class ImageTower(nn.Module):
         self.num_features = model.head.out_features
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the unit rows (N, dim) of normalised images (N, 3, S, S)."""
         return functional.normalize(self.head(self.backbone(images)).float(), dim=1)
 
 
-class TwoTower:
-    """A model in use: images and texts to unit rows of one space. It is an `embedding.ImageEncoder` too.
+class TwoTower(Encoder):
+    """A model in use. As an `Encoder` it gives images' unit rows of the common space; `encode_texts` gives texts'.
 
     Example:
         >>> towers = load_two_tower("runs/birds")                                # doctest: +SKIP
         >>> similarity = towers.encode(crops) @ towers.encode_texts(["a red bird"]).T   # doctest: +SKIP
+
+    Args:
+        model: on `device`, in evaluation mode.
+        info: name and preprocessing of the image tower.
+        text: the text tower's description and tokenizer.
+        device: where texts are encoded.
     """
 
     def __init__(self, model: TwoTowerModel, info: EncoderInfo, text: TextSetup, device: torch.device | str) -> None:
-        self.model, self.info, self.text, self.device = model, info, text, torch.device(device)
-        self.num_features = model.head.out_features
-
-    def encode(self, crops: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) -> (N, D) unit rows."""
-        return self(normalise(crops, self.info.mean, self.info.std))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, S, S) -> (N, D) unit rows."""
-        return functional.normalize(self.model.head(self.model.backbone(images)).float(), dim=1)
+        super().__init__(ImageTower(model), info)
+        self.model, self.text, self.device = model, text, torch.device(device)
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> Tensor:
-        """(N, D) unit rows, float32, on the device."""
+        """Return (N, D) unit rows, float32, on the device."""
         rows = [
             functional.normalize(self.model.text_head(self.text_features(texts[k : k + TEXTS_AT_ONCE])).float(), dim=1)
             for k in range(0, len(texts), TEXTS_AT_ONCE)
@@ -104,29 +118,22 @@ class TwoTower:
         return torch.cat(rows) if rows else torch.empty(0, self.num_features, device=self.device)
 
     def text_features(self, texts: list[str]) -> Tensor:
-        """(N, T): what the text backbone says, before the projection."""
-        return self.model.text_backbone(self.text.tokenizer(texts).to(self.device))
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the image tower's weights and preprocessing."""
-        digest = hashlib.sha256(json.dumps(asdict(self.info), sort_keys=True).encode())
-        for key, value in sorted(self.model.state_dict().items()):
-            if key.startswith(("backbone.", "head.")):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Return the text backbone's features (N, T), before the projection."""
+        features: Tensor = self.model.text_backbone(self.text.tokenizer(texts).to(self.device))
+        return features
 
 
 def save_two_tower(path: Path, model: TwoTowerModel, info: EncoderInfo) -> None:
-    """Write the weights of both towers; the text tower's description and tokenizer lie in `text/` beside it."""
-    weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
-    about = {"format": "pt", "sogclr": FORMAT, "info": json.dumps(asdict(info)), "dim": str(model.head.out_features)}
-    with atomic_write(path) as temporary:
-        save_file(weights, temporary, metadata=about)
+    """Write the weights of both towers; the text tower's description and tokenizer are in the run's `text/`."""
+    save_weights(path, model, FORMAT, info, dim=str(model.head.out_features))
 
 
 def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cpu") -> TwoTower:
-    """The two towers of a finished run on pairs, in evaluation mode.
+    """Load the two towers of a finished run on pairs, in evaluation mode.
+
+    Args:
+        run: the folder of the run.
+        device: where the towers will be.
 
     Raises:
         BadInput: no such run, or it is not on pairs or not finished.
@@ -137,16 +144,9 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
         raise BadInput(f"{run} was trained on images alone and knows no texts; train on image-caption pairs for that")
     if not path.is_file():
         raise BadInput(f"{run} is not finished ({path.name} is missing); resume it first: sogclr resume {run}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-        weights = load_file(path)
-    except (SafetensorError, OSError):
-        raise BadInput(f"{path} is no readable safetensors file; restore it from a copy") from None
-    if about.get("sogclr") != FORMAT:
-        raise BadInput(f"{path} is marked {about.get('sogclr')!r} and this version reads {FORMAT!r}; use that version")
-    info = EncoderInfo.from_json(about["info"])
+    metadata = read_metadata(path, FORMAT, "restore it from a copy")
+    info = EncoderInfo.from_json(metadata["info"])
     text = TextSetup.load(folder.text_folder)
-    model = TwoTowerModel(create_backbone(info.name, info.image_size), text.build(), int(about["dim"]))
-    model.load_state_dict(weights)
+    model = TwoTowerModel(create_backbone(info.name, info.image_size), text.build(), int(metadata["dim"]))
+    model.load_state_dict(load_file(path))
     return TwoTower(model.to(device).eval().requires_grad_(False), info, text, device)

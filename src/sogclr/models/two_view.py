@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import (
-    timm,
-)
+from .backbone import timm
 
 
-# ---------------------------------------------------------------------------------------------------- training model
 class ProjectionHead(nn.Sequential):
     """MLP after the backbone: Linear-BN-ReLU (once or twice), Linear-BN without bias; the last BN has no affine part.
 
     (N, in_features) -> (N, out_features). Source: 2202.12387's code, as in SimCLR (2002.05709, appendix).
+
+    Args:
+        in_features: width of the backbone.
+        hidden: width of the hidden layers.
+        out_features: width of the embeddings.
+        layers: linear layers, 2 or 3.
     """
 
     def __init__(self, in_features: int, hidden: int, out_features: int, layers: int = 2) -> None:
@@ -30,7 +33,12 @@ class ProjectionHead(nn.Sequential):
 
 
 class ContrastiveModel(nn.Module):
-    """Backbone and projection head. (N, 3, S, S) -> (N, head_dim), not normalised: the loss does that."""
+    """Backbone and projection head.
+
+    Args:
+        backbone: normalised images (N, 3, S, S) -> (N, F).
+        head: (N, F) -> (N, head_dim).
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -38,13 +46,16 @@ class ContrastiveModel(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
+        """Return (N, head_dim) for images (N, 3, S, S), not normalised: the loss does that."""
+        embeddings: Tensor = self.head(self.backbone(images))
+        return embeddings
 
 
-def synchronize_statistics(models: Iterable[nn.Module], device: torch.device) -> bool:
-    """Let BatchNorm use the statistics of all ranks, in place; whether that is so now, or there is none.
+def convert_sync_batchnorm(models: Sequence[nn.Module], device: torch.device) -> bool:
+    """Make BatchNorm use the statistics of all ranks, in place; on CUDA only, torch has none for the CPU.
 
-    CUDA only: torch has no such BatchNorm on the CPU.
+    Returns:
+        Whether statistics are now those of all ranks, or there is no BatchNorm.
     """
     if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for model in models for part in model.modules()):
         return True

@@ -17,7 +17,7 @@ from ..evaluation.knn import knn_leave_one_out
 from ..evaluation.scores import compute
 from ..losses.two_view import TwoViewLoss
 from ..models.encoder import Encoder, EncoderInfo
-from ..models.features import compute_views, features_over_ranks, same_buffers
+from ..models.features import broadcast_buffers, compute_views, features_over_ranks
 from ..models.two_view import ContrastiveModel
 
 IMAGES = 2000  # enough for kNN to a percent, and a small part of an epoch
@@ -44,7 +44,7 @@ class OnlineEvaluation:
         self, model: ContrastiveModel, info: EncoderInfo, augment: Augmentation, device: torch.device
     ) -> dict[str, float]:
         model.eval()
-        same_buffers(model)
+        broadcast_buffers(model)
         encoder = Encoder(model.backbone, info)
         try:
             features, kept, _ = features_over_ranks(

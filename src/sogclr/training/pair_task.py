@@ -22,8 +22,8 @@ from ..evaluation.image_text import score_pairs
 from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import create_backbone
 from ..models.encoder import Encoder, EncoderInfo
-from ..models.features import pair_features, same_buffers
-from ..models.text import TextSetup, built_in, pretrained
+from ..models.features import broadcast_buffers, pair_features
+from ..models.text import TextSetup
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..run_folder import RunFolder
 from .build_loss import build_loss, transfer_state
@@ -75,10 +75,12 @@ class PairTask:
                 raise BadInput(f"{source.path} was trained on images alone; give its encoder with --pretrained instead")
             return TextSetup.load(source.text_folder)
         if options.text_model is not None:
-            return pretrained(options.text_model, options.text_length)
+            return TextSetup.from_pretrained(options.text_model, options.text_length)
         used = np.unique(self.pairs.text_ids[self.pairs.usable])
         captions = (c for k in range(0, len(used), 4096) for c in self.pairs.captions_of(used[k : k + 4096]))
-        return built_in(captions, options.vocab_size, options.text_width, options.text_layers, options.text_length)
+        return TextSetup.from_captions(
+            captions, options.vocab_size, options.text_width, options.text_layers, options.text_length
+        )
 
     # --------------------------------------------------------------------------------------------------- model and loss
     def build_model(self) -> TwoTowerModel:
@@ -169,7 +171,7 @@ class PairTask:
         """Recall both ways on a fixed sample of the training images and all their captions."""
         assert isinstance(model, TwoTowerModel)
         model.eval()
-        same_buffers(model)
+        broadcast_buffers(model)
         try:
             towers = TwoTower(model, info, self.text, device)
             workers = self.config.data.workers or 0

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .. import __version__
 from .. import distributed as distributed_module
-from ..checkpoint import save_checkpoint
 from ..config.schema import TrainConfig
 from ..data.augment import Augmentation
 from ..data.bad_files import too_many_bad, write_bad_files
@@ -32,9 +31,9 @@ from ..losses import MoCoLoss, NonFinite
 from ..losses.estimators import MovingAverage
 from ..losses.estimators.sharded import whole_state
 from ..models.encoder import EncoderInfo, save_encoder
-from ..models.two_view import synchronize_statistics
+from ..models.two_view import convert_sync_batchnorm
 from ..progress import Progress, clock
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, save_checkpoint
 from .build_loss import build_loss_optimizers
 from .grad_cache import GradCache
 from .image_task import ImageTask
@@ -250,7 +249,7 @@ class Trainer:
         accumulate = self.config.optim.accumulate
         self.log = MetricWriter(self.run, self.step) if distributed_module.is_rank0() else NullWriter()
         distributed_module.rank0_first(
-            lambda: self.task.prepare(self.model, self.info, self.device, self.screen.progress)
+            lambda: self.task.prepare(self.model, self.info, self.device, self.screen.callback)
         )
         loader = self.task.loader(self.recipe, self.step * accumulate, self.device.type == "cuda")
         self.model.train()
@@ -281,7 +280,7 @@ class Trainer:
         if self.config.run.shard_state:
             for estimator in self._averages():
                 estimator.divide()
-        if not synchronize_statistics([m for m in (self.model, self.keys) if m is not None], self.device):
+        if not convert_sync_batchnorm([m for m in (self.model, self.keys) if m is not None], self.device):
             self.screen.info("          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
         together = distributed_module.wrap_ddp(self.model, self.device)
         self.forward = torch.compile(together) if self.config.run.compile else together

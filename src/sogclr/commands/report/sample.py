@@ -49,7 +49,7 @@ def encoder_of(run: RunFolder, device: str) -> Encoder | None:
     newest = run.latest_checkpoint()
     if newest is None:
         return None
-    from ...checkpoint import load_checkpoint
+    from ...run_folder import load_checkpoint
 
     config = run.config()
     size, name = config.data.image_size or 224, str(config.model.model)
