@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import BadImage
 from ..files import atomic_write, cache_folder
-from .images import name_mismatch, quiet, read_header
+from .images import name_mismatch, read_header, warnings_off
 from .listing import Listing
 
 _VERSION = b"sogclr-headers-1"
@@ -96,7 +96,7 @@ def _read(
         return found
 
     done = 0
-    with quiet, ThreadPoolExecutor(min(8, len(todo))) as pool:
+    with warnings_off, ThreadPoolExecutor(min(8, len(todo))) as pool:
         for found in _mapped(pool, examine, np.split(todo, range(_AT_A_TIME, len(todo), _AT_A_TIME))):
             for row, width, height, bad, note in found:
                 checked.widths[row], checked.heights[row] = width, height

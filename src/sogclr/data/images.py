@@ -55,7 +55,7 @@ class Header:
     height: int
 
 
-class _Quiet:
+class _WarningsOff:
     """Python warnings off while any thread reads an image: Pillow warns of odd metadata and of large images.
 
     Counted rather than nested, because `warnings.catch_warnings` restores the wrong filters when threads overlap.
@@ -81,7 +81,7 @@ class _Quiet:
                 self._saved.__exit__(*exc)
 
 
-quiet = _Quiet()
+warnings_off = _WarningsOff()
 
 
 class OpenImage:
@@ -113,13 +113,13 @@ class OpenImage:
 
 
 @contextmanager
-def opened(path: ImageFile) -> Iterator[OpenImage]:
+def open_image(path: ImageFile) -> Iterator[OpenImage]:
     """The image at `path`, header read.
 
     Raises:
         BadImage: here, or from its `pixels`: whatever Pillow makes of a bad file.
     """
-    with quiet:
+    with warnings_off:
         with _reasons(path):
             image = Image.open(path, formats=_FORMATS)
         with image:
@@ -149,7 +149,7 @@ def read_header(path: ImageFile) -> Header:
     Raises:
         BadImage: empty, not an image, a decompression bomb, unreadable. (Truncation shows only when decoding.)
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         return Header(image.format, image.width, image.height)
 
 
@@ -162,7 +162,7 @@ def decode(path: ImageFile, *, background: str = "white", at_least: int | None =
         BadImage: the file cannot be read whole.
         BadInput: `background` is no colour.
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         return image.pixels(background, min(image.width, image.height) // at_least if at_least else 1)
 
 
