@@ -182,11 +182,11 @@ class _OnDevice:
         blocks = [drawn.affine, drawn.stroke, drawn.colour, drawn.blur]
         flat = np.concatenate([b.reshape(len(b), math.prod(b.shape[1:])) for b in blocks], axis=1)
         numbers = torch.from_numpy(flat.astype(np.float32)).to(device, non_blocking=True)
-        affine, self.stroke, colour, self.blur = numbers.split([6, 2, 18, drawn.blur.shape[1]], dim=1)
-        self.affine, self.colour = affine.unflatten(1, (2, 3)), colour.unflatten(1, (2, 3, 3))
+        affine, self.stroke, colour, self.blur = torch.split(numbers, [6, 2, 18, drawn.blur.shape[1]], dim=1)
+        self.affine, self.colour = affine.view(len(flat), 2, 3), colour.view(len(flat), 2, 3, 3)
         counts = [len(rows) for rows in drawn.rows.values()]
         rows = torch.from_numpy(np.concatenate(list(drawn.rows.values()))).to(device, non_blocking=True)
-        self._rows = dict(zip(drawn.rows, rows.split(counts), strict=True))
+        self._rows = dict(zip(drawn.rows, torch.split(rows, counts), strict=True))
 
     def rows(self, stage: str, start: int, stop: int) -> Tensor | None:
         """Return the rows of start..stop that take part, int64, counted from start; None when there are none."""

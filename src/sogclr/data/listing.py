@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ..errors import BadImage, BadInput
 from .images import EMPTY, IMAGE_SUFFIXES
-from .text_columns import TextColumn
+from .text_columns import BLOCK, TextColumn
 
 _SUFFIXES_SHOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF: " + " ".join(sorted(IMAGE_SUFFIXES))
 
@@ -232,6 +232,23 @@ def list_file(path: Path) -> Listing:
             f"name each once"
         )
     return listing
+
+
+# ------------------------------------------------------------------------------------------------------ column of paths
+def list_paths(names: pa.LargeStringArray, root: Path) -> Listing:
+    """List the files of a column of paths, sorted and all different; what is missing is listed as bad."""
+    sizes, mtimes, bad = np.full(len(names), -1), np.zeros(len(names), np.int64), dict[int, str]()
+    for start in range(0, len(names), BLOCK):
+        for row, relative in enumerate(names.slice(start, BLOCK).to_pylist(), start):
+            try:
+                status = os.stat(os.path.join(root, relative))
+            except (OSError, ValueError):
+                bad[row] = "does not exist"
+                continue
+            sizes[row], mtimes[row] = status.st_size, status.st_mtime_ns
+            if not status.st_size:
+                bad[row] = EMPTY
+    return Listing(names, sizes, mtimes, bad)
 
 
 def relative_to(text: str, root: str) -> str:

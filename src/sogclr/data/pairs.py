@@ -20,12 +20,11 @@ from ..errors import BadInput
 from ..progress import ProgressCallback
 from .column_files import read_columns, read_head, saved_root, write_columns
 from .headers import check_headers
-from .images import EMPTY
-from .listing import Listing, relative_to
+from .listing import Listing, list_paths, relative_to
 from .manifest import CHECK_AT_MOST, Difference, Manifest
 from .shards import find_shards, is_shards, read_shards
 from .tables import PairRows, is_table, read_rows
-from .text_columns import BLOCK, column_of, release_memory, text_bytes, unique_texts
+from .text_columns import column_of, release_memory, text_bytes, unique_texts
 
 if TYPE_CHECKING:
     from ..run_folder import RunFolder
@@ -137,7 +136,7 @@ class Pairs:
             _normalise(blocks, str(root))
         names, image_ids = unique_texts(blocks)
         if listing is None:
-            listing = _listing_of(names, root)
+            listing = list_paths(names, root)
         else:  # images without a caption have no row
             image_ids = pc.index_in(names, value_set=listing.relative).to_numpy()[image_ids]
         checked = None
@@ -311,22 +310,6 @@ def _normalise(blocks: list[pa.LargeStringArray], root: str) -> None:
     """Make paths what is stored of them, in place: only the current block is made of Python objects."""
     for k, block in enumerate(blocks):
         blocks[k] = column_of([relative_to(name, root) for name in block.to_pylist()])
-
-
-def _listing_of(names: pa.LargeStringArray, root: Path) -> Listing:
-    """List the images of a table, whose names are sorted; what is missing is listed as bad."""
-    sizes, mtimes, bad = np.full(len(names), -1), np.zeros(len(names), np.int64), dict[int, str]()
-    for start in range(0, len(names), BLOCK):
-        for id, relative in enumerate(names.slice(start, BLOCK).to_pylist(), start):
-            try:
-                status = os.stat(os.path.join(root, relative))
-            except (OSError, ValueError):
-                bad[id] = "does not exist"
-                continue
-            sizes[id], mtimes[id] = status.st_size, status.st_mtime_ns
-            if not status.st_size:
-                bad[id] = EMPTY
-    return Listing(names, sizes, mtimes, bad)
 
 
 def _mapped(folder: Path) -> tuple[pa.LargeStringArray, np.ndarray, np.ndarray]:

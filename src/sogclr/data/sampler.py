@@ -20,7 +20,7 @@ class Request(NamedTuple):
 
 
 class ResumableSampler:
-    """Endless batches from `start_step` on. Each epoch visits every id at most once and drops the remainder.
+    """Endless batches from `start_step` on: each epoch visits every id at most once and drops the remainder.
 
     Args:
         ids: int64 (n,), all different.
@@ -70,7 +70,7 @@ class ResumableSampler:
         self.steps_per_epoch = len(ids) // batch_size
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """int64 (n,): the ids in the order of that epoch.
+        """Return the ids in the order of that epoch, int64 (n,).
 
         Sorted random numbers rather than `Generator.permutation`: raw Philox output is fixed by its definition,
         while NumPy may change how it shuffles, and a run must resume under another NumPy.
