@@ -124,7 +124,7 @@ def test_every_shrink_stays_within_what_is_allowed(tmp_path):
     for width, height in ((9, 9), (17, 300), (64, 65)):
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "a.jpg")
         for largest in range(1, 20):
-            with images.open_image(tmp_path / "a.jpg") as file:
+            with images.opened(tmp_path / "a.jpg") as file:
                 pixels = file.pixels(largest_shrink=largest)
             assert width / pixels.width <= largest
             assert height / pixels.height <= largest

@@ -152,8 +152,8 @@ def test_small_sets_are_decoded_once(tmp_path, monkeypatch):
         png(tmp_path / f"{k}.png")
     found = Manifest.scan(tmp_path)
     opened = []
-    real = crops.open_image
-    monkeypatch.setattr(crops, "open_image", lambda path: (opened.append(path), real(path))[1])
+    real = crops.opened
+    monkeypatch.setattr(crops, "opened", lambda path: (opened.append(path), real(path))[1])
     take(found, count=10, batch_size=4)
     assert len(opened) == 8
     opened.clear()

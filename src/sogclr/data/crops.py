@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ..errors import BadImage
 from .augment_params import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
 from .decoded import DecodedImages
-from .images import central_box, open_image, resized_crop, warnings_off
+from .images import central_box, opened, resized_crop, warnings_off
 from .recipe import Recipe
 from .sampler import Request
 from .source import Source
@@ -137,7 +137,7 @@ class CropDataset(Dataset[Batch]):
         if self.decoded is not None and (found := self.decoded.get(image_id)) is not None:
             image, width, height = found
             return image, width, height, self._boxes(epoch, id, width, height, expected)
-        with open_image(self.source.file(id)) as file:
+        with opened(self.source.file(id)) as file:
             width, height = file.width, file.height
             boxes = self._boxes(epoch, id, width, height, expected)
             image = file.pixels(self.background, largest_shrink(boxes, self.size))

@@ -26,7 +26,7 @@ from PIL import Image
 from ..errors import BadImage, BadInput
 from ..files import atomic_write, cache_folder, file_lock
 from ..progress import ProgressCallback
-from .images import background_colour, open_image
+from .images import background_colour, opened
 from .manifest import Manifest
 
 _MARK = b"sogclr-decoded-1"
@@ -215,7 +215,7 @@ def _write(
 
 def _decoded(manifest: Manifest, id: int, side: int, background: str) -> tuple[Image.Image, int, int]:
     """Return an image, its shorter side at most `side` pixels, antialiased; and its full width and height."""
-    with open_image(manifest.file(id)) as file:
+    with opened(manifest.file(id)) as file:
         shorter = min(file.width, file.height)
         image = file.pixels(background, max(1, shorter // (2 * side)) if side else 1)
         if 0 < side < min(image.size):

@@ -113,7 +113,7 @@ class OpenImage:
 
 
 @contextmanager
-def open_image(path: ImageFile) -> Iterator[OpenImage]:
+def opened(path: ImageFile) -> Iterator[OpenImage]:
     """Open the image at `path` and read its header.
 
     Raises:
@@ -149,7 +149,7 @@ def read_header(path: ImageFile) -> Header:
     Raises:
         BadImage: empty, not an image, a decompression bomb, unreadable. (Truncation shows only when decoding.)
     """
-    with open_image(path) as image:
+    with opened(path) as image:
         return Header(image.format, image.width, image.height)
 
 
@@ -165,7 +165,7 @@ def decode(path: ImageFile, *, background: str = "white", at_least: int | None =
         BadImage: the file cannot be read whole.
         BadInput: `background` is no colour.
     """
-    with open_image(path) as image:
+    with opened(path) as image:
         return image.pixels(background, min(image.width, image.height) // at_least if at_least else 1)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import RunFailed
 from .crops import Batch, CentralCrop, CropDataset, RandomCrops
@@ -24,7 +24,7 @@ from .recipe import Recipe
 from .sampler import Request, ResumableSampler
 from .source import Source
 
-__all__ = ["Batch", "evaluation_loader", "training_loader"]
+__all__ = ["Batch", "RandomCrops", "evaluation_loader", "read_batches", "training_loader"]
 
 _CACHE_BYTES = 256 << 20
 
@@ -70,7 +70,7 @@ def training_loader(
     cropper = RandomCrops(recipe, views, seed)
     cache_bytes = _CACHE_BYTES // max(1, workers)
     dataset = CropDataset(source, sampler.ids, cropper, image_size, background, cache_bytes, decoded)
-    return _batches(dataset, sampler, workers, pin_memory)
+    return read_batches(dataset, sampler, workers, pin_memory)
 
 
 def evaluation_loader(
@@ -102,7 +102,7 @@ def evaluation_loader(
     starts = range(0, len(ids), batch_size)
     requests = [Request(step, 0, ids[start : start + batch_size]) for step, start in enumerate(starts)]
     dataset = CropDataset(source, ids, CentralCrop(crop_fraction), image_size, background, cache_bytes=0)
-    return _batches(dataset, requests, min(workers, len(requests)), pin_memory=False)
+    return read_batches(dataset, requests, min(workers, len(requests)), pin_memory=False)
 
 
 # ---------------------------------------------------------------------------------------------------- worker processes
@@ -111,7 +111,20 @@ class _Loader(DataLoader[Batch]):
         """Leave out torch's warning of more workers than cores: how many there are is the caller's choice."""
 
 
-def _batches(dataset: CropDataset, requests: Iterable[Request], workers: int, pin_memory: bool) -> Iterator[Batch]:
+def read_batches(
+    dataset: Dataset[Batch], requests: Iterable[Request], workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """Yield the batch of each request, in their order.
+
+    Args:
+        dataset: request -> batch.
+        requests: as many as there are.
+        workers: processes that make the batches; 0 makes them in this one.
+        pin_memory: page-locked batches, where there is a GPU.
+
+    Raises:
+        RunFailed: a process was ended from outside.
+    """
     pin_memory = pin_memory and torch.cuda.is_available()  # torch warns about pinning without a device
     if workers == 0:
         for request in requests:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -125,7 +125,7 @@ class Manifest:
         checked = check_headers(root, listing, at_most=at_most, cache=cache, progress=progress)
         return cls(root, source, listing, checked)
 
-    def rescan(self, columns: Mapping[str, str | None]) -> Manifest:
+    def rescan(self, columns: dict[str, str | None]) -> Manifest:
         """Return the images as their files are now, without reading headers; `columns` are of pairs alone."""
         source = self.root / self.source.name if self.source.suffix.lower() == ".txt" else self.root
         return Manifest.scan(source, check=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -234,7 +233,7 @@ class Pairs:
         """Return None: a table or shards of pairs have no such part."""
         return None
 
-    def rescan(self, columns: Mapping[str, str | None]) -> Pairs:
+    def rescan(self, columns: dict[str, str | None]) -> Pairs:
         """Return the pairs as their files are now, without reading headers.
 
         Args:

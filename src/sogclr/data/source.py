@@ -7,7 +7,7 @@ class like these, and add a row to `SOURCES`. Training, embedding and evaluation
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, Self
@@ -93,7 +93,7 @@ class Source(Protocol):
         """Return the part of DATA that is for training, where it says so; None: all of it."""
         ...
 
-    def rescan(self, columns: Mapping[str, str | None], /) -> Self:
+    def rescan(self, columns: dict[str, str | None], /) -> Self:
         """Return the source as its files are now, without reading headers.
 
         Args:
