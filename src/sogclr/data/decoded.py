@@ -69,7 +69,7 @@ class DecodedImages:
 
     @property
     def kind(self) -> str:
-        """`full`, or the side."""
+        """Return `full`, or the side in pixels."""
         return str(self.head["side"] or "full")
 
     def describe(self) -> str:

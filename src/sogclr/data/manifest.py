@@ -157,7 +157,7 @@ class Manifest:
     # ------------------------------------------------------------------------- as `Pairs`, whose ids are not the images'
     @property
     def images(self) -> Manifest:
-        """Itself."""
+        """Return itself: each sample is an image."""
         return self
 
     def image_of(self, ids: np.ndarray) -> np.ndarray:
@@ -167,24 +167,24 @@ class Manifest:
     # ------------------------------------------------------------------------------------------------------ all images
     @property
     def usable(self) -> np.ndarray:
-        """int64: the ids not known to be bad, ascending."""
+        """Return the ids not known to be bad: int64, ascending."""
         good = np.ones(len(self), bool)
         good[list(self._bad)] = False
         return np.flatnonzero(good)
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """(id, reason) of what cannot be read, as far as is known, ascending."""
+        """Return (id, reason) of what cannot be read, as far as is known, ascending."""
         return list(self._bad.items())
 
     @property
     def rejected(self) -> list[tuple[str, str]]:
-        """(where, reason) of what was given and is no image of the manifest at all."""
+        """Return nothing: what is no image is not listed."""
         return []
 
     @property
     def notes(self) -> list[tuple[int, str]]:
-        """(id, remark) of files that are used although something is odd, ascending."""
+        """Return (id, remark) of files that are used although something is odd, ascending."""
         return list(self._notes.items())
 
     def relatives(self, ids: np.ndarray | None = None) -> list[str]:
@@ -194,7 +194,7 @@ class Manifest:
 
     @property
     def names(self) -> pa.LargeStringArray:
-        """The relative paths as a column, sorted."""
+        """Return the relative paths as a column, sorted."""
         return self._relative
 
     def top_folders(self) -> tuple[list[str], np.ndarray]:

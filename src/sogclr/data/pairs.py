@@ -172,26 +172,26 @@ class Pairs:
     # -------------------------------------------------------------------------------------------------------- all pairs
     @cached_property
     def widths(self) -> np.ndarray:
-        """int32 (n,): pixels of each pair's image; 0 where unknown."""
+        """Return the width of each pair's image: int32 (n,), pixels; 0 where unknown."""
         widths: np.ndarray = self.images.widths[self.image_ids]
         return widths
 
     @cached_property
     def heights(self) -> np.ndarray:
-        """int32 (n,): pixels of each pair's image; 0 where unknown."""
+        """Return the height of each pair's image: int32 (n,), pixels; 0 where unknown."""
         heights: np.ndarray = self.images.heights[self.image_ids]
         return heights
 
     @property
     def usable(self) -> np.ndarray:
-        """int64: the pairs whose image is not known to be bad, ascending."""
+        """Return the pairs whose image is not known to be bad: int64, ascending."""
         good = np.zeros(len(self.images), bool)
         good[self.images.usable] = True
         return np.flatnonzero(good[self.image_ids])
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """(id, reason) of the pairs whose image cannot be read, as far as is known."""
+        """Return (id, reason) of the pairs whose image cannot be read, as far as is known."""
         reasons = dict(self.images.bad)
         if not reasons:
             return []

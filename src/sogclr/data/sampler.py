@@ -16,7 +16,7 @@ class Request(NamedTuple):
     step: int
     epoch: int
     ids: np.ndarray
-    """int64 (B,): manifest ids, all different."""
+    """int64 (B,): sample ids, all different."""
 
 
 class ResumableSampler:
@@ -53,7 +53,7 @@ class ResumableSampler:
                 f"there are {len(ids):,} usable images, fewer than one batch of {batch_size:,}; give a smaller "
                 f"--batch-size or more images"
             )
-        ascending = bool((ids[1:] > ids[:-1]).all())  # as a manifest gives them: nothing has to be sorted
+        ascending = bool((ids[1:] > ids[:-1]).all())  # as sources give them: nothing has to be sorted
         repeated = 0 if ascending else len(ids) - len(np.unique(ids))
         if repeated:
             raise BadInput(f"the sampler's ids must differ from one another and {repeated} repeat; give each once")

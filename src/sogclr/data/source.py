@@ -41,32 +41,32 @@ class Source(Protocol):
 
     @property
     def rejected(self) -> list[tuple[str, str]]:
-        """(where, reason) of what was given and is no sample at all."""
+        """Return (where, reason) of what was given and is no sample at all."""
         ...
 
     @property
     def images(self) -> Manifest:
-        """The different images."""
+        """Return the different images."""
         ...
 
     @property
     def usable(self) -> np.ndarray:
-        """int64: the ids not known to be bad, ascending."""
+        """Return the ids not known to be bad: int64, ascending."""
         ...
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """(id, reason) of the samples whose image cannot be read, as far as is known."""
+        """Return (id, reason) of the samples whose image cannot be read, as far as is known."""
         ...
 
     @property
     def widths(self) -> np.ndarray:
-        """int32 (n,): pixels of each sample's image; 0 where unknown."""
+        """Return the width of each sample's image: int32 (n,), pixels; 0 where unknown."""
         ...
 
     @property
     def heights(self) -> np.ndarray:
-        """int32 (n,): pixels of each sample's image; 0 where unknown."""
+        """Return the height of each sample's image: int32 (n,), pixels; 0 where unknown."""
         ...
 
     def relative(self, id: int, /) -> str:
