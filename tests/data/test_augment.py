@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sogclr.data import augment, augment_params
-from sogclr.data.augment import CROP_SLOTS, Augmentation, uniforms
-from sogclr.data.augment_params import crop_boxes, largest_shrink
+from sogclr.data.augment import Augmentation
+from sogclr.data.augment_params import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
 from sogclr.data.recipe import RECIPES, Recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -14,9 +14,8 @@ import torch
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
 
-from sogclr.data import images, loader
-from sogclr.data.augment import CROP_SLOTS, uniforms
-from sogclr.data.augment_params import crop_boxes
+from sogclr.data import crops, images, loader
+from sogclr.data.augment_params import CROP_SLOTS, crop_boxes, uniforms
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
@@ -153,8 +152,8 @@ def test_small_sets_are_decoded_once(tmp_path, monkeypatch):
         png(tmp_path / f"{k}.png")
     found = Manifest.scan(tmp_path)
     opened = []
-    real = loader.opened
-    monkeypatch.setattr(loader, "opened", lambda path: (opened.append(path), real(path))[1])
+    real = crops.opened
+    monkeypatch.setattr(crops, "opened", lambda path: (opened.append(path), real(path))[1])
     take(found, count=10, batch_size=4)
     assert len(opened) == 8
     opened.clear()
@@ -179,8 +178,7 @@ def test_the_global_generators_are_neither_used_nor_asked(manifest):
 
 def test_what_workers_are_given_can_be_pickled(manifest):
     """So that processes that are started afresh rather than forked (macOS, Windows) get it."""
-    crop = loader._RandomCrops(RECIPE, 2, 3)
-    dataset = loader._Crops(manifest, manifest.usable, crop, 16, "white", 0)
+    dataset = crops.CropDataset(manifest, manifest.usable, crops.RandomCrops(RECIPE, 2, 3), 16, "white", 0)
     request = next(iter(loader.ResumableSampler(manifest.usable, 8, 3)))
     assert_same([pickle.loads(pickle.dumps(dataset))[request]], [dataset[request]])
 
@@ -195,7 +193,7 @@ def test_bad_input_shows_at_the_call_not_at_the_first_batch(manifest):
 
 
 def test_a_mistake_in_the_code_does_not_pass_for_a_bad_file(manifest, monkeypatch):
-    monkeypatch.setattr(loader, "crop_boxes", lambda *args: np.zeros((1, 3)))
+    monkeypatch.setattr(crops, "crop_boxes", lambda *args: np.zeros((1, 3)))
     with pytest.raises(ValueError, match=r"unpack|shape|broadcast"):
         take(manifest, count=1)
 

@@ -8,26 +8,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import augment
-from .augment_params import (
-    CROP_SLOTS,
-    AugmentParams,
-    crop_boxes,
-    draw_params,
-    keeps_whole_image,
-    largest_shrink,
-    uniforms,
-)
+from .augment_params import AugmentParams, draw_params
 from .recipe import Recipe
+
+_CACHE_FLOATS = 1 << 18  # on a CPU, as many samples at a time as keep the work of every stage in the L2 cache
 
 
 def hflip_(x: Tensor, rows: Tensor) -> Tensor:
-    """Left and right exchanged in those rows."""
+    """Flip images left to right, in place.
+
+    Args:
+        x: float (B, 3, S, S).
+        rows: int64 (b,), the images that take part.
+    """
     return x.index_copy_(0, rows, x.index_select(0, rows).flip(3))
 
 
 def affine_(x: Tensor, maps: Tensor, rows: Tensor) -> Tensor:
-    """Affine maps (b, 2, 3) by bilinear sampling; outside the image its border goes on."""
+    """Move images by affine maps, in place: bilinear sampling; outside an image its border goes on.
+
+    Args:
+        x: float (B, 3, S, S).
+        maps: (B, 2, 3), output coordinates in [-1, 1] -> input coordinates.
+        rows: int64 (b,), the images that take part.
+    """
     size = x.shape[-1]
     at = (torch.arange(size, device=x.device, dtype=torch.float32) * 2 + 1) / size - 1
     chosen = maps.index_select(0, rows)
@@ -41,9 +45,15 @@ def affine_(x: Tensor, maps: Tensor, rows: Tensor) -> Tensor:
 
 
 def morphology_(x: Tensor, stroke: Tensor, rows: Tensor) -> Tensor:
-    """Blend with the maximum (bright strokes thicken) or minimum of each 3x3 neighbourhood; stroke (b, 2)."""
+    """Blend images with the maximum or minimum of each 3x3 neighbourhood, in place: bright strokes get thicker or thinner.
+
+    Args:
+        x: float (B, 3, S, S).
+        stroke: (B, 2), +1 (maximum) or -1 (minimum), and the weight of it in the blend.
+        rows: int64 (b,), the images that take part.
+    """
     chosen, how = x.index_select(0, rows), stroke.index_select(0, rows)
-    sign, share = how[:, 0, None, None, None], how[:, 1, None, None, None]
+    sign, weight = how[:, 0, None, None, None], how[:, 1, None, None, None]
     signed = chosen * sign  # the minimum is the maximum of the negative
     for axis in (2, 3):  # the maximum over a square is that over rows, then over columns
         n = signed.shape[axis] - 1
@@ -52,11 +62,16 @@ def morphology_(x: Tensor, stroke: Tensor, rows: Tensor) -> Tensor:
         torch.maximum(upper, signed.narrow(axis, 0, n), out=upper)
         torch.maximum(lower, signed.narrow(axis, 1, n), out=lower)
         signed = largest
-    return x.index_copy_(0, rows, torch.lerp(chosen, signed.mul_(sign), share))
+    return x.index_copy_(0, rows, torch.lerp(chosen, signed.mul_(sign), weight))
 
 
 def color_jitter(x: Tensor, colour: Tensor) -> Tensor:
-    """x -> M x + K mean(x) with colour (b, 2, 3, 3) = (M, K), clamped to 0..1."""
+    """Return M x + K mean(x), clamped to 0..1.
+
+    Args:
+        x: float (B, 3, S, S).
+        colour: (B, 2, 3, 3), M and K of each image.
+    """
     on_pixel, on_mean = colour.unbind(1)
     shift = (on_mean * x.mean((2, 3))[:, None, :]).sum(2)[:, :, None, None]
     on_pixel = on_pixel[..., None, None]
@@ -69,7 +84,13 @@ def color_jitter(x: Tensor, colour: Tensor) -> Tensor:
 
 
 def gaussian_blur_(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
-    """Gaussian blur along rows, then columns, reflected at the border; weights (b, R + 1) at distances 0..R."""
+    """Blur images along rows, then columns, in place; they are reflected at the border.
+
+    Args:
+        x: float (B, 3, S, S).
+        weights: (B, R + 1), of the pixels at distances 0..R.
+        rows: int64 (b,), the images that take part.
+    """
     chosen = x.index_select(0, rows)
     weight = weights.index_select(0, rows)[:, :, None, None, None]
     radius = weights.shape[1] - 1
@@ -84,20 +105,16 @@ def gaussian_blur_(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     return x.index_copy_(0, rows, chosen)
 
 
-__all__ = ["CROP_SLOTS", "Augmentation", "crop_boxes", "keeps_whole_image", "largest_shrink", "uniforms"]
-
-_CACHE_FLOATS = 1 << 18  # on a CPU, as many samples at a time as keep the work of every stage in the L2 cache
-
-
 class Augmentation:
-    """All that happens to a view after its crop, batched, with parameters of its own for every sample.
+    """What happens to a view after its crop, batched, with parameters of its own for every sample.
 
     The same code on CPU and CUDA; parameters are drawn on the host and sent along, nothing is read back.
 
     Args:
         recipe: what may happen.
         image_size: S, pixels.
-        mean, std: normalisation at the end, of values in 0..1.
+        mean: subtracted at the end, of values in 0..1, per channel.
+        std: divided by after that, per channel.
         seed: the run's.
     """
 
@@ -116,7 +133,17 @@ class Augmentation:
 
     @torch.no_grad()
     def __call__(self, crops: Tensor, index: Tensor | np.ndarray, epoch: int, view: int) -> Tensor:
-        """uint8 (B, S, S, 3) and host int64 (B,) -> float32 (B, 3, S, S), channels last in memory, normalised."""
+        """Return the views of a batch of crops.
+
+        Args:
+            crops: uint8 (B, S, S, 3), on the device.
+            index: int64 (B,) on the host, sample ids.
+            epoch: which, from 0.
+            view: which of an image's views, from 0.
+
+        Returns:
+            float32 (B, 3, S, S), channels last in memory, normalised.
+        """
         ids = index.numpy() if isinstance(index, Tensor) else index
         drawn = draw_params(self.recipe, self.image_size, self.seed, epoch, ids, view)
         out = torch.empty_like(crops, dtype=torch.float32)
@@ -133,14 +160,14 @@ class Augmentation:
         x = crops.permute(0, 3, 1, 2).contiguous().float()  # planes: every stage runs along rows of one channel
         here = slice(start, stop)
         if (rows := drawn.rows("flip", start, stop)) is not None:
-            x = augment.hflip_(x, rows)
+            x = hflip_(x, rows)
         if (rows := drawn.rows("affine", start, stop)) is not None:
-            x = augment.affine_(x, drawn.affine[here], rows)
+            x = affine_(x, drawn.affine[here], rows)
         if (rows := drawn.rows("stroke", start, stop)) is not None:
-            x = augment.morphology_(x, drawn.stroke[here], rows)
-        x = augment.color_jitter(x, drawn.colour[here]) if drawn.colour_used else x.mul_(1 / 255)
+            x = morphology_(x, drawn.stroke[here], rows)
+        x = color_jitter(x, drawn.colour[here]) if drawn.colour_used else x.mul_(1 / 255)
         if (rows := drawn.rows("blur", start, stop)) is not None:
-            x = augment.gaussian_blur_(x, drawn.blur[here, : drawn.blur_radius(start, stop) + 1], rows)
+            x = gaussian_blur_(x, drawn.blur[here, : drawn.blur_radius(start, stop) + 1], rows)
         for c in range(3):
             x[:, c].mul_(1 / self.std[c]).sub_(self.mean[c] / self.std[c])
         out.copy_(x.permute(0, 2, 3, 1))
@@ -155,17 +182,17 @@ class _OnDevice:
         blocks = [drawn.affine, drawn.stroke, drawn.colour, drawn.blur]
         flat = np.concatenate([b.reshape(len(b), math.prod(b.shape[1:])) for b in blocks], axis=1)
         numbers = torch.from_numpy(flat.astype(np.float32)).to(device, non_blocking=True)
-        affine, self.stroke, colour, self.blur = numbers.split([6, 2, 18, drawn.blur.shape[1]], dim=1)
-        self.affine, self.colour = affine.unflatten(1, (2, 3)), colour.unflatten(1, (2, 3, 3))
+        affine, self.stroke, colour, self.blur = torch.split(numbers, [6, 2, 18, drawn.blur.shape[1]], dim=1)
+        self.affine, self.colour = affine.view(len(flat), 2, 3), colour.view(len(flat), 2, 3, 3)
         counts = [len(rows) for rows in drawn.rows.values()]
         rows = torch.from_numpy(np.concatenate(list(drawn.rows.values()))).to(device, non_blocking=True)
-        self._rows = dict(zip(drawn.rows, rows.split(counts), strict=True))
+        self._rows = dict(zip(drawn.rows, torch.split(rows, counts), strict=True))
 
     def rows(self, stage: str, start: int, stop: int) -> Tensor | None:
-        """The rows of start..stop that take part, counted from start; None when there are none."""
+        """Return the rows of start..stop that take part, int64, counted from start; None when there are none."""
         first, last = np.searchsorted(self._drawn.rows[stage], [start, stop]).tolist()
         return self._rows[stage][first:last] - start if last > first else None
 
     def blur_radius(self, start: int, stop: int) -> int:
-        """The widest that is drawn in these rows; the weights beyond a sample's own are 0 and change nothing."""
+        """Return the widest radius drawn in these rows; the weights beyond a sample's own are 0 and change nothing."""
         return max(1, int(np.count_nonzero(self._drawn.blur[start:stop], axis=1).max()) - 1)

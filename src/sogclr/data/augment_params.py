@@ -15,14 +15,24 @@ _MIX_B = np.uint64(0x94D049BB133111EB)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function: uint64 -> uint64, every bit depending on every bit (arithmetic modulo 2^64)."""
+    """Apply SplitMix64's output function, uint64 -> uint64: every bit depends on every bit (arithmetic modulo 2^64)."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_A
     x = (x ^ (x >> np.uint64(27))) * _MIX_B
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def uniforms(seed: int, epoch: int, ids: np.ndarray, view: int, count: int, first: int = 0) -> np.ndarray:
-    """Slots first..first+count-1 of the numbers of each (seed, epoch, id, view): float64 (len(ids), count) in [0, 1)."""
+    """Return random numbers of each (seed, epoch, id, view): float64 (n, count) in [0, 1).
+
+    Args:
+        seed: any integer.
+        epoch: which, from 0.
+        ids: int64 (n,), sample ids.
+        view: which of an image's views, from 0.
+        count: how many numbers of each.
+        first: the place of the first of them among all numbers of that view.
+    """
     key = np.zeros(1, dtype=np.uint64)
     for part in (seed, epoch, view):
         key = _mix(key + _GOLDEN ^ np.array([part & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
@@ -62,7 +72,16 @@ class AugmentParams:
 
 
 def draw_params(recipe: Recipe, size: int, seed: int, epoch: int, ids: np.ndarray, view: int) -> AugmentParams:
-    """What happens to each sample's view; nothing is computed for stages that the recipe switches off."""
+    """Draw what happens to each sample's view; nothing is computed for stages that the recipe switches off.
+
+    Args:
+        recipe: what may happen.
+        size: S, pixels of a view.
+        seed: the run's.
+        epoch: which, from 0.
+        ids: int64 (B,), sample ids.
+        view: which of an image's views, from 0.
+    """
     u = uniforms(seed, epoch, ids, view, _AUGMENT_SLOTS, first=CROP_SLOTS)
     n = len(u)
     slots = {"flip": _FLIP, "affine": _AFFINE, "stroke": _STROKE, "blur": _BLUR}
@@ -83,7 +102,7 @@ def _symmetric(u: np.ndarray, half_width: float) -> np.ndarray:
 
 
 def _affine_maps(recipe: Recipe, u: np.ndarray) -> np.ndarray:
-    """The inverse of: zoom, shear along x, rotate, then shift."""
+    """Return the inverse of: zoom, shear along x, rotate, then shift; float64 (B, 2, 3)."""
     angle = np.radians(_symmetric(u[:, _ROTATE], recipe.rotate))
     slant = np.tan(np.radians(_symmetric(u[:, _SHEAR], recipe.shear)))
     scale = 1 / (1 + _symmetric(u[:, _ZOOM], recipe.zoom))
@@ -95,7 +114,7 @@ def _affine_maps(recipe: Recipe, u: np.ndarray) -> np.ndarray:
 
 
 def colour_maps(recipe: Recipe, u: np.ndarray) -> np.ndarray:
-    """Colour jitter in random order, then grey: float64 (B, 2, 3, 3), the matrices of the pixel and of the mean colour.
+    """Return colour jitter in random order, then grey: float64 (B, 2, 3, 3), matrices of the pixel and of the mean colour.
 
     Brightness, saturation, hue and grey are 3x3 matrices of a pixel; contrast blends with the image's mean luminance,
     which is linear in the image's mean colour. So any order of them is x -> M x + K mean(x), with no step per change.
@@ -136,29 +155,32 @@ def colour_maps(recipe: Recipe, u: np.ndarray) -> np.ndarray:
 
 
 def _blur_weights(recipe: Recipe, size: int, u: np.ndarray) -> np.ndarray:
-    """Gaussian weights out to three of their standard deviations, then zeros up to the recipe's widest."""
+    """Return Gaussian weights (B, R + 1) out to three of their standard deviations, then zeros up to the recipe's widest."""
     low, high = (sigma * size / 224 for sigma in recipe.blur_sigma)
     radius = min(max(1, math.ceil(3 * high)), size - 1)
     sigma = low + (high - low) * u[:, _BLUR_SIGMA, None]
     distance = np.arange(radius + 1)
-    weights = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= np.ceil(3 * sigma))
-    return weights / (weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True))
+    weights: np.ndarray = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= np.ceil(3 * sigma))
+    weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
+    return weights
 
 
 def keeps_whole_image(recipe: Recipe) -> bool:
-    """Whether the crop is the whole image, squeezed to a square."""
+    """Return whether the crop is the whole image, squeezed to a square."""
     return recipe.crop_scale == (1.0, 1.0) and recipe.crop_ratio == (1.0, 1.0)
 
 
 def crop_boxes(recipe: Recipe, uniforms: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Random resized crops: float64 (n, 4) of left, top, right, bottom in pixels, always inside the image.
+    """Draw random resized crops: float64 (n, 4) of left, top, right, bottom in pixels, always inside the image.
 
     As torchvision's RandomResizedCrop: area uniform in crop_scale, ratio log-uniform in crop_ratio, ten attempts, then
     the central crop of the nearest allowed ratio; but at fractional positions, since they are resampled anyway.
 
     Args:
+        recipe: how they are drawn.
         uniforms: (n, CROP_SLOTS) in [0, 1).
-        widths, heights: (n,), pixels.
+        widths: (n,), pixels of the images.
+        heights: (n,), pixels of the images.
     """
     width, height = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     if keeps_whole_image(recipe):
@@ -181,6 +203,6 @@ def crop_boxes(recipe: Recipe, uniforms: np.ndarray, widths: np.ndarray, heights
 
 
 def largest_shrink(boxes: np.ndarray, size: int) -> int:
-    """How many times smaller the image may be decoded with every box still at least `size` pixels wide and high."""
+    """Return how many times smaller an image may be decoded with all boxes (V, 4) still `size` pixels wide and high."""
     shortest = min(min(right - left, bottom - top) for left, top, right, bottom in boxes.tolist())
     return max(1, int(shortest // size))

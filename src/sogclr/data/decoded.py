@@ -16,7 +16,6 @@ import os
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +25,7 @@ from PIL import Image
 
 from ..errors import BadImage, BadInput
 from ..files import atomic_write, cache_folder, file_lock
+from ..progress import ProgressCallback
 from .images import background_colour, opened
 from .manifest import Manifest
 
@@ -57,7 +57,7 @@ class DecodedImages:
         self._bytes: np.ndarray | None = None
 
     def get(self, id: int) -> tuple[Image.Image, int, int] | None:
-        """The image, perhaps smaller; its full width and height. None where it could not be decoded."""
+        """Return an image, perhaps smaller, and its full width and height; None where it could not be decoded."""
         width, height = self._stored[id].tolist()
         if not width:
             return None
@@ -69,17 +69,17 @@ class DecodedImages:
 
     @property
     def kind(self) -> str:
-        """`full`, or the side."""
+        """Return `full`, or the side in pixels."""
         return str(self.head["side"] or "full")
 
     def describe(self) -> str:
-        """A line for the start of a run."""
+        """Return a line for the start of a run."""
         side = self.head["side"]
         what = f"at most {side} pixels on the shorter side" if side else "at full size"
         return f"{np.count_nonzero(self._stored[:, 0]):,} decoded images, {what}, from {self.path}"
 
     def unfit(self, manifest: Manifest, background: str) -> str | None:
-        """Why these are not the images of `manifest`; None where they are."""
+        """Return why these are not the images of `manifest`; None where they are."""
         if self.head["fingerprint"] != manifest.fingerprint or self.head["mtimes"] != _digest(manifest.mtimes):
             return f"the decoded images in {self.path} are of other files than {manifest.source} has now"
         if self.head["background"] != list(background_colour(background)):
@@ -91,13 +91,13 @@ class DecodedImages:
 
 
 def decoded_file(manifest: Manifest) -> Path:
-    """Where the decoded images of this source are kept: one file a folder, list or table, in the cache folder."""
+    """Return where the decoded images of a source are kept: one file a folder, list or table, in the cache folder."""
     where = hashlib.sha256(os.fsencode(manifest.root / manifest.source.name)).hexdigest()[:16]
     return cache_folder() / "decoded" / f"{manifest.root.name or 'images'}-{where}.pixels"
 
 
 def find_decoded(manifest: Manifest, background: str) -> tuple[DecodedImages | None, str | None]:
-    """The decoded images of a manifest, or None and, where there are some that do not fit, a sentence."""
+    """Return the decoded images of a manifest; or None and, where there are some that do not fit, a sentence."""
     path = decoded_file(manifest)
     if not path.exists():
         return None, None
@@ -111,10 +111,12 @@ def find_decoded(manifest: Manifest, background: str) -> tuple[DecodedImages | N
 
 
 def require_decoded(manifest: Manifest, background: str, kind: str) -> DecodedImages | None:
-    """The decoded images that a run asks for, or was started with; None where these are none.
+    """Return the decoded images that a run asks for, or was started with; None where it reads the files.
 
     Args:
-        kind: `full`, or the side; or `none`, or `auto` where nothing was chosen.
+        manifest: the images.
+        background: what transparent pixels are laid on.
+        kind: `full`, or the side in pixels; or `none`, or `auto` where nothing was chosen.
 
     Raises:
         BadInput: there are none, or they are of other files or another side.
@@ -138,12 +140,15 @@ def write_decoded(
     side: int = 0,
     background: str = "white",
     threads: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[DecodedImages, list[tuple[int, str]]]:
     """Decode every image of a manifest once, and keep the pixels.
 
     Args:
+        manifest: the images.
         side: images whose shorter side is longer are made smaller, to this many pixels; 0 keeps them as they are.
+        background: what transparent pixels are laid on.
+        threads: that decode at the same time.
         progress: called with (images done, images to do).
 
     Returns:
@@ -169,7 +174,7 @@ def _write(
     side: int,
     background: str,
     threads: int,
-    progress: Callable[[int, int], None] | None,
+    progress: ProgressCallback | None,
 ) -> list[tuple[int, str]]:
     n, known = len(manifest), dict(manifest.bad)
     starts, sizes, stored = np.zeros(n, np.int64), np.zeros((n, 2), np.int32), np.zeros((n, 2), np.int32)
@@ -209,7 +214,7 @@ def _write(
 
 
 def _decoded(manifest: Manifest, id: int, side: int, background: str) -> tuple[Image.Image, int, int]:
-    """The image, its shorter side at most `side`, antialiased; its full width and height."""
+    """Return an image, its shorter side at most `side` pixels, antialiased; and its full width and height."""
     with opened(manifest.file(id)) as file:
         shorter = min(file.width, file.height)
         image = file.pixels(background, max(1, shorter // (2 * side)) if side else 1)

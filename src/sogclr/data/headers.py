@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from ..errors import BadImage
 from ..files import atomic_write, cache_folder
-from .images import name_mismatch, quiet, read_header
+from ..progress import ProgressCallback
+from .images import name_mismatch, read_header, warnings_off
 from .listing import Listing
 
 _VERSION = b"sogclr-headers-1"
@@ -53,11 +54,15 @@ def check_headers(
     *,
     at_most: int | None = None,
     cache: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Checked:
     """Read the header of every listed file that the cache does not know; none of them when they are more than `at_most`.
 
     Args:
+        root: the folder that the listing is relative to.
+        listing: the files.
+        at_most: how many; None sets no limit.
+        cache: whether to use and keep the header cache.
         progress: called with (files done, files to do).
     """
     n = len(listing.relative)
@@ -81,7 +86,7 @@ def _read(
     listing: Listing,
     todo: np.ndarray,
     checked: Checked,
-    progress: Callable[[int, int], None] | None,
+    progress: ProgressCallback | None,
 ) -> None:
     def examine(rows: np.ndarray) -> list[_Found]:
         found: list[_Found] = []
@@ -96,7 +101,7 @@ def _read(
         return found
 
     done = 0
-    with quiet, ThreadPoolExecutor(min(8, len(todo))) as pool:
+    with warnings_off, ThreadPoolExecutor(min(8, len(todo))) as pool:
         for found in _mapped(pool, examine, np.split(todo, range(_AT_A_TIME, len(todo), _AT_A_TIME))):
             for row, width, height, bad, note in found:
                 checked.widths[row], checked.heights[row] = width, height
@@ -112,7 +117,7 @@ def _read(
 def _mapped(
     pool: ThreadPoolExecutor, examine: Callable[[np.ndarray], list[_Found]], blocks: list[np.ndarray]
 ) -> Iterator[list[_Found]]:
-    """`examine` of each block in order, in threads only where the first one mostly waited for the disk.
+    """Yield `examine` of each block in order, in threads only where the first one mostly waited for the disk.
 
     Parsing is Python and takes turns: on a warm disk eight threads were five times slower than one.
     """
@@ -129,7 +134,7 @@ def _cache_file(root: Path) -> Path:
 
 
 def _fill_from_cache(path: Path, listing: Listing, checked: Checked) -> np.ndarray:
-    """Mark what is known and unchanged; a cache file that cannot be read counts as empty."""
+    """Fill in what is known and unchanged, and return which rows, bool (n,); a cache that cannot be read counts as empty."""
     known = np.zeros(len(listing.relative), bool)
     try:
         table = pq.read_table(path)
@@ -155,7 +160,7 @@ def _fill_from_cache(path: Path, listing: Listing, checked: Checked) -> np.ndarr
 
 
 def _write_cache(path: Path, listing: Listing, checked: Checked) -> None:
-    """Not being able to write it costs time at the next scan and nothing else."""
+    """Write what is known, if that is possible; otherwise the next scan takes more time, and nothing else is lost."""
     n = len(listing.relative)
     # What the listing itself ruled out is left out: a broken link may be mended without a new size or date.
     keep = np.setdiff1d(np.arange(n), np.fromiter(listing.bad, np.int64, len(listing.bad)))
@@ -176,7 +181,7 @@ def _write_cache(path: Path, listing: Listing, checked: Checked) -> None:
 
 
 def sparse_text(texts: dict[int, str], n: int) -> pa.StringArray:
-    """A column of n rows that is null but for the given ones."""
+    """Return a column of n rows that is null but for the given ones."""
     rows = np.full(n, -1, dtype=np.int64)
     rows[list(texts)] = np.arange(len(texts))
     picks = pa.array(rows, mask=rows < 0)

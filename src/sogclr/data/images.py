@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
@@ -55,8 +55,8 @@ class Header:
     height: int
 
 
-class _Quiet:
-    """Python warnings off while any thread reads an image: Pillow warns of odd metadata and of large images.
+class _WarningsOff:
+    """Switch Python's warnings off while any thread reads an image: Pillow warns of odd metadata and of large images.
 
     Counted rather than nested, because `warnings.catch_warnings` restores the wrong filters when threads overlap.
     """
@@ -64,7 +64,7 @@ class _Quiet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._depth = 0
-        self._saved: Any = None
+        self._saved = warnings.catch_warnings()
 
     def __enter__(self) -> None:
         with self._lock:
@@ -74,14 +74,14 @@ class _Quiet:
                 warnings.simplefilter("ignore")
             self._depth += 1
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
-                self._saved.__exit__(*exc)
+                self._saved.__exit__(None, None, None)
 
 
-quiet = _Quiet()
+warnings_off = _WarningsOff()
 
 
 class OpenImage:
@@ -114,12 +114,12 @@ class OpenImage:
 
 @contextmanager
 def opened(path: ImageFile) -> Iterator[OpenImage]:
-    """The image at `path`, header read.
+    """Open the image at `path` and read its header.
 
     Raises:
         BadImage: here, or from its `pixels`: whatever Pillow makes of a bad file.
     """
-    with quiet:
+    with warnings_off:
         with _reasons(path):
             image = Image.open(path, formats=_FORMATS)
         with image:
@@ -128,7 +128,7 @@ def opened(path: ImageFile) -> Iterator[OpenImage]:
 
 @contextmanager
 def _reasons(path: ImageFile) -> Iterator[None]:
-    """What Pillow raises, as a `BadImage`. Only around its calls, so that no other mistake passes for a bad file."""
+    """Raise what Pillow raises as a `BadImage`. Only around its calls, so that no other mistake passes for a bad file."""
     try:
         yield
     except BadImage:
@@ -144,7 +144,7 @@ def _reasons(path: ImageFile) -> Iterator[None]:
 
 
 def read_header(path: ImageFile) -> Header:
-    """Format and size, without decoding.
+    """Return format and size, without decoding.
 
     Raises:
         BadImage: empty, not an image, a decompression bomb, unreadable. (Truncation shows only when decoding.)
@@ -154,9 +154,12 @@ def read_header(path: ImageFile) -> Header:
 
 
 def decode(path: ImageFile, *, background: str = "white", at_least: int | None = None) -> Image.Image:
-    """First frame as an RGB image, upright, transparency laid on `background`.
+    """Decode the first frame to an RGB image, upright, with transparency laid on a background.
 
-    With `at_least`, a JPEG may come back 2, 4 or 8 times smaller as long as both sides stay at or above it (pixels).
+    Args:
+        path: where the bytes are.
+        background: a colour's name, or #rrggbb.
+        at_least: pixels; a JPEG may come back 2, 4 or 8 times smaller as long as both sides have at least these.
 
     Raises:
         BadImage: the file cannot be read whole.
@@ -167,7 +170,7 @@ def decode(path: ImageFile, *, background: str = "white", at_least: int | None =
 
 
 def name_mismatch(format: str, path: str) -> str | None:
-    """A note when the suffix promises another format, e.g. PNG data in a file named .jpg."""
+    """Return a note when the suffix promises another format, e.g. PNG data in a file named .jpg; else None."""
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES or suffix in _SUFFIXES_OF.get(format, {suffix}):
         return None
@@ -176,7 +179,7 @@ def name_mismatch(format: str, path: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def background_colour(name: str) -> tuple[int, int, int]:
-    """The RGB value of a colour's name or of #rrggbb.
+    """Return the RGB value of a colour's name or of #rrggbb.
 
     Raises:
         BadInput: neither.
@@ -188,21 +191,21 @@ def background_colour(name: str) -> tuple[int, int, int]:
 
 
 def resized_crop(image: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """The box (left, top, right, bottom; pixels, may be fractional) at size x size: uint8 (size, size, 3)."""
+    """Resize a box (left, top, right, bottom; pixels, may be fractional) of an image: uint8 (size, size, 3)."""
     if image.size == (size, size) and box == (0.0, 0.0, float(size), float(size)):
         return np.asarray(image)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
 
 
 def central_box(width: int, height: int, crop_fraction: float) -> tuple[float, float, float, float]:
-    """The central square that keeps `crop_fraction` of the shorter side."""
+    """Return the central square that keeps `crop_fraction` of the shorter side: left, top, right, bottom in pixels."""
     side = max(1.0, min(width, height) * crop_fraction)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
 def central_crop(image: Image.Image, size: int, crop_fraction: float = 1.0) -> np.ndarray:
-    """The evaluation view: the central square, antialiased to uint8 (size, size, 3)."""
+    """Return the evaluation view: the central square, antialiased to uint8 (size, size, 3)."""
     return resized_crop(image, central_box(image.width, image.height, crop_fraction), size)
 
 
@@ -221,7 +224,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _deep_gray_to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """16- and 32-bit grey to 8 bits; Pillow's own conversion clips at 255, which turns most of them white."""
+    """Convert 16- and 32-bit grey to 8 bits; Pillow's own conversion clips at 255, which turns most of them white."""
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise BadImage("holds values that are not finite")

@@ -34,7 +34,7 @@ class Labels:
 
 
 def read_labels(manifest: Manifest, how: str) -> Labels | None:
-    """Labels as `--labels` asks for: auto, folder, none, or the path of a csv file.
+    """Read labels as `--labels` asks for: auto, folder, none, or the path of a csv file.
 
     `auto` means `folder` when every usable image lies in one of two or more folders right below the root.
 
@@ -69,7 +69,7 @@ def _from_folders(manifest: Manifest, required: bool) -> Labels | None:
 
 
 def in_order(classes: Sequence[str]) -> list[str]:
-    """Alphabetically; by value when all are whole numbers."""
+    """Sort class names alphabetically, or by value when all are whole numbers."""
     if all(c.isdecimal() for c in classes):
         return sorted(classes, key=lambda c: (int(c), c))
     return sorted(classes)
@@ -105,9 +105,10 @@ def _from_csv(manifest: Manifest, path: Path) -> Labels:
 
 
 def _find(there: pa.LargeStringArray, names: list[str]) -> np.ndarray:
-    """int64: where each name is, or -1."""
+    """Return where each name is, int64 (k,), or -1."""
     rows = pc.index_in(pa.array(names, type=pa.large_string()), value_set=there)
-    return pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    places: np.ndarray = pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return places
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,8 @@ import pyarrow.compute as pc
 
 from ..errors import BadImage, BadInput
 from .images import EMPTY, IMAGE_SUFFIXES
+from .text_columns import BLOCK, TextColumn
 
-_FLUSH_EVERY = 1 << 16
 _SUFFIXES_SHOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF: " + " ".join(sorted(IMAGE_SUFFIXES))
 
 
@@ -33,15 +34,25 @@ class Listing:
     bad: dict[int, str] = field(default_factory=dict)
     """Row -> why it cannot be used, as far as the listing shows."""
     offsets: np.ndarray | None = None
-    """int64: where each file begins in its tar shard, whose path is the part of `relative` up to `.tar`; None for plain files."""
+    """int64: where each file begins in its tar shard; None for plain files."""
 
     def file(self, root: Path, row: int) -> str | BinaryIO:
-        """Where a file's bytes are."""
+        """Return where a file's bytes are."""
         return file_at(root, self.relative[row].as_py(), self.offsets, self.sizes, row)
 
 
 def file_at(root: Path, relative: str, offsets: np.ndarray | None, sizes: np.ndarray, row: int) -> str | BinaryIO:
-    """The path of a plain file, as text, since making a `Path` shows where images are small; the bytes of a member of a tar shard.
+    """Return where a file's bytes are: its path, or its own bytes where it lies in a tar shard.
+
+    Args:
+        root: the folder that `relative` is relative to.
+        relative: the file's path; of a member of a shard, that of the shard, a slash and the member's name.
+        offsets: int64 (n,), where each file begins in its shard; None for plain files.
+        sizes: int64 (n,), bytes.
+        row: which of them.
+
+    Returns:
+        Plain files: the path as text, since making a `Path` takes time that shows where images are small.
 
     Raises:
         BadImage: the shard is gone.
@@ -57,28 +68,27 @@ def file_at(root: Path, relative: str, offsets: np.ndarray | None, sizes: np.nda
         raise BadImage(f"its shard {shard.name} cannot be read") from None
 
 
-def text_bytes(column: pa.LargeStringArray) -> memoryview:
-    """The UTF-8 text of a column without nulls, end to end, where it lies: nothing becomes a Python object."""
-    if not len(column):
-        return memoryview(b"")
-    _, offsets, text = column.buffers()
-    bounds = np.frombuffer(offsets, np.int64)[column.offset :]
-    return memoryview(text or b"")[bounds[0] : bounds[len(column)]]
-
-
-class Columns:
-    """Rows gathered a block at a time; only the current block is made of Python objects."""
+class ListingBuilder:
+    """A listing that grows file by file, in any order, in little more memory than the names and numbers take."""
 
     def __init__(self) -> None:
-        self._blocks: list[pa.LargeStringArray] = []
-        self._sizes: list[np.ndarray] = []
-        self._mtimes: list[np.ndarray] = []
-        self._offsets: list[np.ndarray] = []
-        self._block: tuple[list[str], list[int], list[int], list[int]] = ([], [], [], [])
+        self._relative = TextColumn()
+        self._sizes, self._mtimes, self._offsets = array("q"), array("q"), array("q")
         self._bad: dict[str, str] = {}
 
+    def __len__(self) -> int:
+        return len(self._sizes)
+
     def add(self, relative: str, size: int, mtime: int, reason: str | None = None, offset: int = -1) -> None:
-        names, sizes, mtimes, offsets = self._block
+        """Add a file.
+
+        Args:
+            relative: its posix path.
+            size: bytes; -1 where unknown.
+            mtime: modification time, ns.
+            reason: why it cannot be used, if so.
+            offset: where it begins in its tar shard; -1 for a plain file.
+        """
         if reason is None and size == 0:
             reason = EMPTY
         if not relative.isascii():
@@ -87,43 +97,33 @@ class Columns:
                 relative, reason = shown, "has a name that is not UTF-8; rename it"
         if reason is not None:
             self._bad[relative] = reason
-        names.append(relative)
-        sizes.append(size)
-        mtimes.append(mtime)
-        offsets.append(offset)
-        if len(names) >= _FLUSH_EVERY:
-            self._flush()
-
-    def _flush(self) -> None:
-        names, sizes, mtimes, offsets = self._block
-        self._blocks.append(pa.array(names, type=pa.large_string()))
-        self._sizes.append(np.array(sizes, dtype=np.int64))
-        self._mtimes.append(np.array(mtimes, dtype=np.int64))
-        self._offsets.append(np.array(offsets, dtype=np.int64))
-        for column in self._block:
-            column.clear()
+        self._relative.append(relative)
+        self._sizes.append(size)
+        self._mtimes.append(mtime)
+        self._offsets.append(offset)
 
     def sorted(self) -> Listing:
-        self._flush()
-        names = pa.chunked_array(self._blocks)
-        self._blocks.clear()
+        """Return all files in the order of their paths; nothing may be added any more."""
+        names = pa.chunked_array(self._relative.blocks())
+        del self._relative
         order = pc.sort_indices(names)
         relative = names.take(order).combine_chunks()
         if isinstance(relative, pa.ChunkedArray):
             relative = pa.concat_arrays(relative.chunks)
         rows = order.to_numpy()
-        sizes, mtimes = np.concatenate(self._sizes)[rows], np.concatenate(self._mtimes)[rows]
+        sizes, mtimes, offsets = (
+            np.frombuffer(column, np.int64)[rows] for column in (self._sizes, self._mtimes, self._offsets)
+        )
         bad = {}
         if self._bad:
             where = pc.index_in(pa.array(list(self._bad), type=pa.large_string()), value_set=relative).to_pylist()
             bad = dict(sorted(zip(where, self._bad.values(), strict=True)))
-        offsets = np.concatenate(self._offsets)[rows]
         return Listing(relative, sizes, mtimes, bad, offsets if (offsets >= 0).any() else None)
 
 
 # -------------------------------------------------------------------------------------------------------------- folder
 def list_folder(root: Path) -> Listing:
-    """Every file below `root` with an image's suffix; hidden ones and `__MACOSX` are left out.
+    """List every file below `root` with an image's suffix; hidden ones and `__MACOSX` are left out.
 
     Linked folders are followed, and each real folder is listed once (under its own name if it has one below `root`),
     so that loops end and no image is its own negative.
@@ -131,7 +131,7 @@ def list_folder(root: Path) -> Listing:
     Raises:
         BadInput: no image there, or a folder that may not be read.
     """
-    columns, others, found = Columns(), 0, False
+    listing, others = ListingBuilder(), 0
     seen: set[tuple[int, int]] = set()
     folders, links = [""], list[str]()
     while folders or links:
@@ -152,15 +152,14 @@ def list_folder(root: Path) -> Listing:
                 if name != "__MACOSX":
                     (links if entry.is_symlink() else inside).append(prefix + name)
             elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
-                columns.add(prefix + name, *_examine(entry))
-                found = True
+                listing.add(prefix + name, *_examine(entry))
             else:
                 others += 1
         folders.extend(sorted(inside, reverse=True))
-    if not found:
+    if not len(listing):
         seen_others = f"; {others:,} other file{'s were' if others != 1 else ' was'} seen" if others else ""
         raise BadInput(f"{root} holds no images ({_SUFFIXES_SHOWN}){seen_others}; give a folder with image files")
-    return columns.sorted()
+    return listing.sorted()
 
 
 def _entries(root: Path, folder: str) -> Iterator[os.DirEntry[str]]:
@@ -181,7 +180,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _examine(entry: os.DirEntry[str]) -> tuple[int, int, str | None]:
-    """Size in bytes, modification time in ns, and why the entry cannot be read, if so."""
+    """Return size in bytes, modification time in ns, and why the entry cannot be read, if so."""
     try:
         status = entry.stat()
     except OSError:
@@ -193,12 +192,12 @@ def _examine(entry: os.DirEntry[str]) -> tuple[int, int, str | None]:
 
 # ----------------------------------------------------------------------------------------------------------- list file
 def list_file(path: Path) -> Listing:
-    """The files named in a text file: one path a line, relative to its folder or absolute; # starts a comment line.
+    """List the files that a text file names: one path a line, relative to its folder or absolute; # starts a comment line.
 
     Raises:
         BadInput: not UTF-8 text, no paths, missing or repeated files.
     """
-    columns, missing, root = Columns(), [], str(path.parent)
+    builder, missing, root = ListingBuilder(), list[str](), str(path.parent)
     count = 0
     try:
         with open(path, encoding="utf-8-sig") as lines:
@@ -214,7 +213,7 @@ def list_file(path: Path) -> Listing:
                     missing.append(text)
                     continue
                 regular = stat.S_ISREG(status.st_mode)
-                columns.add(relative, status.st_size, status.st_mtime_ns, None if regular else "is no regular file")
+                builder.add(relative, status.st_size, status.st_mtime_ns, None if regular else "is no regular file")
     except UnicodeDecodeError:
         raise BadInput(f"{path} is no UTF-8 text; give a list file with one path a line") from None
     if not count:
@@ -224,7 +223,7 @@ def list_file(path: Path) -> Listing:
             f"{len(missing):,} of the {count:,} files named in {path} do not exist (first: {first_few(missing)}); "
             f"restore them or take them off the list"
         )
-    listing = columns.sorted()
+    listing = builder.sorted()
     counts = pc.value_counts(listing.relative)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
@@ -235,8 +234,25 @@ def list_file(path: Path) -> Listing:
     return listing
 
 
+# ------------------------------------------------------------------------------------------------------ column of paths
+def list_paths(names: pa.LargeStringArray, root: Path) -> Listing:
+    """List the files of a column of paths, sorted and all different; what is missing is listed as bad."""
+    sizes, mtimes, bad = np.full(len(names), -1), np.zeros(len(names), np.int64), dict[int, str]()
+    for start in range(0, len(names), BLOCK):
+        for row, relative in enumerate(names.slice(start, BLOCK).to_pylist(), start):
+            try:
+                status = os.stat(os.path.join(root, relative))
+            except (OSError, ValueError):
+                bad[row] = "does not exist"
+                continue
+            sizes[row], mtimes[row] = status.st_size, status.st_mtime_ns
+            if not status.st_size:
+                bad[row] = EMPTY
+    return Listing(names, sizes, mtimes, bad)
+
+
 def relative_to(text: str, root: str) -> str:
-    """The path as stored: relative to the list's folder where it lies below it, else as given, normalised."""
+    """Return a path as it is stored: relative to the folder `root` where it lies below it, else as given; normalised."""
     if not os.path.isabs(text):
         return os.path.normpath(text)
     inside = os.path.relpath(text, root)
@@ -244,5 +260,5 @@ def relative_to(text: str, root: str) -> str:
 
 
 def first_few(names: list[str], most: int = 3) -> str:
-    """The first names of a list, for a message."""
+    """Return the first names of a list, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadInput
+from ..progress import ProgressCallback
+from .column_files import read_columns, read_head, write_columns
 from .headers import Checked, check_headers, sparse_text
-from .listing import Listing, file_at, first_few, list_file, list_folder, text_bytes
-from .manifest_file import read_columns, read_head, write_columns
+from .listing import Listing, file_at, first_few, list_file, list_folder
+from .text_columns import text_bytes
 
 if TYPE_CHECKING:
     from ..run_folder import RunFolder
 
 CHECK_AT_MOST = 200_000
 """With `check=None`, headers are read when at most this many files are not in the cache."""
+TRAINING_PARTS = ("train", "training")
+"""Folders right below DATA of which the first with images is what is trained on."""
 _FORMAT = "sogclr-manifest-1"
 
 
@@ -40,14 +43,10 @@ class Difference:
         return bool(self.added or self.removed or self.changed)
 
     def describe(self) -> str:
-        """One phrase with counts and the first few paths, e.g. `13 removed (first: cats/0412.jpg)`."""
+        """Return one phrase with counts and the first few paths, e.g. `13 removed (first: cats/0412.jpg)`."""
         parts = [
             f"{len(paths):,} {what} (first: {first_few(paths)})"
-            for what, paths in (
-                ("added", self.added),
-                ("removed", self.removed),
-                ("changed in size", self.changed),
-            )
+            for what, paths in (("added", self.added), ("removed", self.removed), ("changed in size", self.changed))
             if paths
         ]
         return ", ".join(parts) if parts else "no difference"
@@ -95,11 +94,12 @@ class Manifest:
         *,
         check: bool | None = None,
         cache: bool = True,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Manifest:
         """List a folder or a .txt list file and read the headers of what is there.
 
         Args:
+            data: a folder, or a .txt file with one path a line.
             check: whether to read headers; None reads them when at most 200,000 files are not in the cache.
             cache: whether to use and keep the header cache.
             progress: called with (headers read, headers to read).
@@ -122,15 +122,11 @@ class Manifest:
         if check is False:
             return cls(root, source, listing)
         at_most = CHECK_AT_MOST if check is None else None
-        return cls(
-            root,
-            source,
-            listing,
-            check_headers(root, listing, at_most=at_most, cache=cache, progress=progress),
-        )
+        checked = check_headers(root, listing, at_most=at_most, cache=cache, progress=progress)
+        return cls(root, source, listing, checked)
 
-    def rescan(self, config_columns: dict[str, str | None]) -> Manifest:
-        """Return the images as their files are now, without reading headers."""
+    def rescan(self, columns: dict[str, str | None]) -> Manifest:
+        """Return the images as their files are now, without reading headers; `columns` are of pairs alone."""
         source = self.root / self.source.name if self.source.suffix.lower() == ".txt" else self.root
         return Manifest.scan(source, check=False)
 
@@ -143,74 +139,79 @@ class Manifest:
         return len(self._relative)
 
     def relative(self, id: int) -> str:
-        """Posix path relative to `root`, of an id in 0..len-1."""
-        return self._relative[int(id)].as_py()
+        """Return the posix path relative to `root` of an id in 0..len-1."""
+        return str(self._relative[int(id)].as_py())
 
     def path(self, id: int) -> Path:
-        """Where the file is."""
+        """Return where the file is."""
         return self.root / self.relative(id)
 
     def file(self, id: int) -> str | BinaryIO:
-        """Where its bytes are: the path, or what the tar shard holds of it.
+        """Return where its bytes are: the path, or what the tar shard holds of it.
 
         Raises:
             BadImage: the shard is gone.
         """
         return file_at(self.root, self.relative(id), self.offsets, self.sizes, int(id))
 
-    # --------------------------------------------------------------------- as `Pairs`, whose ids are not those of images
+    # ------------------------------------------------------------------------- as `Pairs`, whose ids are not the images'
     @property
     def images(self) -> Manifest:
-        """Itself."""
+        """Return itself: each sample is an image."""
         return self
 
-    def image_of(self, ids: Any) -> Any:
-        """The ids of the images of `ids`, one or an array: the same."""
+    def image_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the image ids, int64 (k,), of ids (k,): the same."""
         return ids
 
     # ------------------------------------------------------------------------------------------------------ all images
     @property
     def usable(self) -> np.ndarray:
-        """int64: the ids not known to be bad, ascending."""
+        """Return the ids not known to be bad: int64, ascending."""
         good = np.ones(len(self), bool)
         good[list(self._bad)] = False
         return np.flatnonzero(good)
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """(id, reason) of what cannot be read, as far as is known, ascending."""
+        """Return (id, reason) of what cannot be read, as far as is known, ascending."""
         return list(self._bad.items())
 
     @property
     def rejected(self) -> list[tuple[str, str]]:
-        """(where, reason) of what was given and is no image of the manifest at all."""
+        """Return nothing: what is no image is not listed."""
         return []
 
     @property
     def notes(self) -> list[tuple[int, str]]:
-        """(id, remark) of files that are used although something is odd, ascending."""
+        """Return (id, remark) of files that are used although something is odd, ascending."""
         return list(self._notes.items())
 
     def relatives(self, ids: np.ndarray | None = None) -> list[str]:
-        """The relative paths of `ids`, or of all."""
-        return (self._relative if ids is None else self._relative.take(pa.array(ids))).to_pylist()
+        """Return the relative paths of `ids`, int64 (k,), or of all."""
+        names: list[str] = (self._relative if ids is None else self._relative.take(pa.array(ids))).to_pylist()
+        return names
 
     @property
     def names(self) -> pa.LargeStringArray:
-        """The relative paths as a column, sorted."""
+        """Return the relative paths as a column, sorted."""
         return self._relative
 
     def top_folders(self) -> tuple[list[str], np.ndarray]:
-        """Names of the folders right below `root`, sorted, and int64 (n,): each file's, -1 for those in none."""
+        """Return the names of the folders right below `root`, sorted, and each file's: int64 (n,), -1 for those in none."""
         return _first_parts(self._relative)
 
     def part(self, name_options: Sequence[str]) -> Manifest | None:
-        """The images of the first of these top-level folders that holds any, as a manifest of that folder; else None."""
+        """Return the first of these folders right below `root` that holds images, as a manifest of its own; else None."""
         for name in name_options:
             rows = np.flatnonzero(pc.starts_with(self._relative, f"{name}/").to_numpy(zero_copy_only=False))
             if len(rows):
                 return self._below(name, rows)
         return None
+
+    def training_part(self) -> Manifest | None:
+        """Return the images of a folder's `train/` part, if it has one; else None."""
+        return self.part(TRAINING_PARTS) if self.source.is_dir() else None
 
     def _below(self, folder: str, rows: np.ndarray) -> Manifest:
         new_id = {int(old): new for new, old in enumerate(rows)}
@@ -226,12 +227,12 @@ class Manifest:
         return Manifest(self.root / folder, self.source / folder, listing, checked)
 
     def describe(self) -> str:
-        """One line of counts."""
+        """Return one line of counts."""
         bad = f", {len(self.bad):,} of them unreadable (skipped, see bad_files.txt)" if self.bad else ""
         return f"{len(self):,} in {self.root}{bad}"
 
     def difference(self, other: Manifest) -> Difference:
-        """What was added, removed or changed in size from this manifest to the `other`."""
+        """Compare with the `other`: what it adds, lacks or has in another size."""
         if self.fingerprint == other.fingerprint:
             return Difference([], [], [])
         there = pc.index_in(self._relative, value_set=other._relative)
@@ -265,8 +266,7 @@ class Manifest:
         }
         if self.offsets is not None:
             columns["offset"] = self.offsets
-        table = pa.table(columns).replace_schema_metadata({"sogclr": json.dumps(head)})
-        write_columns(Path(path), table)
+        write_columns(Path(path), columns, head)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -304,7 +304,7 @@ def _first_parts(relative: pa.LargeStringArray) -> tuple[list[str], np.ndarray]:
 
 
 def _fingerprint(relative: pa.LargeStringArray, sizes: np.ndarray) -> str:
-    """Over the count, the paths' lengths in bytes, their UTF-8 text, and the file sizes, all little-endian."""
+    """Return SHA-256 over the count, the paths' lengths in bytes, their UTF-8 text, and the sizes, all little-endian."""
     digest = hashlib.sha256(len(relative).to_bytes(8, "little"))
     digest.update(pc.binary_length(relative).to_numpy().astype("<i8").tobytes())
     digest.update(text_bytes(relative))

@@ -6,43 +6,34 @@ To samplers and loaders it is a manifest whose ids are the pairs'; `image_ids` a
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadInput
-from ..files import atomic_write
 from ..progress import ProgressCallback
+from .column_files import read_columns, read_head, saved_root, write_columns
 from .headers import check_headers
-from .images import EMPTY
-from .listing import Listing, relative_to, text_bytes
+from .listing import Listing, list_paths, relative_to
 from .manifest import CHECK_AT_MOST, Difference, Manifest
-from .manifest_file import saved_root
-from .shards import find_shards, read_shards
-from .tables import SUFFIXES, read_rows
-from .text_columns import column_of, distinct, give_back
+from .shards import find_shards, is_shards, read_shards
+from .tables import PairRows, is_table, read_rows
+from .text_columns import column_of, release_memory, text_bytes, unique_texts
 
 if TYPE_CHECKING:
     from ..run_folder import RunFolder
 
-_BLOCK = 1 << 16
 _IMAGES = "images.arrow"
 
 
 def holds_pairs(data: str | os.PathLike[str]) -> bool:
-    """Whether DATA is a table or tar shards, and so pairs; else it is images."""
-    place = Path(data)
-    if place.suffix.lower() in SUFFIXES or place.suffix.lower() == ".tar":
-        return True
-    if "*" in place.name or "{" in place.name:
-        return place.suffix == ".tar"
-    return place.is_dir() and any(p.suffix == ".tar" for p in place.iterdir())
+    """Return whether DATA is a table or tar shards, and so pairs; else it is images."""
+    return is_table(Path(data)) or is_shards(Path(data))
 
 
 class Pairs:
@@ -60,9 +51,13 @@ class Pairs:
     kind = "pairs"
 
     def __init__(
-        self, images: Manifest, captions: pa.LargeStringArray, ids: tuple[np.ndarray, np.ndarray],
-        rejected: list[tuple[str, str]], duplicates: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        images: Manifest,
+        captions: pa.LargeStringArray,
+        ids: tuple[np.ndarray, np.ndarray],
+        rejected: list[tuple[str, str]],
+        duplicates: int = 0,
+    ) -> None:
         self.images, self.captions = images, captions
         self.image_ids, self.text_ids = ids
         self.rejected, self.duplicates = rejected, duplicates
@@ -75,13 +70,20 @@ class Pairs:
 
     @classmethod
     def scan(
-        cls, data: str | os.PathLike[str], *, image_column: str | None = None, caption_column: str | None = None,
-        check: bool | None = None, progress: ProgressCallback | None = None,
-    ) -> Pairs:  # fmt: skip
+        cls,
+        data: str | os.PathLike[str],
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        check: bool | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Pairs:
         """Read a CSV, TSV, JSONL or Parquet file, or tar shards, and the headers of the images.
 
         Args:
-            image_column, caption_column: found by the usual names when left out. Paths are relative to the file.
+            data: a table, whose paths are relative to its folder; or a folder of .tar files, one, or a pattern of them.
+            image_column: the column of the images' paths in a table; found by its name when left out.
+            caption_column: the column of the captions in a table; found by its name when left out.
             check: whether to read headers; None reads them when at most 200,000 images are not in the cache.
             progress: called with (headers read, headers to read).
 
@@ -90,24 +92,50 @@ class Pairs:
         """
         source = Path(data)
         place = Path(os.path.abspath(source))
-        listing: Listing | None = None
-        if place.suffix.lower() in SUFFIXES:
+        if is_table(place):
             root, rows = place.parent, read_rows(place, image_column, caption_column)
-        else:
-            shards = find_shards(str(place))
-            if not shards:
-                raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
-            root = place if place.is_dir() else Path(os.path.commonpath([p.parent for p in shards]))
-            listing, rows = read_shards(shards, root)
+            return cls.from_rows(root, source, rows, check=check, progress=progress)
+        shards = find_shards(str(place))
+        if not shards:
+            raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
+        root = place if place.is_dir() else Path(os.path.commonpath([p.parent for p in shards]))
+        listing, rows = read_shards(shards, root)
+        return cls.from_rows(root, source, rows, listing, check=check, progress=progress)
+
+    @classmethod
+    def from_rows(
+        cls,
+        root: Path,
+        source: Path,
+        rows: PairRows,
+        listing: Listing | None = None,
+        *,
+        check: bool | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Pairs:
+        """Return the pairs of rows, each once, and read the headers of the images.
+
+        Args:
+            root: absolute folder that the images' paths are relative to.
+            source: DATA as it was given.
+            rows: images and captions; its texts are let go of.
+            listing: where the images are, by their names in the rows; None: these are paths of plain files.
+            check: whether to read headers; None reads them when at most 200,000 images are not in the cache.
+            progress: called with (headers read, headers to read).
+
+        Raises:
+            BadInput: not a single pair.
+        """
         if not len(rows):
             first = f" (first: {rows.rejected[0][0]} {rows.rejected[0][1]})" if rows.rejected else ""
             raise BadInput(f"{source} holds no pair of an image and a caption{first}; give one with both")
-        captions, text_ids = distinct(rows.caption)  # the longer texts first, while nothing else is there
+        captions, text_ids = unique_texts(rows.caption.blocks())  # the longer texts first, while nothing else is there
+        blocks = rows.image.blocks()
         if listing is None:
-            _normalise(rows.image, str(root))
-        names, image_ids = distinct(rows.image)
+            _normalise(blocks, str(root))
+        names, image_ids = unique_texts(blocks)
         if listing is None:
-            listing = _listing_of(names, root)
+            listing = list_paths(names, root)
         else:  # images without a caption have no row
             image_ids = pc.index_in(names, value_set=listing.relative).to_numpy()[image_ids]
         checked = None
@@ -120,45 +148,50 @@ class Pairs:
         images, ids = Manifest(root, source, listing, checked), np.divmod(different, len(captions))
         return cls(images, captions, ids, rows.rejected, len(key) - len(different))
 
-    # -------------------------------------------------------------------------------------- a manifest of pairs: one pair
+    # -------------------------------------------------------------------------------------------------------- one pair
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def relative(self, id: int) -> str:
-        """The path of a pair's image, relative to `root`."""
+        """Return the path of a pair's image, relative to `root`."""
         return self.images.relative(int(self.image_ids[int(id)]))
 
     def file(self, id: int) -> str | BinaryIO:
-        """Where the bytes of a pair's image are."""
+        """Return where the bytes of a pair's image are."""
         return self.images.file(int(self.image_ids[int(id)]))
 
-    def image_of(self, ids: Any) -> Any:
-        """The image ids of pairs, one or an array."""
-        return self.image_ids[ids]
+    def image_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the image ids, int64 (k,), of pairs (k,)."""
+        found: np.ndarray = self.image_ids[ids]
+        return found
 
     def caption(self, text_id: int) -> str:
-        """A caption by its text id."""
-        return self.captions[int(text_id)].as_py()
+        """Return a caption by its text id."""
+        return str(self.captions[int(text_id)].as_py())
 
     # -------------------------------------------------------------------------------------------------------- all pairs
     @cached_property
     def widths(self) -> np.ndarray:
-        return self.images.widths[self.image_ids]
+        """Return the width of each pair's image: int32 (n,), pixels; 0 where unknown."""
+        widths: np.ndarray = self.images.widths[self.image_ids]
+        return widths
 
     @cached_property
     def heights(self) -> np.ndarray:
-        return self.images.heights[self.image_ids]
+        """Return the height of each pair's image: int32 (n,), pixels; 0 where unknown."""
+        heights: np.ndarray = self.images.heights[self.image_ids]
+        return heights
 
     @property
     def usable(self) -> np.ndarray:
-        """int64: the pairs whose image is not known to be bad, ascending."""
+        """Return the pairs whose image is not known to be bad: int64, ascending."""
         good = np.zeros(len(self.images), bool)
         good[self.images.usable] = True
         return np.flatnonzero(good[self.image_ids])
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """(id, reason) of the pairs whose image cannot be read, as far as is known."""
+        """Return (id, reason) of the pairs whose image cannot be read, as far as is known."""
         reasons = dict(self.images.bad)
         if not reasons:
             return []
@@ -166,11 +199,12 @@ class Pairs:
         return [(int(row), reasons[int(self.image_ids[row])]) for row in rows]
 
     def captions_of(self, text_ids: np.ndarray) -> list[str]:
-        """The captions of some text ids."""
-        return self.captions.take(pa.array(text_ids)).to_pylist()
+        """Return the captions of text ids, int64 (k,)."""
+        texts: list[str] = self.captions.take(pa.array(text_ids)).to_pylist()
+        return texts
 
     def difference(self, other: Pairs) -> Difference:
-        """What was added, removed or changed from these pairs to the `other`: paths with their captions."""
+        """Compare with the `other`: what it adds, lacks or has changed, as paths with their captions."""
         if self.fingerprint == other.fingerprint:
             return Difference([], [], [])
         here, there = self._lines(), other._lines()
@@ -187,7 +221,7 @@ class Pairs:
         )
 
     def describe(self) -> str:
-        """One line of counts."""
+        """Return one line of counts."""
         text = f"{len(self):,} of {len(self.images):,} images and {len(self.captions):,} captions in {self.source}"
         notes = [(len(self.bad), "with an unreadable image"), (len(self.rejected), "unusable rows")]
         lost = [f"{count:,} {what}" for count, what in notes if count]
@@ -195,11 +229,19 @@ class Pairs:
             text += f", {' and '.join(lost)} (skipped, see bad_files.txt)"
         return text + (f", {self.duplicates:,} repeated pairs (kept once)" if self.duplicates else "")
 
-    def rescan(self, config_columns: dict[str, str | None]) -> Pairs:
-        """Return the pairs as their files are now, without reading headers."""
+    def training_part(self) -> Pairs | None:
+        """Return None: a table or shards of pairs have no such part."""
+        return None
+
+    def rescan(self, columns: dict[str, str | None]) -> Pairs:
+        """Return the pairs as their files are now, without reading headers.
+
+        Args:
+            columns: `image_column` and `caption_column`, as the pairs were opened with.
+        """
         source = self.root / self.source.name if self.source.suffix else self.source
         source = source if source.exists() else self.source
-        image, caption = config_columns["image_column"], config_columns["caption_column"]
+        image, caption = columns["image_column"], columns["caption_column"]
         return Pairs.scan(source, image_column=image, caption_column=caption, check=False)
 
     def save_to(self, run: RunFolder) -> None:
@@ -208,32 +250,37 @@ class Pairs:
 
     # ------------------------------------------------------------------------------------------------------------ file
     def save(self, manifest_file: Path, folder: Path) -> None:
-        """Write the images' manifest, and it and the pairs as Arrow files that are mapped, not read: also here, from now on."""
+        """Write the images' manifest, and all of it once more as Arrow files, which this object maps from now on.
+
+        Args:
+            manifest_file: for the images alone, Parquet.
+            folder: for the Arrow files.
+        """
         self.images.save(manifest_file)
         folder.mkdir(parents=True, exist_ok=True)
         self.images.save(folder / _IMAGES)
         head = {"fingerprint": self.fingerprint, "duplicates": self.duplicates}
-        _write(folder / "captions.arrow", {"caption": self.captions})
+        write_columns(folder / "captions.arrow", {"caption": self.captions}, {})
         where, reasons = [pa.array([r[k] for r in self.rejected], pa.large_string()) for k in (0, 1)]
-        _write(folder / "rejected.arrow", {"where": where, "reason": reasons})
-        _write(folder / "pairs.arrow", {"image": pa.array(self.image_ids), "text": pa.array(self.text_ids)}, head)
+        write_columns(folder / "rejected.arrow", {"where": where, "reason": reasons}, {})
+        write_columns(folder / "pairs.arrow", {"image": self.image_ids, "text": self.text_ids}, head)
         self.images = Manifest.load(folder / _IMAGES)
         self.captions, self.image_ids, self.text_ids = _mapped(folder)
-        give_back()
+        release_memory()
 
     @classmethod
     def load(cls, manifest_file: Path, folder: Path) -> Pairs:
-        """Map what `save` wrote.
+        """Map what `save` wrote, with the same arguments.
 
         Raises:
             BadInput: missing, damaged or not of one piece.
         """
         images = _images(manifest_file, folder / _IMAGES)
         try:
-            head = json.loads((_map(folder / "pairs.arrow").schema.metadata or {})[b"sogclr"])
-            captions, *ids = _mapped(folder)
-            rows = [tuple(r.values()) for r in _map(folder / "rejected.arrow").to_pylist()]
-            found = cls(images, captions, (ids[0], ids[1]), rows, head["duplicates"])
+            head, rejected = read_head(folder / "pairs.arrow"), read_columns(folder / "rejected.arrow")
+            captions, image_ids, text_ids = _mapped(folder)
+            rows = list(zip(rejected["where"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+            found = cls(images, captions, (image_ids, text_ids), rows, head["duplicates"])
         except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
             raise BadInput(
                 f"{folder} does not hold the pairs of a run, or is damaged; restore it from a copy"
@@ -244,7 +291,7 @@ class Pairs:
 
 
 def _images(manifest_file: Path, mapped: Path) -> Manifest:
-    """The mapped copy of the images' manifest, with the folder that the manifest names; runs from before have none.
+    """Return the mapped copy of the images' manifest, with the folder that the manifest names; old runs have no copy.
 
     Raises:
         BadInput: missing, damaged or not of one piece.
@@ -259,40 +306,12 @@ def _images(manifest_file: Path, mapped: Path) -> Manifest:
 
 
 def _normalise(blocks: list[pa.LargeStringArray], root: str) -> None:
-    """Paths as they are stored, in place: only the current block is made of Python objects."""
+    """Make paths what is stored of them, in place: only the current block is made of Python objects."""
     for k, block in enumerate(blocks):
         blocks[k] = column_of([relative_to(name, root) for name in block.to_pylist()])
 
 
-def _listing_of(names: pa.LargeStringArray, root: Path) -> Listing:
-    """The images of a table, whose names are sorted; what is missing is listed as bad."""
-    sizes, mtimes, bad = np.full(len(names), -1), np.zeros(len(names), np.int64), dict[int, str]()
-    for start in range(0, len(names), _BLOCK):
-        for id, relative in enumerate(names.slice(start, _BLOCK).to_pylist(), start):
-            try:
-                status = os.stat(os.path.join(root, relative))
-            except (OSError, ValueError):
-                bad[id] = "does not exist"
-                continue
-            sizes[id], mtimes[id] = status.st_size, status.st_mtime_ns
-            if not status.st_size:
-                bad[id] = EMPTY
-    return Listing(names, sizes, mtimes, bad)
-
-
-def _write(path: Path, columns: dict[str, Any], head: dict[str, Any] | None = None) -> None:
-    table = pa.table(columns).combine_chunks().replace_schema_metadata({"sogclr": json.dumps(head or {})})
-    with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-        for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
-            writer.write_batch(batch)
-
-
 def _mapped(folder: Path) -> tuple[pa.LargeStringArray, np.ndarray, np.ndarray]:
-    """Captions, and the images' and texts' ids of the pairs."""
-    pairs, captions = _map(folder / "pairs.arrow"), _map(folder / "captions.arrow")
-    return captions["caption"].chunk(0), pairs["image"].chunk(0).to_numpy(), pairs["text"].chunk(0).to_numpy()
-
-
-def _map(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+    """Return the captions, and the images' and texts' ids of the pairs."""
+    pairs, captions = read_columns(folder / "pairs.arrow"), read_columns(folder / "captions.arrow")
+    return captions["caption"], pairs["image"].to_numpy(), pairs["text"].to_numpy()

@@ -11,7 +11,7 @@ from ..errors import BadInput
 
 @dataclass(frozen=True)
 class Recipe:
-    """Distribution of the random views of one image. Probabilities are per view; strengths are half-widths.
+    """The distribution of the random views of one image. Probabilities are per view; strengths are half-widths.
 
     The defaults are the SimCLR recipe (arXiv 2002.05709, with the strengths of 2202.12387).
     """
@@ -75,21 +75,36 @@ RECIPES = {
     "small": Recipe(crop_scale=(0.2, 1.0), blur=0.0),
     "caption": Recipe(crop_scale=(0.5, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0),
     "character": Recipe(
-        crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, affine=1.0, rotate=15.0, translate=0.1, zoom=0.2,
-        shear=15.0, stroke=0.5, jitter=0.8, brightness=0.3, contrast=0.5, saturation=0.0, hue=0.0, gray=0.0, blur=0.0,
+        crop_scale=(1.0, 1.0),
+        crop_ratio=(1.0, 1.0),
+        flip=0.0,
+        affine=1.0,
+        shear=15.0,
+        stroke=0.5,
+        brightness=0.3,
+        contrast=0.5,
+        saturation=0.0,
+        hue=0.0,
+        gray=0.0,
+        blur=0.0,
     ),
-}  # fmt: skip
+}
+"""Name -> recipe: photographs, small photographs, photographs with captions, and written characters."""
 
 
 def named_recipe(name: str, image_size: int) -> Recipe:
-    """The recipe of that name; `auto` is SimCLR's from 96 pixels up and its small-image variant below."""
+    """Return the recipe of that name; `auto` is SimCLR's from 96 pixels up and its small-image variant below."""
     if name == "auto":
         name = "simclr" if image_size >= 96 else "small"
     return RECIPES[name]
 
 
 def recipe_from_table(base: Recipe, table: dict[str, Any]) -> Recipe:
-    """`base` with the fields of a configuration table put in.
+    """Return `base` with the fields of a configuration table put in.
+
+    Args:
+        base: what the table changes.
+        table: field -> number, or two numbers for a range.
 
     Raises:
         BadInput: an unknown field, or a value that is no number, or no pair of numbers where a range is meant.
@@ -109,5 +124,5 @@ def recipe_from_table(base: Recipe, table: dict[str, Any]) -> Recipe:
     return replace(base, **values)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -16,11 +16,11 @@ class Request(NamedTuple):
     step: int
     epoch: int
     ids: np.ndarray
-    """int64 (B,): manifest ids, all different."""
+    """int64 (B,): sample ids, all different."""
 
 
 class ResumableSampler:
-    """Endless batches from `start_step` on. Each epoch visits every id at most once and drops the remainder.
+    """Endless batches from `start_step` on: each epoch visits every id at most once and drops the remainder.
 
     Args:
         ids: int64 (n,), all different.
@@ -53,7 +53,7 @@ class ResumableSampler:
                 f"there are {len(ids):,} usable images, fewer than one batch of {batch_size:,}; give a smaller "
                 f"--batch-size or more images"
             )
-        ascending = bool((ids[1:] > ids[:-1]).all())  # as a manifest gives them: nothing has to be sorted
+        ascending = bool((ids[1:] > ids[:-1]).all())  # as sources give them: nothing has to be sorted
         repeated = 0 if ascending else len(ids) - len(np.unique(ids))
         if repeated:
             raise BadInput(f"the sampler's ids must differ from one another and {repeated} repeat; give each once")
@@ -70,7 +70,7 @@ class ResumableSampler:
         self.steps_per_epoch = len(ids) // batch_size
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """int64 (n,): the ids in the order of that epoch.
+        """Return the ids in the order of that epoch, int64 (n,).
 
         Sorted random numbers rather than `Generator.permutation`: raw Philox output is fixed by its definition,
         while NumPy may change how it shuffles, and a run must resume under another NumPy.

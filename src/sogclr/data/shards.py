@@ -13,7 +13,6 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ import pyarrow as pa
 
 from ..errors import BadInput
 from ..files import atomic_write, cache_folder
+from ..progress import ProgressCallback
 from .images import IMAGE_SUFFIXES
-from .listing import Columns, Listing
-from .tables import CAPTION_COLUMNS, PairRows, Rows
+from .listing import Listing, ListingBuilder
+from .tables import CAPTION_COLUMNS, PairRows
 
 _FORMAT = b"sogclr-shard-1"
 _SCHEMA = pa.schema(
@@ -50,8 +50,17 @@ class _Sample:
     """Why its caption cannot be used."""
 
 
+def is_shards(path: Path) -> bool:
+    """Return whether DATA is tar shards: a .tar file, a pattern of them, or a folder that holds some."""
+    if path.suffix.lower() == ".tar":
+        return True
+    if "*" in path.name or "{" in path.name:
+        return path.suffix == ".tar"
+    return path.is_dir() and any(p.suffix == ".tar" for p in path.iterdir())
+
+
 def find_shards(data: str) -> list[Path]:
-    """The .tar files that DATA means: one, those of a folder, or a pattern such as `shards/{000..099}.tar`; sorted."""
+    """Return the .tar files that DATA means, sorted: one, those of a folder, or of a pattern as `shards/{000..099}.tar`."""
     place = Path(data)
     if place.is_dir():
         return sorted(p for p in place.rglob("*.tar") if p.is_file())
@@ -62,7 +71,7 @@ def find_shards(data: str) -> list[Path]:
 
 
 def _braces(pattern: str) -> list[str]:
-    """`a{00..12}b` -> a00b, ..., a12b, as a shell does."""
+    """Return a00b, ..., a12b for `a{00..12}b`, as a shell does."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
         return [pattern]
@@ -73,15 +82,21 @@ def _braces(pattern: str) -> list[str]:
     ]
 
 
-def read_shards(
-    shards: list[Path], root: Path, progress: Callable[[int, int], None] | None = None
-) -> tuple[Listing, Rows]:
-    """The images of all shards, `shard.tar/key.jpg` relative to `root`, and rows of their captions.
+def read_shards(shards: list[Path], root: Path, progress: ProgressCallback | None = None) -> tuple[Listing, PairRows]:
+    """List the images of all shards, as `shard.tar/key.jpg` relative to `root`, and their captions.
+
+    Args:
+        shards: .tar files below `root`.
+        root: a folder.
+        progress: called with (shards read, shards to read).
+
+    Returns:
+        The images, and rows of (such a name, caption). An image without a caption has no row.
 
     Raises:
         BadInput: no image in any of them.
     """
-    columns, rows, found = Columns(), PairRows(), 0
+    listing, rows = ListingBuilder(), PairRows()
     for number, shard in enumerate(shards, 1):
         relative = os.path.relpath(shard, root)
         mtime = os.stat(shard).st_mtime_ns
@@ -90,24 +105,23 @@ def read_shards(
                 rows.rejected.append((f"{relative}/{sample['key']}", sample["bad"] or "has no image"))
                 continue
             name = f"{relative}/{sample['name']}"
-            columns.add(name, sample["size"], mtime, offset=sample["offset"])
-            found += 1
+            listing.add(name, sample["size"], mtime, offset=sample["offset"])
             if sample["bad"]:
                 rows.rejected.append((name, sample["bad"]))
             else:
                 rows.add(name, name, sample["captions"])
         if progress is not None:
             progress(number, len(shards))
-    if not found:
+    if not len(listing):
         raise BadInput(
             f"{len(shards)} tar shards in {root} hold no images; give shards with 000000.jpg, 000000.txt, ..."
         )
-    return columns.sorted(), rows.finished()
+    return listing.sorted(), rows
 
 
 # ------------------------------------------------------------------------------------------------------------ one shard
 def _index(shard: Path) -> pa.Table:
-    """One row a sample: from the cache, if the shard has the size and the time it had."""
+    """Return one row a sample: from the cache, if the shard has the size and the time it had."""
     status = os.stat(shard)
     about = f"{os.path.realpath(shard)}\0{status.st_size}\0{status.st_mtime_ns}"
     path = cache_folder() / "shards" / f"{hashlib.sha256(os.fsencode(about)).hexdigest()[:32]}.arrow"

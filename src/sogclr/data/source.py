@@ -1,24 +1,32 @@
-"""What DATA is: a source of samples with stable ids. Images alone, or image-caption pairs; a new kind is a class and a row here."""
+"""Samples with stable ids, whatever DATA is: the `Source` protocol, and the table of the kinds of DATA.
+
+To read a new kind of DATA, write a function that returns a `Manifest` (images) or `Pairs` (image-caption pairs), or a
+class like these, and add a row to `SOURCES`. Training, embedding and evaluation ask for nothing else.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, Self
 
 import numpy as np
 
 from ..errors import BadInput
 from ..progress import ProgressCallback
 from .manifest import Difference, Manifest
-from .pairs import Pairs, holds_pairs
+from .pairs import Pairs
+from .shards import is_shards
+from .tables import is_table
 
 if TYPE_CHECKING:
     from ..run_folder import RunFolder
 
 
 class Source(Protocol):
-    """Samples with ids 0..len-1. Of images alone a sample is an image; of pairs it is an image with one of its captions."""
+    """Samples with ids 0..len-1. A sample is an image, or, of pairs, an image with one of its captions."""
 
     kind: str
     """`images` or `pairs`: what its samples are, in the plural."""
@@ -33,32 +41,32 @@ class Source(Protocol):
 
     @property
     def rejected(self) -> list[tuple[str, str]]:
-        """(where, reason) of what was given and is no sample at all."""
+        """Return (where, reason) of what was given and is no sample at all."""
         ...
 
     @property
     def images(self) -> Manifest:
-        """The different images."""
+        """Return the different images."""
         ...
 
     @property
     def usable(self) -> np.ndarray:
-        """int64: the ids not known to be bad, ascending."""
+        """Return the ids not known to be bad: int64, ascending."""
         ...
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """(id, reason) of the samples whose image cannot be read, as far as is known."""
+        """Return (id, reason) of the samples whose image cannot be read, as far as is known."""
         ...
 
     @property
     def widths(self) -> np.ndarray:
-        """int32 (n,): pixels of each sample's image; 0 where unknown."""
+        """Return the width of each sample's image: int32 (n,), pixels; 0 where unknown."""
         ...
 
     @property
     def heights(self) -> np.ndarray:
-        """int32 (n,): pixels of each sample's image; 0 where unknown."""
+        """Return the height of each sample's image: int32 (n,), pixels; 0 where unknown."""
         ...
 
     def relative(self, id: int, /) -> str:
@@ -66,23 +74,35 @@ class Source(Protocol):
         ...
 
     def file(self, id: int, /) -> str | BinaryIO:
-        """Return where the bytes of a sample's image are."""
+        """Return where the bytes of a sample's image are.
+
+        Raises:
+            BadImage: they are gone.
+        """
         ...
 
-    def image_of(self, ids: Any, /) -> Any:
-        """Return the image ids of samples, one or an array."""
+    def image_of(self, ids: np.ndarray, /) -> np.ndarray:
+        """Return the image ids, int64 (k,), of samples (k,)."""
         ...
 
     def describe(self) -> str:
         """Return one line of counts."""
         ...
 
-    def rescan(self, config_columns: dict[str, str | None], /) -> Source:
-        """Return the source as its files are now, without reading headers."""
+    def training_part(self) -> Self | None:
+        """Return the part of DATA that is for training, where it says so; None: all of it."""
         ...
 
-    def difference(self, other: Any, /) -> Difference:
-        """Return what was added, removed or changed from this source to the `other`, of the same kind."""
+    def rescan(self, columns: dict[str, str | None], /) -> Self:
+        """Return the source as its files are now, without reading headers.
+
+        Args:
+            columns: `image_column` and `caption_column`, as it was opened with.
+        """
+        ...
+
+    def difference(self, other: Self, /) -> Difference:
+        """Compare with the `other`: what it adds, lacks or has changed."""
         ...
 
     def save_to(self, run: RunFolder, /) -> None:
@@ -90,31 +110,65 @@ class Source(Protocol):
         ...
 
 
+# --------------------------------------------------------------------------------------------------- the kinds of DATA
+@dataclass(frozen=True)
+class OpenOptions:
+    """How DATA is to be opened."""
+
+    image_column: str | None = None
+    """The column of the images' paths in a table; found by its name when left out."""
+    caption_column: str | None = None
+    """The column of the captions in a table; found by its name when left out."""
+    check: bool | None = None
+    """Whether to read the images' headers; None reads them when at most 200,000 are not in the cache."""
+    progress: ProgressCallback | None = None
+    """Called with (headers read, headers to read)."""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A row of `SOURCES`: a kind of DATA, how to tell it from others, and how to open it."""
+
+    samples: Literal["images", "pairs"]
+    """The `kind` of the source that it gives."""
+    matches: Callable[[Path], bool]
+    """Whether DATA is of this kind, by its name or by what is there; it need not exist."""
+    open: Callable[[Path, OpenOptions], Source]
+    """Return the samples of DATA, or raise `BadInput`."""
+    load: Callable[[RunFolder], Source | None]
+    """Return the samples of a run that such a source was saved to; None where the run is on something else."""
+
+
+def kind_of(data: str | os.PathLike[str]) -> SourceKind:
+    """Return which kind of DATA it is; where nothing is there, what its name means."""
+    return next(kind for kind in SOURCES.values() if kind.matches(Path(data)))
+
+
 def open_source(
     data: str | os.PathLike[str],
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
+    check: bool | None = None,
     progress: ProgressCallback | None = None,
 ) -> Source:
     """Return the samples of DATA: the pairs of a table or of tar shards, or the images of a folder or list.
 
     Args:
         data: a folder, a list file, a table of pairs, or tar shards.
-        image_column: column of the images' paths in a table; found by its name when left out.
-        caption_column: column of the captions; found by its name when left out.
+        image_column: the column of the images' paths in a table; found by its name when left out.
+        caption_column: the column of the captions in a table; found by its name when left out.
+        check: whether to read the images' headers; None reads them when at most 200,000 are not in the cache.
         progress: called with (headers read, headers to read).
 
     Raises:
         BadInput: DATA cannot be read, or columns are given and it holds images.
     """
-    if holds_pairs(data):
-        return Pairs.scan(data, image_column=image_column, caption_column=caption_column, progress=progress)
-    columns = {"--image-column": image_column, "--caption-column": caption_column}
-    for name, column in columns.items():
-        if column is not None:
+    kind = kind_of(data)
+    for name, column in (("--image-column", image_column), ("--caption-column", caption_column)):
+        if column is not None and kind.samples == "images":
             raise BadInput(f"{name} is for image-caption pairs and {data} holds images; leave it out")
-    return Manifest.scan(data, progress=progress)
+    return kind.open(Path(data), OpenOptions(image_column, caption_column, check, progress))
 
 
 def load_source(run: RunFolder) -> Source:
@@ -123,9 +177,34 @@ def load_source(run: RunFolder) -> Source:
     Raises:
         BadInput: missing or damaged.
     """
-    return run.pairs() if run.holds_pairs() else run.manifest()
+    return next(source for kind in SOURCES.values() if (source := kind.load(run)) is not None)
 
 
 def scan_images(data: str | os.PathLike[str], progress: ProgressCallback | None = None) -> Manifest:
     """Return the images of a folder or list; or the different images of a table of pairs or of tar shards."""
     return open_source(data, progress=progress).images
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+def _open_pairs(data: Path, options: OpenOptions) -> Pairs:
+    return Pairs.scan(data, **vars(options))
+
+
+def _load_pairs(run: RunFolder) -> Pairs | None:
+    return run.pairs() if run.holds_pairs() else None
+
+
+def _open_images(data: Path, options: OpenOptions) -> Manifest:
+    return Manifest.scan(data, check=options.check, progress=options.progress)
+
+
+def _load_images(run: RunFolder) -> Manifest:
+    return run.manifest()
+
+
+SOURCES: dict[str, SourceKind] = {
+    "table": SourceKind("pairs", is_table, _open_pairs, _load_pairs),
+    "tar shards": SourceKind("pairs", is_shards, _open_pairs, _load_pairs),
+    "folder or list": SourceKind("images", lambda data: True, _open_images, _load_images),
+}
+"""Name -> kind of DATA. The first that matches is taken; the last takes all the rest, and says what is wrong with it."""

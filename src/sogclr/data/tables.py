@@ -1,11 +1,10 @@
-"""Rows of (image, caption) from CSV, TSV, JSONL and Parquet files; a row that cannot be used is told apart with its reason."""
+"""Rows of (image, caption) from CSV, TSV, JSONL and Parquet files; a row that cannot be used is kept apart, with its reason."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +13,42 @@ import pyarrow.parquet as pq
 
 from ..errors import BadInput
 from .images import IMAGE_SUFFIXES
-from .text_columns import column_of
+from .text_columns import BLOCK, TextColumn
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "file", "path", "img")
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "title", "sentence", "sentences", "description", "txt")
 _SEPARATORS = ",\t;|"
-_BLOCK = 1 << 16  # rows that are Python objects at a time
 
 
 class BadRow(ValueError):
     """One row cannot be used; the text is the reason."""
 
 
-@dataclass
-class Rows:
-    """Columns of a table of pairs, one row a pair; and what was left out."""
-
-    image: list[pa.LargeStringArray]
-    """As written, in blocks."""
-    caption: list[pa.LargeStringArray]
-    """Without white space around it, not empty; in blocks."""
-    rejected: list[tuple[str, str]]
-    """(file and line, reason)."""
-
-    def __len__(self) -> int:
-        return sum(map(len, self.image))
-
-
 class PairRows:
-    """Gathers rows a block at a time; only the current block is made of Python objects."""
+    """The rows of a table of pairs, one a pair, and what was left out; it grows row by row.
+
+    Attributes:
+        image: the images, as they are written.
+        caption: the captions, without white space around them, not empty.
+        rejected: (file and line, reason).
+    """
 
     def __init__(self) -> None:
-        self._blocks: tuple[list[pa.LargeStringArray], list[pa.LargeStringArray]] = ([], [])
-        self._images: list[str] = []
-        self._captions: list[str] = []
+        self.image, self.caption = TextColumn(), TextColumn()
         self.rejected: list[tuple[str, str]] = []
 
+    def __len__(self) -> int:
+        return len(self.image)
+
     def add(self, where: str, image: Any, captions: Any) -> None:
-        """One image with its caption, or with a list of them."""
+        """Add an image with its caption, or with a list of them.
+
+        Args:
+            where: file and line, for messages.
+            image: what the table holds there, of any type; text is what can be used.
+            captions: the same, or a list of such.
+        """
         try:
             image = _text(image, "image")
         except BadRow as error:
@@ -65,19 +61,8 @@ class PairRows:
             except BadRow as error:
                 self.rejected.append((where, str(error)))
                 continue
-            self._images.append(image)
-            self._captions.append(caption)
-        if len(self._images) >= _BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        for block, column in zip(self._blocks, (self._images, self._captions), strict=True):
-            block.append(column_of(column))
-            column.clear()
-
-    def finished(self) -> Rows:
-        self._flush()
-        return Rows(*self._blocks, self.rejected)
+            self.image.append(image)
+            self.caption.append(caption)
 
 
 def _text(value: Any, what: str) -> str:
@@ -95,11 +80,18 @@ def _text(value: Any, what: str) -> str:
     return value.strip()
 
 
-def read_rows(path: Path, image_column: str | None = None, caption_column: str | None = None) -> Rows:
-    """All rows of a table of pairs, its kind by the suffix.
+def is_table(path: Path) -> bool:
+    """Return whether DATA is a table of pairs, by its suffix."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def read_rows(path: Path, image_column: str | None = None, caption_column: str | None = None) -> PairRows:
+    """Read all rows of a table of pairs, its kind by the suffix.
 
     Args:
-        image_column, caption_column: names of the columns; found by the usual names when left out.
+        path: a CSV, TSV, JSONL or Parquet file.
+        image_column: the column of the images' paths; found by its name when left out.
+        caption_column: the column of the captions; found by its name when left out.
 
     Raises:
         BadInput: no such file, an unreadable one, or no such columns.
@@ -110,12 +102,12 @@ def read_rows(path: Path, image_column: str | None = None, caption_column: str |
     read = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
     for where, image, captions in read(path, image_column, caption_column, rows.rejected):
         rows.add(where, image, captions)
-    return rows.finished()
+    return rows
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
 def find_columns(path: Path, names: list[str], image: str | None, caption: str | None) -> tuple[str, str]:
-    """The names of the two columns.
+    """Find the names of the two columns: those asked for, else the usual ones.
 
     Raises:
         BadInput: not there; the message lists what is.
@@ -182,7 +174,7 @@ def _is_image_name(text: str) -> bool:
 
 
 def _separator(path: Path, head: str, image: str | None, caption: str | None) -> str:
-    """The separator with which the first line holds the columns that are looked for; else the most frequent one."""
+    """Return the separator with which the first line holds the columns that are looked for; else the most frequent one."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     for separator in _SEPARATORS:
@@ -223,7 +215,7 @@ def _parquet(path: Path, image: str | None, caption: str | None, rejected: list[
         file = pq.ParquetFile(path, memory_map=True)
         columns = find_columns(path, file.schema_arrow.names, image, caption)
         number = 0
-        for batch in file.iter_batches(_BLOCK, columns=list(dict.fromkeys(columns))):
+        for batch in file.iter_batches(BLOCK, columns=list(dict.fromkeys(columns))):
             images, captions = batch.column(columns[0]), batch.column(columns[1])
             for one, text in zip(_values(images), _values(captions), strict=True):
                 number += 1
@@ -233,11 +225,12 @@ def _parquet(path: Path, image: str | None, caption: str | None, rejected: list[
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Python values; text that is not UTF-8 comes as bytes."""
+    """Return Python values; text that is not UTF-8 comes as bytes."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type):
         column = column.cast(pa.binary())
     elif pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
-    return column.to_pylist()
+    values: list[Any] = column.to_pylist()
+    return values

@@ -1,11 +1,14 @@
-"""A manifest on the disk: a Parquet file, or an Arrow file that is mapped into memory rather than read."""
+"""Named columns in a file, with a head of JSON: Parquet, or an Arrow file that is mapped into memory rather than read."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,28 +16,35 @@ from ..errors import BadInput
 from ..files import atomic_write
 
 
-def write_columns(path: Path, table: pa.Table) -> None:
-    """By the suffix, whole or not at all."""
+def write_columns(path: Path, columns: Mapping[str, pa.Array | np.ndarray], head: Mapping[str, Any]) -> None:
+    """Write an Arrow file where the path ends in `.arrow`, Parquet elsewhere; whole or not at all."""
+    table = pa.table(dict(columns)).combine_chunks().replace_schema_metadata({"sogclr": json.dumps(head)})
     with atomic_write(path) as temporary:
         if path.suffix != ".arrow":
             pq.write_table(table, temporary)
             return
         with pa.ipc.new_file(str(temporary), table.schema) as writer:
-            writer.write_table(table.combine_chunks())
+            for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
+                writer.write_batch(batch)
 
 
-def read_head(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Format, root, source and fingerprint."""
+def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the head that was written with the columns.
+
+    Raises:
+        KeyError: there is none.
+    """
     if Path(path).suffix == ".arrow":
         with pa.memory_map(str(path)) as file:
             schema = pa.ipc.open_file(file).schema
     else:
         schema = pq.read_schema(path)
-    return json.loads((schema.metadata or {})[b"sogclr"])
+    head: dict[str, Any] = json.loads((schema.metadata or {})[b"sogclr"])
+    return head
 
 
 def read_columns(path: str | os.PathLike[str]) -> dict[str, pa.Array]:
-    """Mapped, or read one after the other: as a table and then in one piece each would be there twice at a time."""
+    """Return the columns: mapped, or read one after the other, since a whole table would be there twice for a while."""
     if Path(path).suffix == ".arrow":
         with pa.memory_map(str(path)) as file:
             batch = pa.ipc.open_file(file).get_batch(0)
@@ -44,7 +54,7 @@ def read_columns(path: str | os.PathLike[str]) -> dict[str, pa.Array]:
 
 
 def saved_root(path: Path) -> tuple[str, str]:
-    """The folder and the fingerprint that a saved manifest is of, from its head alone.
+    """Return the folder and the fingerprint of a saved manifest, from its head alone.
 
     Raises:
         BadInput: no manifest, or damaged.
