@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .choice import can_sync
-from .products import product
 
 LN2 = math.log(2)
 # 2^±86 is 1e±26: sums over any batch, and their reciprocals times a scaled loss's weights, stay inside float32
@@ -25,7 +24,7 @@ def log_sum_negatives(z: Tensor, ids: Tensor, inverse: Tensor | float) -> Tensor
     same = same_ids(ids, ids)
     if isinstance(inverse, float) and can_sync(z) and z.numel() > 0:
         with torch.no_grad():
-            sim = product(z.contiguous(), z.contiguous()).mul_(inverse)
+            sim = (z @ z.T).mul_(inverse)
         if fits_exp2(sim):
             return _OneTower.apply(z, sim, same, inverse)
     return _log_sum(z @ z.T, same, inverse)
@@ -38,7 +37,7 @@ def log_sum_between(
     same = same_ids(x_ids, y_ids)
     if isinstance(x_inverse, float) and can_sync(x) and x.numel() > 0:
         with torch.no_grad():
-            sim = product(x.contiguous(), y.contiguous()).mul_(x_inverse)
+            sim = (x @ y.T).mul_(x_inverse)
         if fits_exp2(sim):
             return _TwoTowers.apply(x, y, sim, same, x_inverse)
     sim = x @ y.T
@@ -101,7 +100,7 @@ class _OneTower(torch.autograd.Function):
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         z, e, total = ctx.saved_tensors
         c = _per_sum(weight, total, ctx.factor)
-        return product((c[:, None] + c).mul_(e), z.contiguous().T), None, None, None
+        return (c[:, None] + c).mul_(e) @ z, None, None, None
 
 
 class _TwoTowers(torch.autograd.Function):
@@ -121,6 +120,6 @@ class _TwoTowers(torch.autograd.Function):
         x, y, e, rows, columns = ctx.saved_tensors
         c_rows, c_columns = _per_sum(row_weight, rows, ctx.factor), _per_sum(column_weight, columns, ctx.factor)
         m = (c_rows[:, None] + c_columns).mul_(e)
-        d_x = product(m, y.contiguous().T) if ctx.needs_input_grad[0] else None
-        d_y = product(x.contiguous().T, m.T).T if ctx.needs_input_grad[1] else None
+        d_x = m @ y if ctx.needs_input_grad[0] else None
+        d_y = m.T @ x if ctx.needs_input_grad[1] else None
         return d_x, d_y, None, None, None

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .dense import LN2, needs_no_shift, same_ids
-from .products import product
 
 TILE = 512  # rows and columns; 1 MiB of float32, which with the tile of weights stays in a core's second-level cache
 TILE_ELSEWHERE = 4096  # on a GPU large products matter more than caches
@@ -85,7 +84,7 @@ class _Tiles:
         for k, i in enumerate(self.x.parts()):
             shared = self.shared(i, columns)
             for n in range(k if self.one_tower else 0, len(columns)):
-                yield i, columns[n], product(self.x.z[i], self.y.z[columns[n]]), shared[n]
+                yield i, columns[n], self.x.z[i] @ self.y.z[columns[n]].T, shared[n]
 
     def shared(self, i: slice, columns: list[slice]) -> list[bool]:
         """For each tile of strip i whether it has an id on both sides; elsewhere than on the CPU, always."""
@@ -215,9 +214,9 @@ def log_sums_gradient(
     d_b = d_a if a is b else torch.zeros_like(b.z) if needs_y else None
     for i, j, sim, same in tiles:
         m = form(tiles, i, j, sim, same, *anchors)
-        d_a[i] += product(m, b.z[j].T)
+        d_a[i] += m @ b.z[j]
         if d_b is not None and tiles.mirrored(i, j):
-            d_b[j] += product(a.z[i].T, m.T).T
+            d_b[j] += m.T @ a.z[i]
     return (
         d_a.to(x.dtype),
         d_b.to(y.dtype) if d_b is not None and y is not None else x.new_empty(0),

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..distributed import world_size
 from ..errors import BadInput
-from ..kernels import direct
 from ..kernels.ranks import scale_gradient
 from . import functional as F
 from . import temperatures
@@ -51,8 +50,6 @@ class ContrastiveLoss(nn.Module):
 
     per_temperature = False
     """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
-    of_the_batch = True
-    """Whether log ĝ over the batch's rows is all that a loss sees, so that `kernels.direct` may compute it."""
 
     def __init__(self, temperature: float | nn.Module, reduction: Reduction, normalize: bool) -> None:
         super().__init__()
@@ -66,16 +63,6 @@ class ContrastiveLoss(nn.Module):
     def unit(self, z: Tensor) -> Tensor:
         """(B, D) floating -> float32 or float64, of norm one unless `normalize=False`."""
         return F.unit_rows(z) if self.normalize else F.at_least_float32(z)
-
-    def is_direct(self, z: Tensor, views: int) -> bool:
-        """Whether `kernels.direct` goes from these (B, D) rows, so often, to log ĝ: small batches on one process."""
-        return (
-            self.of_the_batch
-            and self.normalize
-            and z.ndim == 2
-            and world_size() == 1
-            and direct.fits(z, views * z.shape[0], self.__dict__.get("temperature"))  # a module is not among these
-        )
 
     def reduced(self, values: Tensor) -> Tensor:
         """(B of all ranks,) -> () or all of them; each rank's gradient is that of its own rows in the whole batch's loss."""

@@ -8,11 +8,9 @@ nu     the normalizer of the dual form  log g = min over nu of { g exp(-nu) + nu
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ..kernels import at_least_float32, log_sum_between, log_sum_negatives, ranks
@@ -22,26 +20,7 @@ from .validation import all_distinct
 
 def unit_rows(z: Tensor) -> Tensor:
     """(..., D) floating -> the same directions with norm one; float32, or float64 for float64 input."""
-    z = at_least_float32(z)
-    return normalize(z, dim=-1) if torch.compiler.is_compiling() else _UnitRows.apply(z)
-
-
-class _UnitRows(torch.autograd.Function):
-    """`torch.nn.functional.normalize` with the gradient (g - u (u·g)) / |z| in closed form, a third of the operations."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_(min=1e-12)
-        unit = z / norm
-        ctx.save_for_backward(unit, norm)
-        return unit
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        unit, norm = ctx.saved_tensors
-        along = (unit * grad).sum(dim=-1, keepdim=True)
-        return torch.addcmul(grad, unit, along, value=-1).div_(norm)
+    return normalize(at_least_float32(z), dim=-1)
 
 
 def compute_dtype(z: Tensor) -> torch.dtype:
@@ -169,26 +148,7 @@ def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Ten
     Returns:
         (B,), one value a sample.
     """
-    if isinstance(temperature, float) and not (nu.requires_grad or torch.compiler.is_compiling()):
-        return _Dual.apply(s_pos, log_g, nu, temperature)
     return -s_pos + (temperature * (torch.exp(log_g - nu) + nu - 1)).mean(dim=0)
-
-
-class _Dual(torch.autograd.Function):
-    """The dual values with their gradient, tau w / V by log ĝ, in closed form: a third of the operations."""
-
-    @staticmethod
-    def forward(ctx: Any, s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float) -> Tensor:
-        w = (log_g - nu).exp_()
-        ctx.save_for_backward(w)
-        ctx.share = temperature / len(log_g)
-        return (w + nu).sum(dim=0).mul_(ctx.share).sub_(s_pos).sub_(temperature)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (w,) = ctx.saved_tensors
-        return -grad, (grad * ctx.share) * w, None, None
 
 
 def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
@@ -201,31 +161,11 @@ def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, tempera
     Returns:
         (B,), one value a sample.
     """
-    if isinstance(temperature, float) and not torch.compiler.is_compiling():
-        return _NTXent.apply(s_pos, log_g, log_count(negatives), temperature)
     excess = log_g - (s_pos / temperature - log_count(negatives))
     return softplus(excess, threshold=_LINEAR).mean(dim=0)
 
 
 _LINEAR = 40.0  # from here on log(1 + exp(x)) is x in float64 too
-
-
-class _NTXent(torch.autograd.Function):
-    """The same with its gradient, p / V by log ĝ with p = 1 / (1 + exp(-excess)), in closed form."""
-
-    @staticmethod
-    def forward(ctx: Any, s_pos: Tensor, log_g: Tensor, log_count: float | Tensor, temperature: float) -> Tensor:
-        excess = log_g - (s_pos / temperature).sub_(log_count)
-        ctx.save_for_backward(excess)
-        ctx.temperature = temperature
-        return softplus(excess, threshold=_LINEAR).mean(dim=0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (excess,) = ctx.saved_tensors
-        d_log_g = excess.sigmoid().mul_(grad / len(excess))
-        return d_log_g.sum(dim=0).div_(-ctx.temperature), d_log_g, None, None
 
 
 def decoupled_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:

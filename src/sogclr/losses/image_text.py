@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from ..distributed import check_on_all_ranks
 from ..errors import BadInput
-from ..kernels import direct
 from ..kernels.ranks import gather, log_sum_between, uneven_batch
 from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import EstimatorInput, Gamma, MovingAverage
 from .queue import EmbeddingQueue
-from .validation import all_distinct, check_built_for, check_negatives, check_pairs, check_through
+from .validation import check_built_for, check_negatives, check_pairs
 
 _WHAT = "image and text embeddings"
 
@@ -55,30 +54,17 @@ class ImageTextLoss(ContrastiveLoss):
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
         x, y = image_embeddings, text_embeddings
-        is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
-        x_ids, sizes = check_on_all_ranks(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
+        x_ids, sizes = check_on_all_ranks(check_pairs, x, y, index, self.num_samples, _WHAT)
         if text_index is not None:
             y_ids, _ = check_on_all_ranks(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
         with uneven_batch(sizes), no_autocast(x):
             x_ids = gather(x_ids)
             check_negatives(x_ids)
-            if is_direct:
-                return self.reduced(self.per_pair(self.direct(x, y, x_ids), x_ids))
             y_ids = x_ids if text_index is None else gather(y_ids)
             check_negatives(y_ids)
             x, y = gather(self.unit(x)), gather(self.unit(y))
             values = self.values(x, y, x_ids, y_ids)
         return self.reduced(values)
-
-    def direct(self, x: Tensor, y: Tensor, index: Tensor) -> Anchors:
-        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch with one kind of ids, in fewer operations."""
-        apart = all_distinct(index)
-        negatives = x.shape[0] - 1.0 if apart else F.count_different(index).to(F.compute_dtype(x))
-        tau = self.temperature
-        assert isinstance(tau, float)
-        s_pos, log_g, z = direct.two_towers(x, y, None if apart else index, F.log_count(negatives), tau)
-        check_through(log_g, x, y, index)
-        return Anchors(z, index, tau, s_pos, log_g, negatives)
 
     def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
         """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
@@ -270,7 +256,6 @@ class SigLipLoss(ImageTextLoss):
     """
 
     per_temperature = True
-    of_the_batch = False
 
     def __init__(
         self,

@@ -37,7 +37,6 @@ class MoCoLoss(TwoViewLoss):
     """
 
     per_temperature = True
-    of_the_batch = False
 
     def __init__(
         self,

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import check_on_all_ranks
-from ..kernels import direct
 from ..kernels.ranks import gather, log_sum_negatives, uneven_batch
 from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import Convention, Gamma, MovingAverage
-from .validation import VIEWS, all_distinct, check_built_for, check_negatives, check_pairs, check_through
+from .validation import check_built_for, check_negatives, check_pairs
 
 
 class TwoViewLoss(ContrastiveLoss):
@@ -32,26 +31,12 @@ class TwoViewLoss(ContrastiveLoss):
         Raises:
             BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
         """
-        is_direct = self.is_direct(z0, 2)
-        index, sizes = check_on_all_ranks(check_pairs, z0, z1, index, self.num_samples, VIEWS, not is_direct)
+        index, sizes = check_on_all_ranks(check_pairs, z0, z1, index, self.num_samples)
         with uneven_batch(sizes), no_autocast(z0):
             index = gather(index)
             check_negatives(index)
-            if is_direct:
-                values = self.per_sample(self.direct(z0, z1, index))
-            else:
-                values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), index)
+            values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), index)
         return self.reduced(values)
-
-    def direct(self, z0: Tensor, z1: Tensor, index: Tensor) -> Anchors:
-        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch, in fewer operations."""
-        apart = all_distinct(index)
-        negatives = 2.0 * (z0.shape[0] - 1) if apart else F.negatives_of(index).to(F.compute_dtype(z0))
-        tau = self.temperature
-        assert isinstance(tau, float)
-        s_pos, log_g, z = direct.one_tower(z0, z1, None if apart else index, F.log_count(negatives), tau)
-        check_through(log_g, z0, z1, index)
-        return Anchors(z, index, tau, s_pos, log_g, negatives)
 
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""

@@ -110,12 +110,6 @@ def check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
         )
 
 
-def check_through(log_g: Tensor, z0: Tensor, z1: Tensor, index: Tensor) -> None:
-    """`check_finite` where log ĝ, which every row enters, is not finite: a sum over fewer numbers."""
-    if log_g.device.type == "cpu" and not math.isfinite(log_g.detach().sum().item()):
-        check_finite(z0, z1, index)
-
-
 def _few(values: list[int], most: int = 8) -> str:
     return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
