@@ -15,6 +15,7 @@ from ..kernels.ranks import scale_gradient
 from . import functional as F
 from . import temperatures
 from .estimators import EstimatorInput
+from .rollback import StatefulModule
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -42,7 +43,7 @@ class Anchors:
         return EstimatorInput(z, z, self.index, temperatures.detached(self.temperature))
 
 
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(StatefulModule):
     """What all losses have in common, on one tower or two: their arguments, reduction over ranks, statistics.
 
     After a call, `nu` holds the (2, B) normalizers, and `statistics` what can be said of them.

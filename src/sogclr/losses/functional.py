@@ -124,11 +124,6 @@ def expand_temperature(temperature: float | Tensor, views: int = 2) -> float | T
     return temperature
 
 
-def where_ok(ok: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """`new` where () bool `ok` is true, else `old`, without a wait for the device; `old` if `ok` is None."""
-    return old if ok is None else torch.where(ok, new, old)
-
-
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
     """s_{a,p(a)}: (B, D) unit rows twice -> (B,)."""
     return (z0 * z1).sum(dim=1)

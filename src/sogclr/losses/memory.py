@@ -14,6 +14,7 @@ from .contrastive import Anchors, Reduction
 from .estimators import BoostedAverage, Dictionary, Gamma, MovingAverage
 from .image_text import TwoTowerGlobalContrastiveLoss, estimator_inputs
 from .queue import EmbeddingQueue
+from .rollback import StatefulModule
 from .two_view import GlobalContrastiveLoss
 
 BATCHES = 32  # the queue's default length, in batches of B embeddings: 16 steps
@@ -44,7 +45,7 @@ class Past:
         return log_mean - (log_mean - math.log(average.num_samples)).clamp(min=0).detach()
 
 
-class Recall(nn.Module):
+class Recall(StatefulModule):
     """What is added to the batch's negatives by a queue's, and how much these count: see `MemoryContrastiveLoss`.
 
     Attributes:
@@ -77,18 +78,10 @@ class Recall(nn.Module):
         now = torch.stack([F.log_mean(x.flatten()) for x in (log_g, log_q)]).to(self.running)
         if self.training:
             blended = torch.logaddexp(math.log(1 - _RATE) + self.running, math.log(_RATE) + now)
-            self.running.copy_(torch.where(torch.isfinite(now).all(), blended, self.running))
+            self.assign(self.running, torch.where(torch.isfinite(now).all(), blended, self.running))
         log_g, log_q = self.running
         rho = torch.where(torch.isfinite(log_q), (log_q - log_g).clamp(max=0.0).exp(), 0.0)
         return rho.to(count) ** 3 * count / (count + here).clamp(min=1)
-
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What `restore` needs (the estimator and the queue keep their own)."""
-        return (self.running.clone(),)
-
-    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
-        """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
-        self.running.copy_(F.where_ok(unless, self.running, saved[0]))
 
 
 class MemoryContrastiveLoss(GlobalContrastiveLoss):

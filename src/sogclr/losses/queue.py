@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BadInput
 from . import functional as F
+from .rollback import StatefulModule
 
 
-class EmbeddingQueue(nn.Module):
+class EmbeddingQueue(StatefulModule):
     """The last K embeddings that were pushed. It is in `state_dict()`.
 
     Attributes:
@@ -48,25 +49,13 @@ class EmbeddingQueue(nn.Module):
         z, index = z.detach()[-len(self.ids) :], index[-len(self.ids) :]
         slots = self._slots(len(z))
         finite = torch.isfinite(z).all(dim=1)
-        self.keys[slots] = torch.where(finite[:, None], z, 0.0).to(self.keys.dtype)
-        self.ids[slots] = torch.where(finite if index.ndim == 1 else finite[:, None], index, -1)
-        self.pointer.copy_((self.pointer + len(z)) % len(self.ids))
+        self.assign(self.keys, torch.where(finite[:, None], z, 0.0).to(self.keys.dtype), slots)
+        self.assign(self.ids, torch.where(finite if index.ndim == 1 else finite[:, None], index, -1), slots)
+        self.assign(self.pointer, (self.pointer + len(z)) % len(self.ids))
 
     def log_sum(self, z: Tensor, index: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
         """Over the queue's negatives of the anchors z, (V, B, D): (V, B) log-sums (-inf without any), (B,) counts."""
         return F.log_sum_keys(z, index, self.keys.to(z.dtype), self.ids, temperature)
-
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What `restore` needs to undo the pushes of both views of a batch `index`, (B,)."""
-        slots = self._slots(min(2 * len(index), len(self.ids)))
-        return slots, self.keys[slots], self.ids[slots], self.pointer.clone()
-
-    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
-        """Undo the pushes since `snapshot`, except where `unless`, () bool, is true."""
-        slots, keys, ids, pointer = saved
-        self.keys[slots] = F.where_ok(unless, self.keys[slots], keys)
-        self.ids[slots] = F.where_ok(unless, self.ids[slots], ids)
-        self.pointer.copy_(F.where_ok(unless, self.pointer, pointer))
 
     def _slots(self, count: int) -> Tensor:
         return (self.pointer + torch.arange(count, device=self.pointer.device)) % len(self.ids)

@@ -2,7 +2,7 @@
 
 An estimator is called with log ĝ of the batch, (V, B), the anchors' ids, (B,), whether its state may change, and a
 `Contrast`, the rows that ĝ was made of, all without gradient; it returns nu, (V, B). It knows of no towers. To add one,
-write a file with such a module (and, if it has state, `snapshot` and `restore`, as `MovingAverage`) and a line in `create`.
+write a file with an `Estimator`, which writes what state it has by `assign`, and a line in `create`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .mini_batch import MiniBatch
 from .moving_average import Convention, MovingAverage
 from .neural import Neural
-from .protocol import EstimatorInput
+from .protocol import Estimator, EstimatorInput
 
 __all__ = [
     "AdaptiveGamma",
@@ -24,6 +24,7 @@ __all__ = [
     "Convention",
     "CosineGamma",
     "Dictionary",
+    "Estimator",
     "EstimatorInput",
     "Gamma",
     "MiniBatch",

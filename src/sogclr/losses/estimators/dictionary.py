@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional as F
 from ..queue import EmbeddingQueue
-from .protocol import EstimatorInput
+from .protocol import Estimator, EstimatorInput
 
 
-class Dictionary(nn.Module):
+class Dictionary(Estimator):
     """nu = log of the mean of exp(s_ab / tau) over b in batch and queue, without anchor a's own sample.
 
     The queue, K past candidates as MoCo's (1911.05722) but of the encoder itself, feeds the normalizer only: the loss's

@@ -6,19 +6,19 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import BadInput
-from ..functional import log_mean, merge_duplicates, moving_average, where_ok
+from ..functional import log_mean, merge_duplicates, moving_average
 from . import sharded as shards
 from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
-from .protocol import EstimatorInput
+from .protocol import Estimator, EstimatorInput
 
 Convention = Literal["per_view", "per_sample"]
 
 
-class MovingAverage(nn.Module):
+class MovingAverage(Estimator):
     """nu = log u_i after  u_i <- (1 - gamma) u_i + gamma ĝ_i:  SogCLR's estimator (2202.12387, Algorithm 1).
 
     The first visit of a sample sets u_i = ĝ_i, sample by sample. A sample that is in the batch more than once is
@@ -111,26 +111,15 @@ class MovingAverage(nn.Module):
             stored = merge_duplicates(new, index)
             # what is not finite never enters the state, and no wait for the device is needed to keep it out
             self._write(index, torch.where(stored.abs() < math.inf, stored, old).to(self.log_u.dtype))
-            self.step.add_(1)
+            self.assign(self.step, self.step + 1)
         return nu
 
     def _write(self, index: Tensor, new: Tensor) -> None:
         if self.part is None:
-            self.log_u[index] = new
+            self.assign(self.log_u, new, index)
         else:
-            shards.write(self.log_u, index, new, self.part)
-
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What `restore` needs to undo the update of a batch: copies of the rows `index`, (B,), and of the step."""
-        index = index.to(self.log_u.device)
-        rows = index if self.part is None else self.part.place(index)
-        return rows, self.log_u[rows].clone(), self.step.clone()
-
-    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
-        """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
-        rows, values, step = saved
-        self.log_u[rows] = where_ok(unless, self.log_u[rows], values)
-        self.step.copy_(where_ok(unless, self.step, step))
+            rows = self.part.place(index)
+            self.assign(self.log_u, torch.where(rows < self.part.rows, new, -math.inf), rows)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved, kept_by = state_dict.get(prefix + "log_u"), state_dict.get(prefix + "kept_by")

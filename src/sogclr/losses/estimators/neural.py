@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ...errors import BadInput
 from .. import functional as F
-from .protocol import EstimatorInput
+from .protocol import Estimator, EstimatorInput
 
 
-class Neural(nn.Module):
+class Neural(Estimator):
     """nu_a = log( eps + mean over the prototypes c of exp(z_a . c / tau) ), with learned prototypes.
 
     Trained by the loss itself: the dual value  tau (exp(log ĝ - nu) + nu - 1)  is minimised over nu too, and z carries no
@@ -51,7 +51,7 @@ class Neural(nn.Module):
         ready = self.step * z[..., 0].numel() >= len(c)
         if update:
             self._set(contrast.candidates.flatten(0, 1))
-            self.step += 1
+            self.assign(self.step, self.step + 1)
         return torch.where(ready, nu, log_g)
 
     @torch.no_grad()
@@ -63,17 +63,8 @@ class Neural(nn.Module):
         slots = since * len(z) + torch.arange(len(z), device=z.device)
         write = (slots < m)[:, None] & torch.isfinite(z).all(dim=1, keepdim=True)
         slots = slots % m
-        self.prototypes[slots] = torch.where(write, z.to(self.prototypes.dtype), self.prototypes[slots])
-
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What `restore` needs to undo an update."""
-        return self.prototypes.detach().clone(), self.step.clone()
-
-    @torch.no_grad()
-    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
-        """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
-        self.prototypes.copy_(F.where_ok(unless, self.prototypes, saved[0]))
-        self.step.copy_(F.where_ok(unless, self.step, saved[1]))
+        new = torch.where(write, z.to(self.prototypes.dtype), self.prototypes[slots])
+        self.assign(self.prototypes, new, slots)
 
     def extra_repr(self) -> str:
         m, d = self.prototypes.shape

@@ -98,12 +98,6 @@ def _all_to_all(values: Tensor, index: Tensor, part: Part) -> Tensor:
     return ranks.all_gather(block)[: len(index)]
 
 
-def write(values: Tensor, index: Tensor, new: Tensor, part: Part) -> None:
-    """Each rank keeps its own of the new numbers, (B,); one for each sample where ids repeat. No collective."""
-    values[part.place(index)] = new
-    values[-1] = -math.inf
-
-
 def total(values: Tensor) -> Tensor:
     """The sum over the ranks."""
     dist.all_reduce(values)
