@@ -23,6 +23,7 @@ from sogclr.losses import (
     memory,
     moco,
     queue,
+    rollback,
     temperatures,
     two_view,
 )
@@ -286,13 +287,13 @@ def test_memory_is_quadratic_in_the_batch_at_most():
 
 
 def estimator_modules():
-    names = ("protocol", "dictionary", "gamma", "mini_batch", "moving_average", "neural")
+    names = ("protocol", "gamma", "mini_batch", "moving_average", "prototypes", "queue_normalizer")
     return [importlib.import_module(f"sogclr.losses.estimators.{name}") for name in names]
 
 
 def test_nothing_waits_for_the_device():
     """What a step runs on CUDA holds no read-back: those calls stand only behind a check for the CPU."""
-    for module in (functional, two_view, image_text, memory, moco, queue, temperatures, *estimator_modules()):
+    for module in (functional, two_view, image_text, memory, moco, queue, rollback, temperatures, *estimator_modules()):
         source = inspect.getsource(module)
         for call in (".item(", ".cpu(", ".tolist(", ".nonzero(", "float(z", "bool("):
             assert call not in source, (module.__name__, call)

@@ -22,8 +22,11 @@ class MoCoLoss(TwoViewLoss):
     Symmetric: `loss_fn(q0, k1, index) / 2 + loss_fn(q1, k0, index) / 2`, with queries and keys of both views.
 
     Args:
-        dim: D, width of the embeddings.  queue: K, keys that are kept.  temperature: tau > 0.
-        reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+        dim: D, width of the embeddings.
+        queue: K, keys that are kept.
+        temperature: tau > 0, or a module of `sogclr.temperatures`.
+        reduction: `mean`, `sum` or `none`.
+        normalize: scale embeddings to norm one first.
 
     Example:
         >>> import torch, sogclr
@@ -50,6 +53,7 @@ class MoCoLoss(TwoViewLoss):
         self.queue = EmbeddingQueue(queue, dim)
 
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """Return the (B,) losses of queries z0 against keys z1, (B, D) each, and push the keys."""
         self.queue.check_width(z0)
         z1 = z1.detach()
         tau = temperatures.temperature_at(self.temperature, index, z0)

@@ -56,7 +56,8 @@ class StatefulModule(nn.Module):
         """Write a buffer in place.
 
         Args:
-            state: (K, ...), of this module.  new: (R, ...) of its dtype, or (K, ...) without `rows`.
+            state: (K, ...), of this module.
+            new: (R, ...) of its dtype, or (K, ...) without `rows`.
             rows: (R,) int64; where a row stands twice both have the same new value. None: all of it.
         """
         if self._changes is not None:

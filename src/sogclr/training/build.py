@@ -63,7 +63,7 @@ def memory_steps(config: TrainConfig) -> int | None:
     return updates(config) if config.loss.estimator == "boosted-memory" else None
 
 
-def build_estimator(config: TrainConfig, num_samples: int) -> nn.Module:
+def build_estimator(config: TrainConfig, num_samples: int) -> estimators.Estimator:
     """The source of nu of `--estimator`, for so many samples."""
     loss, steps = config.loss, updates(config)
     return estimators.create(

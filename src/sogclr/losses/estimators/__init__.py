@@ -1,22 +1,22 @@
 """Normalizer estimators: where nu comes from. The only thing in which the members of this family of losses differ.
 
-An estimator is called with log ĝ of the batch, (V, B), the anchors' ids, (B,), whether its state may change, and a
-`Contrast`, the rows that ĝ was made of, all without gradient; it returns nu, (V, B). It knows of no towers. To add one,
+An estimator is called with log ĝ of the batch, (V, B), the anchors' ids, (B,), whether its state may change, and an
+`EstimatorInput`, the rows that ĝ was made of, all without gradient; it returns nu, (V, B). It does not know what they are of. To add one,
 write a file with an `Estimator`, which writes what state it has by `assign`, and a line in `create`.
 """
 
 from __future__ import annotations
 
-from torch import nn
-
 from ...errors import BadInput
 from .boosted import BoostedAverage
-from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .mini_batch import MiniBatch
 from .moving_average import Convention, MovingAverage
-from .neural import Neural
 from .protocol import Estimator, EstimatorInput
+from .prototypes import PrototypeNormalizer
+from .queue_normalizer import QueueNormalizer
+
+Dictionary, Neural = QueueNormalizer, PrototypeNormalizer  # their first names
 
 __all__ = [
     "AdaptiveGamma",
@@ -30,6 +30,8 @@ __all__ = [
     "MiniBatch",
     "MovingAverage",
     "Neural",
+    "PrototypeNormalizer",
+    "QueueNormalizer",
     "create",
 ]
 
@@ -45,12 +47,18 @@ def create(
     queue: int = 4096,
     prototypes: int = 1024,
     steps: int = 1,
-) -> nn.Module:
-    """The estimator of a name in `NAMES`; each takes what it needs of the rest.
+) -> Estimator:
+    """Return the estimator of a name in `NAMES`; each takes what it needs of the rest.
 
     Args:
-        num_samples: n.  dim: D, width of the embeddings.  gamma, convention: of moving averages.
-        queue: K, embeddings that are kept.  prototypes: of the neural normalizer.  steps: of the run (boosted).
+        name: one of `NAMES`.
+        num_samples: n.
+        dim: D, width of the embeddings.
+        gamma: of moving averages.
+        convention: of moving averages.
+        queue: K, embeddings that are kept.
+        prototypes: of the prototype normalizer.
+        steps: of the run, for the boosted average.
 
     Raises:
         BadInput: no such name.
@@ -62,9 +70,9 @@ def create(
     if name == "boosted":
         return BoostedAverage(num_samples, steps, convention=convention)
     if name == "dictionary":
-        return Dictionary(queue, dim)
+        return QueueNormalizer(queue, dim)
     if name == "queue-average":
-        return MovingAverage(num_samples, gamma, convention, Dictionary(queue, dim))
+        return MovingAverage(num_samples, gamma, convention, QueueNormalizer(queue, dim))
     if name == "neural":
-        return Neural(dim, prototypes)
+        return PrototypeNormalizer(dim, prototypes)
     raise BadInput(f"there is no estimator {name!r}; give one of {', '.join(NAMES)}")

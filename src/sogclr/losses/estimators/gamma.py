@@ -24,7 +24,7 @@ class CosineGamma:
         self.start, self.end, self.steps = start, end, steps
 
     def __call__(self, step: Tensor, log_u: Tensor | None = None) -> Tensor:
-        """The gamma of the update numbered `step` (0-based): () integer -> () float32, on the same device."""
+        """Return the gamma of the update numbered `step`, 0-based, () integer: () float32, on the same device."""
         share = (step / self.steps).clamp(max=1.0)
         return self.end + (self.start - self.end) * 0.5 * (1 + torch.cos(math.pi * share))
 
@@ -46,7 +46,7 @@ class AdaptiveGamma:
         self.alpha = alpha
 
     def __call__(self, step: Tensor, log_u: Tensor) -> Tensor:
-        """(B,) log u before the update, -inf where unseen -> (B,)."""
+        """Return the gamma of samples with `log_u`, (B,), before the update, -inf where unseen: (B,)."""
         return torch.sigmoid(self.alpha + log_u)
 
     def __repr__(self) -> str:

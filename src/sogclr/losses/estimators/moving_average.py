@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 from ...errors import BadInput
 from ..functional import log_mean, merge_duplicates, moving_average
 from . import sharded as shards
-from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .protocol import Estimator, EstimatorInput
+from .queue_normalizer import QueueNormalizer
 
 Convention = Literal["per_view", "per_sample"]
 
@@ -29,11 +29,12 @@ class MovingAverage(Estimator):
         gamma: weight of the NEW value, in (0, 1]; or a `CosineGamma` or `AdaptiveGamma`.
         convention: `per_sample` averages ĝ over the views and gives both the same nu (the paper); `per_view` blends
             each view with the old u_i on its own and stores the average (the authors' code).
-        dictionary: where ĝ comes from, instead of the batch alone: `Dictionary(size, dim)`, batch and queue.
+        dictionary: where ĝ comes from, instead of the batch alone: `QueueNormalizer(size, dim)`, batch and queue.
         sharded: divide log_u among the ranks of the process group by id, see `divide`.
 
     Attributes:
-        log_u: (n,) float32 buffer, -inf where unseen.  step: () int64 buffer, updates so far.
+        log_u: (n,) float32 buffer, -inf where unseen.
+        step: () int64 buffer, updates so far.
     """
 
     log_u: Tensor
@@ -46,7 +47,7 @@ class MovingAverage(Estimator):
         num_samples: int,
         gamma: Gamma = 0.9,
         convention: Convention = "per_view",
-        dictionary: Dictionary | None = None,
+        dictionary: QueueNormalizer | None = None,
         sharded: bool = False,
     ) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class MovingAverage(Estimator):
             self.register_buffer("kept_by", torch.tensor([self.part.rank, self.part.ranks]))
 
     def divide(self) -> None:
-        """From now on keep the part of log_u that is this rank's, 4 n / R bytes instead of 4 n; all ranks call together.
+        """Keep from now on the part of log_u that is this rank's, 4 n / R bytes instead of 4 n; all ranks call together.
 
         Gradients and values stay those of a whole log_u, and `state_dict()` becomes the part's own. `sogclr.sharded.whole_state`
         puts the parts together, and estimators load that on any number of ranks, divided or not. Does nothing on one rank.
@@ -78,25 +79,26 @@ class MovingAverage(Estimator):
             self.register_buffer("kept_by", torch.tensor([part.rank, part.ranks], device=self.log_u.device))
 
     def read(self, index: Tensor) -> Tensor:
-        """log u of the samples `index`, (B,); of a divided log_u, on all ranks, which give the same ids."""
+        """Return log u of the samples `index`, (B,); of a divided log_u all ranks call, with the same ids."""
         return self.log_u[index] if self.part is None else shards.read(self.log_u, index, self.part)
 
     def rate(self, log_u: Tensor) -> float | Tensor:
-        """The gamma of the next update of samples with these log u, (B,): a float, () or (B,), dtype and device theirs."""
+        """Return the gamma of the next update of samples with `log_u`, (B,): a float, () or (B,) of its dtype and device."""
         if isinstance(self.gamma, CosineGamma | AdaptiveGamma):
             return self.gamma(self.step, log_u).to(log_u.dtype)
         return self.gamma
 
     def current_gamma(self) -> Tensor:
-        """() float32 on the state's device: the mean gamma of the next update, over the samples that were seen."""
+        """Return the mean gamma of the next update over the samples that were seen: () float32 on the state's device."""
         if not isinstance(self.gamma, AdaptiveGamma):
             return torch.as_tensor(self.rate(self.log_u), dtype=torch.float32, device=self.log_u.device)
         seen = ~torch.isneginf(self.log_u)
         sums = torch.stack([(self.rate(self.log_u) * seen).sum(), seen.sum()])
         total, count = sums if self.part is None else shards.total(sums)
-        return total / count.clamp(min=1)
+        return torch.div(total, count.clamp(min=1))
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
+        """Return log u_i after the update, (V, B); see `Estimator.forward` for the arguments."""
         if self.dictionary is not None:
             log_g = self.dictionary(log_g, index, update, contrast)
         old = self.read(index).to(log_g.dtype)
@@ -121,7 +123,7 @@ class MovingAverage(Estimator):
             rows = self.part.place(index)
             self.assign(self.log_u, torch.where(rows < self.part.rows, new, -math.inf), rows)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved, kept_by = state_dict.get(prefix + "log_u"), state_dict.get(prefix + "kept_by")
         here = self.state_dict().get("kept_by")
         if isinstance(kept_by, Tensor):
@@ -142,4 +144,5 @@ class MovingAverage(Estimator):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"num_samples={self.num_samples}, gamma={self.gamma}, convention={self.convention!r}"

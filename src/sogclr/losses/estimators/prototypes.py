@@ -12,7 +12,7 @@ from .. import functional as F
 from .protocol import Estimator, EstimatorInput
 
 
-class Neural(Estimator):
+class PrototypeNormalizer(Estimator):
     """nu_a = log( eps + mean over the prototypes c of exp(z_a . c / tau) ), with learned prototypes.
 
     Trained by the loss itself: the dual value  tau (exp(log ĝ - nu) + nu - 1)  is minimised over nu too, and z carries no
@@ -22,10 +22,14 @@ class Neural(Estimator):
     nu = log ĝ; every `restart` steps they are set anew in the same way, while nu goes on with what there is.
 
     Args:
-        dim: D, width of the embeddings.  prototypes: M.  restart: steps, 0 for never.  eps: floor of the normalizer.
+        dim: D, width of the embeddings.
+        prototypes: M.
+        restart: steps after which they are set anew, 0 for never.
+        eps: floor of the normalizer.
 
     Attributes:
-        prototypes: (M, D) float32 parameter.  step: () int64 buffer, updates so far.
+        prototypes: (M, D) float32 parameter.
+        step: () int64 buffer, updates so far.
     """
 
     step: Tensor
@@ -42,6 +46,7 @@ class Neural(Estimator):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
+        """Return nu, differentiable in the prototypes; see `Estimator.forward` for the arguments."""
         assert contrast is not None
         z, temperature = contrast.anchors, contrast.temperature
         c = self.prototypes.clone().to(z.dtype)  # the parameter itself is written to below, before the backward pass
@@ -56,7 +61,7 @@ class Neural(Estimator):
 
     @torch.no_grad()
     def _set(self, z: Tensor) -> None:
-        """The first steps of each period write the batch's embeddings over the next prototypes."""
+        """Write a batch's embeddings, (R, D), over the next prototypes, in the first steps of each period."""
         z, m = z[: len(self.prototypes)], len(self.prototypes)
         first = self.step * len(z) < m
         since = torch.where(first, self.step, self.step % self.restart) if self.restart else self.step
@@ -67,5 +72,6 @@ class Neural(Estimator):
         self.assign(self.prototypes, new, slots)
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         m, d = self.prototypes.shape
         return f"dim={d}, prototypes={m}, restart={self.restart}, eps={self.eps}"
