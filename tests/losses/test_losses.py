@@ -403,6 +403,18 @@ def test_rollback_undoes_the_updates_of_a_step(name):
         assert same(after if unless is not None and unless else before)
 
 
+def test_a_batch_that_is_refused_is_rolled_back_with_those_before_it():
+    loss = losses()["queue_average"]
+    before = {k: v.clone() for k, v in loss.state_dict().items()}
+    loss.begin_step()
+    loss(*embeddings(), torch.arange(6))
+    z0, z1 = embeddings()
+    with pytest.raises(NonFinite):
+        loss(z0 * math.inf, z1, torch.arange(6))
+    loss.rollback()
+    assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_loop_that_never_begins_a_step_keeps_nothing(name):
     loss = losses()[name]

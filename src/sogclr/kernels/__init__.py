@@ -7,8 +7,8 @@ For anchors a (rows of x) and candidates b (rows of y), each with an id,
 differentiable in x, y and tau. Backward takes any weights w_a = dL/d lse_a, so every estimator and loss of the family
 composes on top. With E_ab = exp(s_ab / tau), G_ab = E_ab (w_a exp(-lse_a) + w_b exp(-lse_b)) / tau is formed from
 similarities that are made again, tile by tile: what is kept between forward and backward is linear in the batch.
-An anchor without a candidate of another id has lse_a = -inf. Rows may have several kinds of ids, (N, kinds), as a pair has
-its image's and its text's: then b counts for a where every kind is another.
+An anchor without a candidate of another id has lse_a = -inf. Rows may have several kinds of ids, (N, kinds), as a pair
+has its image's and its text's: then b counts for a where every kind is another.
 
 Three kernels give the same numbers: `dense` keeps all similarities (small batches), `tiled` makes them twice and never
 holds more than a tile, `triton` does so on a GPU's chip. `choice` picks; `use` and the argument `kernel` overrule it.
@@ -218,5 +218,6 @@ def _check(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> None:
     of_rows = x_ids.shape[:1] == x.shape[:1] and y_ids.shape[:1] == y.shape[:1]
     if not of_rows or x_ids.shape[1:] != y_ids.shape[1:] or x_ids.ndim > 2:
         raise BadInput(
-            f"{len(x)} rows and {len(y)} candidates need as many ids, and have {tuple(x_ids.shape)} and {tuple(y_ids.shape)}"
+            f"{len(x)} rows and {len(y)} candidates need as many ids, and have {tuple(x_ids.shape)} and "
+            f"{tuple(y_ids.shape)}"
         )

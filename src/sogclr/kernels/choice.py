@@ -62,7 +62,7 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
 
 
 def can_sync(z: Tensor) -> bool:
-    """Return whether sizes may depend on values: on the CPU, where nothing has to wait for them, and outside of `torch.compile`."""
+    """Return whether sizes may depend on values: on the CPU, where nothing waits, and outside of `torch.compile`."""
     return z.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -69,7 +69,7 @@ def log_sum_between(
 
 
 def same_ids(x_ids: Tensor, y_ids: Tensor) -> Tensor:
-    """Return where a row of x and one of y share an id of any kind, (R, C), from (R,), (C,) or (R, kinds), (C, kinds)."""
+    """Return where a row of x and one of y share an id, of any kind: (R, C), from (R,) and (C,) or (·, kinds) ids."""
     if x_ids.ndim == 1:
         return x_ids[:, None] == y_ids[None, :]
     same = x_ids[:, None, 0] == y_ids[None, :, 0]
@@ -85,7 +85,7 @@ def fits_exp2(sim: Tensor) -> bool:
 
 
 def needs_no_shift(x: Tensor, y: Tensor) -> bool:
-    """Return whether every |x_a · y_b| is small enough for exp2 in float32. False off the CPU, where asking would wait."""
+    """Return whether every |x_a · y_b| fits exp2 in float32; False off the CPU, where asking would wait."""
     if not (can_sync(x) and x.numel() > 0 and y.numel() > 0):
         return False
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """Similarities tile by tile, made once for the log-sums and once more for the gradient; never more than a tile is held.
 
-One tower needs only the tiles on and above the diagonal: N^2 D multiply-adds for the two passes, N^2 D for the gradient,
-two thirds of what autograd spends on the formula. Tiles of one strip are worked on in a fixed order, so results repeat
-bit for bit. On the CPU a tile that holds no two rows of one id is not masked at all. Similarities are in units of
+One set of rows needs only the tiles on and above the diagonal: N^2 D multiply-adds for the two passes, N^2 D for the
+gradient, two thirds of what autograd spends on the formula. Tiles of one strip are worked on in a fixed order, so
+results repeat bit for bit. On the CPU a tile that holds no two rows of one id is not masked at all. Similarities are in units of
 bits, E = 2^s, as in `dense`.
 """
 

@@ -1,8 +1,8 @@
-"""The two passes on a GPU: similarities live on the chip only. A program owns a block of rows and walks over all columns.
+"""The two passes on a GPU: similarities live on the chip only. A program owns a block of rows and walks all columns.
 
 Nothing is added to memory by more than one program, so results repeat bit for bit. Products take the inputs' precision
-(float32 as `torch.backends.cuda.matmul` says: TF32 or not) and accumulate in float32; all else is float32. Rows may be up
-to 256 wide. Every row comes with its log2(e) / tau, so logits are in bits.
+(float32 as `torch.backends.cuda.matmul` says: TF32 or not) and accumulate in float32; all else is float32. Rows may be
+up to 256 wide. Every row comes with its log2(e) / tau, so logits are in bits.
 """
 # mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator"
 # kernels are written in Triton's language: their arguments are pointers and constants of compile time

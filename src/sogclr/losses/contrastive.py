@@ -87,7 +87,7 @@ class ContrastiveLoss(StatefulModule):
         return F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
 
     def record(self, anchors: Anchors, nu: Tensor, **more: Tensor) -> None:
-        """Keep what `statistics` is made from; `more` are statistics that stand beside the others or for one of them."""
+        """Keep what `statistics` is made from; `more` stands beside its entries, or for one of them."""
         tau = temperatures.detached(anchors.temperature)
         self._last = nu.detach(), anchors.s_pos.detach(), anchors.log_g.detach(), tau, more
 
@@ -98,7 +98,7 @@ class ContrastiveLoss(StatefulModule):
 
     @staticmethod
     def balance(anchors: Anchors, nu: Tensor) -> Tensor:
-        """Return (B,) zeros whose gradient weighs the attraction as the repulsion is weighed, by w = exp(log ĝ - nu)."""
+        """Return (B,) zeros whose gradient weighs the attraction as the repulsion is, by w = exp(log ĝ - nu)."""
         excess = torch.exp(anchors.log_g - nu).detach().mean(dim=0) - 1
         return -excess * (anchors.s_pos - anchors.s_pos.detach())
 

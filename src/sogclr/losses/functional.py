@@ -1,6 +1,6 @@
 """The mathematics of global contrastive losses: pure functions of tensors, everything in log space.
 
-Symbols (Yuan et al., arXiv 2202.12387): B samples in the batch, two views each; s_ab cosine similarity; tau temperature;
+Symbols (Yuan et al., 2202.12387): B samples in the batch, two views each; s_ab cosine similarity; tau temperature;
 log_g  log of the mean over an anchor's negatives of exp(s_ab / tau);  log_u  the running estimate of it, one a sample;
 nu     the normalizer of the dual form  log g = min over nu of { g exp(-nu) + nu - 1 },  held constant in the gradient.
 """
@@ -155,7 +155,7 @@ def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Ten
 
 
 def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
-    """Return NT-Xent (2002.05709), the mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
+    """Return NT-Xent, the mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
 
     Args:
         s_pos: (B,) similarities of the positives.
@@ -269,7 +269,7 @@ def log_mean_of_pairs(log_sum: Tensor, count: Tensor) -> Tensor:
 
 
 def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Return SigLIP (2303.15343): minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for the image's own.
+    """Return SigLIP, minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for the image's own.
 
     Pairs of the same image or the same text, other than the row's own, are left out: they are neither.
 

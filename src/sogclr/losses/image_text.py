@@ -86,7 +86,10 @@ class ImageTextLoss(ContrastiveLoss):
         return self.per_pair(anchors, y_ids)
 
     def temperature_of(self, x_ids: Tensor, y_ids: Tensor, like: Tensor) -> float | Tensor:
-        """Return tau of a batch of all ranks: a float, () or (2, B), the images' and the texts'; one a pair serves both ways."""
+        """Return tau of a batch of all ranks: a float, () or (2, B), the images' and the texts'.
+
+        One a pair serves both ways.
+        """
         tau = temperatures.temperature_at(self.temperature, x_ids, like)
         theirs = (
             tau if self.text_temperature is None else temperatures.temperature_at(self.text_temperature, y_ids, like)
@@ -99,7 +102,7 @@ class ImageTextLoss(ContrastiveLoss):
         """Return the loss of each pair, and record what `statistics` is made from.
 
         Args:
-            anchors: the pairs of all ranks: (2, B) anchors, the images and then the texts; `index` holds the images' ids.
+            anchors: the pairs of all ranks, (2, B): images, then texts; `index` holds the images' ids.
             y_ids: (B,) int64, the texts' ids; the tensor `anchors.index` itself where they are the images'.
 
         Returns:
@@ -115,17 +118,19 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
 
         -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_a after  u_a <- (1 - gamma) u_a + gamma ĝ_a
 
-    with one running normalizer for each image and one for each text. ĝ_a is the mean of exp(s_ab / tau) over the negatives
-    in the batch. Means over negatives and anchors: the size of the gradient does not depend on the batch's.
+    with one running normalizer for each image and one for each text. ĝ_a is the mean of exp(s_ab / tau) over the
+    negatives in the batch. Means over negatives and anchors: the size of the gradient does not depend on the batch's.
 
     Args:
         num_samples: images in the data set; `index` runs from 0 to num_samples - 1.
-        temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, which is copied for the texts; or two
+        temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, copied for the texts; or two
             modules, for images and for texts.
-        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the
+            mini-batch loss.
         num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
-        estimator: another source of nu, copied for the texts; or two, for images and for texts. A queue (`Dictionary`) is
-            one of texts for the images and one of images for the texts, and keeps both kinds of ids.
+        estimator: another source of nu, copied for the texts; or two, for images and for texts. A queue
+            (`QueueNormalizer`) is one of texts for the images and one of images for the texts, and keeps both kinds of
+            ids.
         balanced: weigh an anchor's attraction too, as in `GlobalContrastiveLoss`.
         reduction: `mean`, `sum` or `none` (one value a pair).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
@@ -173,7 +178,7 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
                 part.keep_ids(2)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
-        """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau, the mean over image and text, with the estimators' nu: (B,)."""
+        """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau,  the mean over image and text: (B,)."""
         of_images, of_texts = estimator_inputs(anchors, y_ids)
         log_g = anchors.log_g.detach()
         nu = torch.cat(
@@ -223,10 +228,11 @@ def _two_temperatures(
 
 
 class ClipLoss(ImageTextLoss):
-    """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau  at the positive.
+    """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau.
 
     The negatives are those of the batch; what shares an image or a text is left out of them.
-    `statistics['objective']` is -s + tau log ĝ, on the scale of `TwoTowerGlobalContrastiveLoss`, with the batch's normalizer.
+    `statistics['objective']` is -s + tau log ĝ, on the scale of `TwoTowerGlobalContrastiveLoss`, with the batch's
+    normalizer.
 
     Args:
         temperature: tau > 0, or a module of `sogclr.temperatures`.
@@ -250,7 +256,7 @@ class ClipLoss(ImageTextLoss):
         super().__init__(temperature, reduction, normalize)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
-        """Return  log( exp(s/tau) + sum over the negatives of exp(s_ab/tau) ) - s/tau, the mean over image and text: (B,)."""
+        """Return  log( exp(s/tau) + sum over negatives of exp(s_ab/tau) ) - s/tau,  the mean of both ways: (B,)."""
         self.record(anchors, anchors.log_g)
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 

@@ -41,8 +41,8 @@ class QueueNegatives:
     def as_negatives(self, average: MovingAverage, ids: Tensor) -> Tensor:
         """Return log of the mean over the keys b of exp(s_ab / tau) / u_b, (V, B), with u of the keys' ids, (K,).
 
-        Where u_b is right no term exceeds n, the samples of which u_b is the mean; a late u_b may let it, and the mean is
-        held at n.
+        Where u_b is right no term exceeds n, the samples of which u_b is the mean; a late u_b may let it, and the mean
+        is held at n.
         """
         log_u = average.read(ids.clamp(min=0))
         of_keys = torch.where(torch.isfinite(log_u), -log_u, -torch.inf).to(self.z.dtype)
@@ -111,7 +111,8 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
     With ĝ_a the mean of exp(s_ab / tau) over the batch's negatives (m of them) and q_a that over the queue's, the
     gradient by an anchor's embedding z_a is that of
 
-        -s_{a,p(a)} + tau { (1 - lam) e^{-nu_a} ĝ_a  +  lam [ e^{-nu_a} q_a + mean over b in the queue of e^{-nu_b} exp(s_ab / tau) ] }
+        -s_{a,p(a)} + tau { (1 - lam) e^{-nu_a} ĝ_a
+                            + lam [ e^{-nu_a} q_a + mean over b in the queue of e^{-nu_b} exp(s_ab / tau) ] }
 
     plus what a gives as a negative of the batch's other anchors. The bracket holds both halves of the whole-data
     gradient: a as an anchor, and a as a negative of b, whose normalizer nu_b = log u_b is what the n floats remember.
@@ -187,10 +188,11 @@ class MemoryContrastiveLoss(GlobalContrastiveLoss):
 
 
 class TwoTowerMemoryContrastiveLoss(TwoTowerGlobalContrastiveLoss):
-    r"""`MemoryContrastiveLoss` for images and texts, whose further negatives are the last K texts and the last K images.
+    r"""`MemoryContrastiveLoss` for images and texts, whose further negatives are the last K texts and K images.
 
-    With a an image and b a text of the queue, nu_a is the image's own normalizer and nu_b = log u_b the text's, so that a
-    is pushed as an anchor and as a negative of b; and the same with a a text and b an image. Each queue has its own lam.
+    With a an image and b a text of the queue, nu_a is the image's own normalizer and nu_b = log u_b the text's, so that
+    a is pushed as an anchor and as a negative of b; and the same with a a text and b an image. Each queue has its own
+    lam.
 
     Args:
         num_samples: images; `index` runs from 0 to num_samples - 1.

@@ -16,8 +16,8 @@ class MoCoLoss(TwoViewLoss):
     """InfoNCE of queries z0 against keys z1:  mean of  -log( exp(s_pos/tau) / (exp(s_pos/tau) + sum exp(s_ab/tau)) ).
 
     b runs over the queue's keys and the batch's other keys (so the first step has negatives too), without those of the
-    anchor's own sample. z1 is the momentum encoder's output; it gets no gradient. After the step the batch's keys are in
-    the queue, which is in `state_dict()` with the ids of its samples.
+    anchor's own sample. z1 is the momentum encoder's output; it gets no gradient. After the step the batch's keys are
+    in the queue, which is in `state_dict()` with the ids of its samples.
 
     Symmetric: `loss_fn(q0, k1, index) / 2 + loss_fn(q1, k0, index) / 2`, with queries and keys of both views.
 

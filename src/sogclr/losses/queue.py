@@ -1,4 +1,4 @@
-"""A ring of the last K embeddings with the ids of their samples (or pairs), so that none is its own sample's negative."""
+"""A queue of the last K embeddings with their samples' (or pairs') ids, so that none is its own sample's negative."""
 
 from __future__ import annotations
 

@@ -134,7 +134,8 @@ def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
         tau = float(temperature)
     except (TypeError, ValueError):
         raise BadInput(
-            f"temperature must be a number or a module of sogclr.temperatures and was {temperature!r}; 0.1 is the paper's"
+            f"temperature must be a number or a module of sogclr.temperatures and was {temperature!r}; "
+            "0.1 is the paper's"
         ) from None
     if not tau > 0:
         raise BadInput(f"temperature must be greater than 0 and was {temperature}; 0.1 is the paper's")

@@ -25,8 +25,8 @@ class TwoViewLoss(ContrastiveLoss):
     def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         """Return the loss of a batch, and update the state in training mode.
 
-        With several ranks every rank gives its own rows, as many as it has, sees everybody's, and returns the loss of the
-        whole batch.
+        With several ranks every rank gives its own rows, as many as it has, sees everybody's, and returns the loss of
+        the whole batch.
 
         Args:
             z0: (B, D) floating, embeddings of the first view.
@@ -76,17 +76,18 @@ class GlobalContrastiveLoss(TwoViewLoss):
         mean of  -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_i after
         u_i <- (1 - gamma) u_i + gamma ĝ_i
 
-    ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is SogCLR's;
-    the value is an estimate of the global objective itself, so it can be watched.
+    ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is
+    SogCLR's; the value is an estimate of the global objective itself, so it can be watched.
 
     Args:
         num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
         temperature: tau > 0, or `sogclr.temperatures.PerSample` or `Global`, which are learned.
-        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the
+            mini-batch loss.
         convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
         estimator: another source of nu, instead of `gamma` and `convention`.
-        balanced: weigh an anchor's attraction with w = exp(log ĝ - nu) too, as its repulsion is: the same expectation where
-            E[w] = 1, with less noise (docs/method.md).
+        balanced: weigh an anchor's attraction with w = exp(log ĝ - nu) too, as its repulsion is: the same expectation
+            where E[w] = 1, with less noise (docs/method.md).
         reduction: `mean`, `sum` or `none` (one value a sample).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
 
@@ -123,14 +124,14 @@ class GlobalContrastiveLoss(TwoViewLoss):
             check_built_for(part, num_samples, "samples", "give both num_samples=len(dataset)")
 
     def per_sample(self, anchors: Anchors) -> Tensor:
-        """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau, the mean over the views, with the estimator's nu: (B,)."""
+        """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau,  the mean over the views: (B,)."""
         nu = self.estimator(anchors.log_g.detach(), anchors.index, self.training, anchors.estimator_input())
         values = self.dual_values(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
         return values + self.balance(anchors, nu) if self.balanced else values
 
 
 class NTXentLoss(TwoViewLoss):
-    """NT-Xent, SimCLR's loss:  mean over anchors of  -log( exp(s_pos/tau) / (exp(s_pos/tau) + sum over N(a) exp(s_ab/tau)) ).
+    """NT-Xent, SimCLR's loss:  mean over anchors of  -log( e / (e + sum over N(a) exp(s_ab/tau)) ),  e = exp(s_pos/tau).
 
     The negatives are those of the batch. A sample that is in the batch twice is no negative of itself.
     `statistics['objective']` is -s + tau log ĝ, on the scale of `GlobalContrastiveLoss`, with the batch's normalizer.

@@ -1,4 +1,4 @@
-"""A moving average whose rate falls over the whole run while the repulsion, stronger at first, falls to its own strength."""
+"""A moving average whose rate falls over the whole run, while a repulsion that is stronger at first falls too."""
 
 from __future__ import annotations
 

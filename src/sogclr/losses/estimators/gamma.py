@@ -35,9 +35,9 @@ class CosineGamma:
 class AdaptiveGamma:
     """gamma_i = sigmoid(alpha + log u_i), SCENT's (2602.02877): samples with many hard negatives forget faster.
 
-    It is the closed-form step of stochastic proximal mirror descent on nu. As log u_i falls in training so does gamma_i;
-    alpha = -c makes it one half where log u_i = c. Far below that the average no longer moves: choose alpha so that
-    alpha + log u stays above about -4. log u is at most 1 / tau, where training starts.
+    It is the closed-form step of stochastic proximal mirror descent on nu. As log u_i falls in training so does
+    gamma_i; alpha = -c makes it one half where log u_i = c. Far below that the average no longer moves: choose alpha so
+    that alpha + log u stays above about -4. log u is at most 1 / tau, where training starts.
     """
 
     def __init__(self, alpha: float = -4.0) -> None:

@@ -69,10 +69,11 @@ class MovingAverage(Estimator):
             self.register_buffer("kept_by", torch.tensor([self.part.rank, self.part.ranks]))
 
     def divide(self) -> None:
-        """Keep from now on the part of log_u that is this rank's, 4 n / R bytes instead of 4 n; all ranks call together.
+        """Keep from now on this rank's part of log_u, 4 n / R bytes instead of 4 n; all ranks call together.
 
-        Gradients and values stay those of a whole log_u, and `state_dict()` becomes the part's own. `sogclr.sharded.whole_state`
-        puts the parts together, and estimators load that on any number of ranks, divided or not. Does nothing on one rank.
+        Gradients and values stay those of a whole log_u, and `state_dict()` becomes the part's own.
+        `sogclr.sharded.whole_state` puts the parts together, and estimators load that on any number of ranks, divided
+        or not. Does nothing on one rank.
         """
         if self.part is None and (part := shards.Part.own(self.num_samples)) is not None:
             self.part, self.log_u = part, part.of(self.log_u)
@@ -83,13 +84,13 @@ class MovingAverage(Estimator):
         return self.log_u[index] if self.part is None else shards.read(self.log_u, index, self.part)
 
     def rate(self, log_u: Tensor) -> float | Tensor:
-        """Return the gamma of the next update of samples with `log_u`, (B,): a float, () or (B,) of its dtype and device."""
+        """Return the gamma of the next update of samples with `log_u`, (B,): a float, () or (B,)."""
         if isinstance(self.gamma, CosineGamma | AdaptiveGamma):
             return self.gamma(self.step, log_u).to(log_u.dtype)
         return self.gamma
 
     def current_gamma(self) -> Tensor:
-        """Return the mean gamma of the next update over the samples that were seen: () float32 on the state's device."""
+        """Return the mean gamma of the next update, over the samples that were seen: () float32."""
         if not isinstance(self.gamma, AdaptiveGamma):
             return torch.as_tensor(self.rate(self.log_u), dtype=torch.float32, device=self.log_u.device)
         seen = ~torch.isneginf(self.log_u)
@@ -129,8 +130,8 @@ class MovingAverage(Estimator):
         if isinstance(kept_by, Tensor):
             if here is None or not torch.equal(kept_by.to(here), here):
                 raise BadInput(
-                    f"the loss state is the part that rank {int(kept_by[0])} of {int(kept_by[1])} kept, and this one keeps "
-                    f"{'all of it' if here is None else f'that of rank {int(here[0])} of {int(here[1])}'}; "
+                    f"the loss state is the part that rank {int(kept_by[0])} of {int(kept_by[1])} kept, and this one "
+                    f"keeps {'all of it' if here is None else f'that of rank {int(here[0])} of {int(here[1])}'}; "
                     "save sogclr.sharded.whole_state(loss), which every rank loads"
                 )
         elif isinstance(saved, Tensor) and len(saved) != self.num_samples:

@@ -15,8 +15,8 @@ from .protocol import Estimator, EstimatorInput
 class PrototypeNormalizer(Estimator):
     """nu_a = log( eps + mean over the prototypes c of exp(z_a . c / tau) ), with learned prototypes.
 
-    Trained by the loss itself: the dual value  tau (exp(log ĝ - nu) + nu - 1)  is minimised over nu too, and z carries no
-    gradient there. So give the optimizer, or one of its own, the prototypes as well: `loss_fn.parameters()`.
+    Trained by the loss itself: the dual value  tau (exp(log ĝ - nu) + nu - 1)  is minimised over nu too, and z carries
+    no gradient there. So give the optimizer, or one of its own, the prototypes as well: `loss_fn.parameters()`.
 
     The prototypes stand for the negatives: they start as the first candidates that pass, and until they are all set
     nu = log ĝ; every `restart` steps they are set anew in the same way, while nu goes on with what there is.
@@ -38,8 +38,8 @@ class PrototypeNormalizer(Estimator):
         super().__init__()
         if dim < 1 or prototypes < 1 or restart < 0 or not eps > 0:
             raise BadInput(
-                "a neural normalizer needs dim and prototypes of 1 or more, restart of 0 or more and eps above 0, and got "
-                f"dim {dim}, prototypes {prototypes}, restart {restart}, eps {eps}"
+                "a prototype normalizer needs dim and prototypes of 1 or more, restart of 0 or more and eps above 0, "
+                f"and got dim {dim}, prototypes {prototypes}, restart {restart}, eps {eps}"
             )
         self.restart, self.eps = restart, eps
         self.prototypes = nn.Parameter(torch.zeros(prototypes, dim))

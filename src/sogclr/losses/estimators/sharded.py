@@ -1,11 +1,12 @@
-"""One number a sample, divided among the ranks: each keeps n / R of them instead of n. Like `distributed`, it knows of ranks.
+"""One number a sample, divided among the ranks: each keeps n / R of them instead of n.
 
-Sample i is kept by rank i mod R, in its row i div R. By the remainder, and not in contiguous blocks: ids that stand next to
-each other (a class, a tar file, data in order) then spread evenly over the ranks, and the parts differ by one row at most.
+Sample i is kept by rank i mod R, in its row i div R. By the remainder, and not in contiguous blocks: ids that stand
+next to each other (a class, a tar file, data in order) then spread evenly over the ranks, and the parts differ by one
+row at most.
 
-All ranks hold the ids of the whole batch (the loss gathers them), so nobody has to ask: owners know who needs what, only
-values travel, and what is new is written by its owner without a word. A part has one row more than it keeps, -inf: the ids
-of other ranks point to it, so that shapes do not depend on the ids and a GPU is not waited for.
+All ranks hold the ids of the whole batch (the loss gathers them), so nobody has to ask: owners know who needs what,
+only values travel, and what is new is written by its owner without a word. A part has one row more than it keeps, -inf:
+the ids of other ranks point to it, so that shapes do not depend on the ids and a GPU is not waited for.
 """
 
 from __future__ import annotations
@@ -68,15 +69,17 @@ def read(values: Tensor, index: Tensor, part: Part, exchange: Exchange | None = 
         values: (rows + 1,), this rank's part.
         index: (B,) int64 ids.
         part: which part that is.
-        exchange: `all-to-all`, half the bytes, needs the counts of ids on the host; `all-reduce` (of the maximum: whoever does
-            not keep a number says -inf) does not, and is what CUDA gets. Bit for bit the same. By the device when left out.
+        exchange: `all-to-all`, half the bytes, needs the counts of ids on the host; `all-reduce` (of the maximum:
+            whoever does not keep a number says -inf) does not, and is what CUDA gets. Bit for bit the same. By the
+            device when left out.
 
     Raises:
         BadInput: not all ranks are there.
     """
     if distributed_module.world_size() != part.ranks:
         raise BadInput(
-            f"the loss's state is divided among {part.ranks} ranks and {distributed_module.world_size()} compute; all must call together"
+            f"the loss's state is divided among {part.ranks} ranks and {distributed_module.world_size()} compute; "
+            "all must call together"
         )
     exchange = exchange or ("all-to-all" if values.device.type == "cpu" else "all-reduce")
     if exchange == "all-to-all":
@@ -87,7 +90,7 @@ def read(values: Tensor, index: Tensor, part: Part, exchange: Exchange | None = 
 
 
 def _all_to_all(values: Tensor, index: Tensor, part: Part) -> Tensor:
-    """Return `read` by blocks: each rank gets one of R equal blocks of the ids from their owners; then all are gathered."""
+    """Return the numbers of `index`: each rank gets those of one of R equal blocks, and all blocks are gathered."""
     size = -(-len(index) // part.ranks)
     blocks, owners = torch.split(index, size), index % part.ranks
     asked = (owners == part.rank).nonzero().flatten()  # in the order of the blocks
