@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sogclr import kernels
-from sogclr.kernels.products import has_onednn, product
 from sogclr.losses import ClipLoss, GlobalContrastiveLoss, NTXentLoss, TwoTowerGlobalContrastiveLoss
 
 from . import pages, peers
@@ -43,17 +42,6 @@ def floor(z: Tensor) -> Callable[[], None]:
         torch.mm(z, z.T, out=similarities)
         torch.mm(similarities, z, out=gradient)
         torch.mm(similarities.T, z, out=gradient)
-
-    return call
-
-
-def onednn(z: Tensor) -> Callable[[], None]:
-    """Return a call that makes the floor's products by the library that the kernels use."""
-
-    def call() -> None:
-        similarities = product(z, z)
-        product(similarities, z.T)
-        product(z.T, similarities.T)
 
     return call
 
@@ -106,8 +94,6 @@ def measure(towers: str, device: str, dtype: torch.dtype, batch: int, width: int
     a, b, index = inputs(device, dtype, batch, width)
     z = (torch.cat([a, b]) if towers == ONE_TOWER else a).detach()
     calls: dict[str, Callable[[], None]] = {"floor": floor(z)}
-    if device == "cpu" and has_onednn():
-        calls["floor's products by oneDNN"] = onednn(z)
     for name, loss in losses(towers, device, batch).items():
         calls[name] = lambda loss=loss: step(loss, a, b, index)
     for call in calls.values():
@@ -213,12 +199,6 @@ def page(arguments: argparse.Namespace) -> str:
         "into buffers that exist already: 6 N²D operations for one tower (N = 2B), 6 B²D for two. Cells are medians over "
         "interleaved rounds of the time divided by the floor's in the same round; the last columns divide a peer's by ours.",
     ]
-    if device == "cpu":
-        parts += [
-            "",
-            "`torch.mm` calls MKL. The kernels take the matrix products from oneDNN where that is present: the second "
-            "column says what it alone does to the floor on this processor; elsewhere it may do nothing.",
-        ]
     for towers in (ONE_TOWER, TWO_TOWERS):
         parts += ["", f"## {towers.capitalize()}", "", *timing_table(towers, device, dtype, sizes)]
     batches = tuple(b for b in (256, 1024, 4096) if b <= arguments.most)
@@ -229,7 +209,7 @@ def page(arguments: argparse.Namespace) -> str:
     parts += [
         "",
         "Measured after a small call that loads the libraries; the first call of a process at B = 1,024, with what "
-        f"oneDNN and PyTorch's operators load then, takes {first:.0f} MiB for {name}.",
+        f"PyTorch's operators load then, takes {first:.0f} MiB for {name}.",
     ]
     if arguments.largest:
         mib, took = fresh_peak(ONE_TOWER, device, arguments.dtype, arguments.largest, 128, name)

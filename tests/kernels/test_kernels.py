@@ -11,8 +11,7 @@ from torch.nn.functional import normalize
 
 from sogclr import kernels
 from sogclr.errors import BadInput
-from sogclr.kernels import dense, operators, products, tiled
-from sogclr.losses.functional import unit_rows
+from sogclr.kernels import dense, operators, tiled
 
 KERNELS = ("dense", "tiled")
 KINDS = ((), (2,))  # one id a row, or two: a pair's image and text
@@ -23,7 +22,6 @@ TAUS = (0.005, 0.01, 0.05, 0.3, 1.0)
 def _small_tiles(monkeypatch):
     """Tiles of 32 rows: many of them, and a ragged last one, at sizes that a test can afford."""
     monkeypatch.setattr(tiled, "TILE", 32)
-    monkeypatch.setattr(products, "SMALLEST", 0)
 
 
 def reference(x, y, x_ids, y_ids, taus):
@@ -321,35 +319,12 @@ def test_gradient_of_rows_is_their_share_of_the_whole():
             torch.testing.assert_close(d_temperature, temperature.grad[mine], rtol=1e-4, atol=1e-5)
 
 
-def test_products_agree_with_torch_whatever_the_layout():
-    a, b = torch.randn(40, 30), torch.randn(50, 30)
-    square = torch.randn(40, 40)
-    torch.testing.assert_close(products.product(a, b), a @ b.T)
-    torch.testing.assert_close(products.product(square, a.T), square @ a)
-    torch.testing.assert_close(products.product(a.T, square.T), a.T @ square)
-    assert products.product(a.double(), b.double()).dtype == torch.float64
-
-
 def test_needs_no_shift_looks_at_the_rows():
     z = rows(10).detach()
     assert dense.needs_no_shift(z, z)
     assert dense.needs_no_shift(z * 9, z * 9)
     assert not dense.needs_no_shift(z * 10, z * 10)
     assert not dense.needs_no_shift(z * math.nan, z)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_unit_rows_have_the_gradient_of_normalize(dtype):
-    """What the losses feed the kernels: closed form against autograd, a row of zeros included."""
-    z = torch.randn(2, 9, 5).mul_(3).to(dtype)
-    z[0, 0] = 0
-    weight = torch.randn(2, 9, 5)
-    a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
-    ours, theirs = unit_rows(a), normalize(b if dtype == torch.float64 else b.float(), dim=-1)
-    torch.testing.assert_close(ours, theirs)
-    (ours * weight).sum().backward()
-    (theirs * weight).sum().backward()
-    torch.testing.assert_close(a.grad, b.grad)
 
 
 PEAK = """

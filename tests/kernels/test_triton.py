@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -110,3 +112,19 @@ def test_the_choice_on_a_gpu():
         pytest.skip("no CUDA device")
     assert kernels.choose(*[torch.empty(4096, 128, device="cuda")] * 2) == "triton"
     assert kernels.choose(*[torch.empty(4096, 768, device="cuda")] * 2) == "tiled"
+
+
+@pytest.mark.parametrize("switch", ["fp32_precision", "allow_tf32"])
+def test_tf32_follows_the_new_switch_and_the_old(switch):
+    """In a process of its own: the two may not be mixed, and reading the old one after the new one was set raises."""
+    code = f"""
+import torch
+from sogclr.kernels.triton import _blocks
+z, matmul = torch.zeros(4, 16), torch.backends.cuda.matmul
+assert _blocks(z)["PRECISION"] == "ieee"
+if not hasattr(matmul, {switch!r}):
+    raise SystemExit  # torch before 2.9
+setattr(matmul, {switch!r}, "tf32" if {switch!r} == "fp32_precision" else True)
+assert _blocks(z)["PRECISION"] == "tf32"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

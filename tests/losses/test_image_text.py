@@ -552,24 +552,22 @@ def test_a_queue_is_of_the_other_tower_with_both_kinds_of_ids():
 
 
 @pytest.mark.parametrize("name", ["sogclr", "dictionary", "queue_average", "memory"])
-def test_snapshot_and_restore_undo_an_update(name):
+def test_rollback_undoes_the_updates_of_a_step(name):
+    """Of two forward passes, with ids of the texts' own; except where it is told not to."""
     loss = losses()[name]
     for step in range(4):  # the queues are full after 4
         loss(*embeddings(seed=step, dtype=torch.float32), torch.arange(6), torch.arange(6) + step)
-    index = torch.arange(6) + 20
     before = {k: v.clone() for k, v in loss.state_dict().items()}
-    saved = [(m, m.snapshot(index)) for m in loss.modules() if hasattr(m, "snapshot")]
-    loss(*embeddings(seed=9, dtype=torch.float32), index)
-    assert any(not torch.equal(v, before[k]) for k, v in loss.state_dict().items())
-    after = {k: v.clone() for k, v in loss.state_dict().items()}
-    for module, kept in saved:
-        module.restore(kept, unless=torch.tensor(True))
-    assert all(torch.equal(v, after[k]) for k, v in loss.state_dict().items())
-    for unless in (torch.tensor(False), None):
-        loss.load_state_dict(after)
-        for module, kept in saved:
-            module.restore(kept, unless)
-        assert all(torch.equal(v, before[k]) for k, v in loss.state_dict().items())
+    for unless in (torch.tensor(True), torch.tensor(False), None):
+        loss.load_state_dict(before)
+        loss.begin_step()
+        for seed in (9, 10):
+            loss(*embeddings(seed=seed, dtype=torch.float32), torch.arange(6) + 20, torch.arange(6) + seed)
+        after = {k: v.clone() for k, v in loss.state_dict().items()}
+        assert any(not torch.equal(v, before[k]) for k, v in after.items())
+        loss.rollback(unless)
+        wanted = after if unless is not None and unless else before
+        assert all(torch.equal(v, wanted[k]) for k, v in loss.state_dict().items())
 
 
 def test_prototypes_are_of_the_other_tower():

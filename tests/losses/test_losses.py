@@ -23,10 +23,12 @@ from sogclr.losses import (
     memory,
     moco,
     queue,
+    rollback,
     temperatures,
     two_view,
 )
 from sogclr.losses.estimators import AdaptiveGamma, CosineGamma, Dictionary, MiniBatch, MovingAverage, Neural
+from sogclr.losses.rollback import StatefulModule
 from sogclr.losses.temperatures import Global, PerSample
 
 CONVENTIONS = ("per_view", "per_sample")
@@ -286,13 +288,13 @@ def test_memory_is_quadratic_in_the_batch_at_most():
 
 
 def estimator_modules():
-    names = ("protocol", "dictionary", "gamma", "mini_batch", "moving_average", "neural")
+    names = ("protocol", "gamma", "mini_batch", "moving_average", "prototypes", "queue_normalizer")
     return [importlib.import_module(f"sogclr.losses.estimators.{name}") for name in names]
 
 
 def test_nothing_waits_for_the_device():
     """What a step runs on CUDA holds no read-back: those calls stand only behind a check for the CPU."""
-    for module in (functional, two_view, image_text, memory, moco, queue, temperatures, *estimator_modules()):
+    for module in (functional, two_view, image_text, memory, moco, queue, rollback, temperatures, *estimator_modules()):
         source = inspect.getsource(module)
         for call in (".item(", ".cpu(", ".tolist(", ".nonzero(", "float(z", "bool("):
             assert call not in source, (module.__name__, call)
@@ -380,25 +382,47 @@ def test_evaluation_mode_leaves_the_state_alone(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_snapshot_and_restore_undo_an_update(name):
+def test_rollback_undoes_the_updates_of_a_step(name):
+    """Of two forward passes with samples in common; except where it is told not to; and then keeps nothing more."""
     loss = losses()[name]
     for step in range(5):  # a queue of 32 is full after 4
         loss(*embeddings(seed=step), torch.arange(6) + step)
     before = {k: v.clone() for k, v in loss.state_dict().items()}
-    index = torch.arange(3, 9)
-    stateful = [m for m in loss.modules() if hasattr(m, "snapshot")]
-    saved = [m.snapshot(index) for m in stateful]
-    loss(*embeddings(seed=9), index)
-    assert any(not torch.equal(before[k], v) for k, v in loss.state_dict().items()) == bool(stateful)
-    after = {k: v.clone() for k, v in loss.state_dict().items()}
-    for module, values in zip(stateful, saved, strict=True):
-        module.restore(values, unless=torch.tensor(True))
-    assert all(torch.equal(after[k], v) for k, v in loss.state_dict().items())
-    for unless in (torch.tensor(False), None):
-        loss.load_state_dict(after)
-        for module, values in zip(stateful, saved, strict=True):
-            module.restore(values, unless)
-        assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
+
+    def same(state):
+        return all(torch.equal(state[k], v) for k, v in loss.state_dict().items())
+
+    for unless in (torch.tensor(True), torch.tensor(False), None):
+        loss.load_state_dict(before)
+        loss.begin_step()
+        loss(*embeddings(seed=9), torch.arange(3, 9))
+        loss(*embeddings(seed=10), torch.arange(5, 11))
+        after = {k: v.clone() for k, v in loss.state_dict().items()}
+        assert not before or not same(before)
+        loss.rollback(unless)
+        assert same(after if unless is not None and unless else before)
+        loss.rollback()  # nothing is kept any more
+        assert same(after if unless is not None and unless else before)
+
+
+def test_a_batch_that_is_refused_is_rolled_back_with_those_before_it():
+    loss = losses()["queue_average"]
+    before = {k: v.clone() for k, v in loss.state_dict().items()}
+    loss.begin_step()
+    loss(*embeddings(), torch.arange(6))
+    z0, z1 = embeddings()
+    with pytest.raises(NonFinite):
+        loss(z0 * math.inf, z1, torch.arange(6))
+    loss.rollback()
+    assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_loop_that_never_begins_a_step_keeps_nothing(name):
+    loss = losses()[name]
+    for step in range(3):
+        loss(*embeddings(seed=step), torch.arange(6))
+    assert all(part._changes is None for part in loss.modules() if isinstance(part, StatefulModule))
 
 
 def test_cosine_gamma_falls_from_start_to_end_and_stays():

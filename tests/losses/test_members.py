@@ -1,5 +1,6 @@
 """Every estimator and rival against its formula, by slow loops in float64, over many steps; and on two ranks."""
 
+import copy
 import math
 
 import numpy as np
@@ -157,6 +158,25 @@ def test_a_queue_finds_a_better_normalizer_than_the_batch():
 def test_every_name_makes_an_estimator(name):
     loss = GlobalContrastiveLoss(N, TAU, estimator=create(name, N, D, queue=20, prototypes=10))
     assert all(torch.isfinite(loss(*batch)) for batch in batches())
+    before, batch = {k: v.clone() for k, v in loss.state_dict().items()}, next(batches())
+
+    def unchanged():
+        return all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
+
+    loss.eval()
+    loss(*batch)
+    assert unchanged(), "evaluation mode changed the state"
+    loss.train()
+    loss.begin_step()
+    loss(*batch)
+    assert not before or not unchanged()
+    loss.rollback()
+    assert unchanged(), "the step was not taken back"
+    again = copy.deepcopy(loss)
+    for buffer in (*again.parameters(), *again.buffers()):
+        buffer.detach().zero_()
+    again.load_state_dict(before)
+    assert torch.equal(again(*batch), loss(*batch)), "what is not in state_dict() counts"
 
 
 @pytest.mark.parametrize(

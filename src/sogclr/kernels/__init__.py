@@ -7,8 +7,8 @@ For anchors a (rows of x) and candidates b (rows of y), each with an id,
 differentiable in x, y and tau. Backward takes any weights w_a = dL/d lse_a, so every estimator and loss of the family
 composes on top. With E_ab = exp(s_ab / tau), G_ab = E_ab (w_a exp(-lse_a) + w_b exp(-lse_b)) / tau is formed from
 similarities that are made again, tile by tile: what is kept between forward and backward is linear in the batch.
-An anchor without a candidate of another id has lse_a = -inf. Rows may have several kinds of ids, (N, kinds), as a pair has
-its image's and its text's: then b counts for a where every kind is another.
+An anchor without a candidate of another id has lse_a = -inf. Rows may have several kinds of ids, (N, kinds), as a pair
+has its image's and its text's: then b counts for a where every kind is another.
 
 Three kernels give the same numbers: `dense` keeps all similarities (small batches), `tiled` makes them twice and never
 holds more than a tile, `triton` does so on a GPU's chip. `choice` picks; `use` and the argument `kernel` overrule it.
@@ -44,11 +44,13 @@ LOG2_E = math.log2(math.e)
 
 
 def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: Kernel | None = None) -> Tensor:
-    """One tower: lse_a over the rows of other ids.
+    """Return lse_a over the rows of other ids, of one set of rows.
 
     Args:
-        z: (N, D) floating.  ids: (N,) or (N, kinds) integers.
+        z: (N, D) floating.
+        ids: (N,) or (N, kinds) integers.
         temperature: a number, a () tensor, or (N,), one an anchor.
+        kernel: `dense`, `tiled` or `triton`; the fastest when left out.
 
     Returns:
         (N,) float32, or float64 for float64 rows.
@@ -69,7 +71,8 @@ def log_sum_negatives(z: Tensor, ids: Tensor, temperature: Temperature, kernel: 
         inverse = _inverse(temperature, z).expand(len(z))
     else:
         z = at_least_float32(z) * (LOG2_E / temperature) ** 0.5
-    return log_sums(z, None, ids, None, inverse, None, True, kernel)[0]
+    rows: Tensor = log_sums(z, None, ids, None, inverse, None, True, kernel)[0]
+    return rows
 
 
 def log_sum_between(
@@ -80,11 +83,15 @@ def log_sum_between(
     temperature: Temperature | tuple[Tensor, Tensor],
     kernel: Kernel | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Two towers: lse of each row of x over y, and of each row of y over x, from one set of similarities.
+    """Return lse of each row of x over y, and of each row of y over x, from one set of similarities.
 
     Args:
-        x: (R, D), y: (C, D) floating.  x_ids: (R,), y_ids: (C,) integers, or (R, kinds) and (C, kinds).
+        x: (R, D) floating.
+        y: (C, D) floating.
+        x_ids: (R,) or (R, kinds) integers.
+        y_ids: (C,) or (C, kinds) integers.
         temperature: a number, a () tensor, or a pair of (R,) and (C,).
+        kernel: as of `log_sum_negatives`.
 
     Returns:
         (R,) and (C,) float32, or float64 for float64 rows.
@@ -95,10 +102,15 @@ def log_sum_between(
 def log_sum_rows(
     x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: Temperature, kernel: Kernel | None = None
 ) -> Tensor:
-    """lse of each row of x over candidates y that are no anchors (a queue, another process's rows).
+    """Return lse of each row of x over candidates y that are no anchors: a queue, or another rank's rows.
 
     Args:
-        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,), or (R, kinds), (C, kinds).  temperature: a number, () or (R,).
+        x: (R, D) floating.
+        y: (C, D) floating.
+        x_ids: (R,) or (R, kinds) integers.
+        y_ids: (C,) or (C, kinds) integers.
+        temperature: a number, () or (R,).
+        kernel: as of `log_sum_negatives`.
 
     Returns:
         (R,) float32, or float64 for float64 rows.
@@ -130,7 +142,8 @@ def _between(
         x_inverse, y_inverse = (_inverse(temperature, x).expand(n) for n in (len(x), len(y)))
     else:
         x, y = at_least_float32(x) * (LOG2_E / temperature), at_least_float32(y)
-    return log_sums(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel)
+    both: tuple[Tensor, Tensor] = log_sums(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel)
+    return both
 
 
 def gradient_of_rows(
@@ -143,12 +156,17 @@ def gradient_of_rows(
     weight: tuple[Tensor, Tensor | None],
     kernel: Kernel | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The whole gradient of the rows x, as anchors and as candidates of the anchors y, from numbers of both.
+    """Return the whole gradient of the rows x, as anchors and as candidates of the anchors y, from numbers of both.
 
     Args:
-        x: (R, D), y: (C, D).  x_ids: (R,), y_ids: (C,), or (R, kinds), (C, kinds).
+        x: (R, D) floating.
+        y: (C, D) floating.
+        x_ids: (R,) or (R, kinds) integers.
+        y_ids: (C,) or (C, kinds) integers.
         temperature: a number, or (R,) and (C,).
-        lse, weight: (R,) and (C,): the log-sums and dL/d lse; None for y where y are no anchors.
+        lse: (R,) and (C,), the log-sums; None for y where y are no anchors.
+        weight: (R,) and (C,), dL/d lse; None for y where y are no anchors.
+        kernel: as of `log_sum_negatives`.
 
     Returns:
         (R, D), dL/dx, and (R,), dL/d temperature of x (empty for a number). Not differentiable.
@@ -190,7 +208,7 @@ def _factor(temperature: Temperature, like: Tensor) -> Tensor | float:
 
 
 def at_least_float32(z: Tensor) -> Tensor:
-    """Half precisions become float32; float32 and float64 stay."""
+    """Return half precisions as float32; float32 and float64 stay."""
     return z if z.dtype == torch.float64 else z.float()
 
 
@@ -200,5 +218,6 @@ def _check(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> None:
     of_rows = x_ids.shape[:1] == x.shape[:1] and y_ids.shape[:1] == y.shape[:1]
     if not of_rows or x_ids.shape[1:] != y_ids.shape[1:] or x_ids.ndim > 2:
         raise BadInput(
-            f"{len(x)} rows and {len(y)} candidates need as many ids, and have {tuple(x_ids.shape)} and {tuple(y_ids.shape)}"
+            f"{len(x)} rows and {len(y)} candidates need as many ids, and have {tuple(x_ids.shape)} and "
+            f"{tuple(y_ids.shape)}"
         )

@@ -26,7 +26,7 @@ _named: Kernel | None = None
 
 @contextmanager
 def use(kernel: Kernel) -> Iterator[None]:
-    """Inside the block every log-sum is computed by `kernel`: `dense`, `tiled` or `triton`."""
+    """Compute every log-sum inside the block by `kernel`: `dense`, `tiled` or `triton`."""
     global _named
     before, _named = _named, known(kernel)
     try:
@@ -36,6 +36,11 @@ def use(kernel: Kernel) -> Iterator[None]:
 
 
 def known(kernel: Kernel) -> Kernel:
+    """Return a kernel that exists and can run here.
+
+    Raises:
+        BadInput: there is none of that name, or it needs a package that is not installed.
+    """
     if kernel not in KERNELS:
         raise BadInput(f"kernel must be one of {', '.join(KERNELS)} and was {kernel!r}")
     if kernel == "triton" and not _TRITON:
@@ -44,7 +49,7 @@ def known(kernel: Kernel) -> Kernel:
 
 
 def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
-    """The kernel for rows x, (R, D), and candidates y, (C, D)."""
+    """Return the kernel for rows x, (R, D), and candidates y, (C, D): `kernel`, or that of `use`, or the fastest."""
     named = _named if kernel is None else known(kernel)
     if len(x) * len(y) == 0:
         return "tiled"  # an empty queue: no tiles, no special case, whatever is named
@@ -57,12 +62,12 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
 
 
 def can_sync(z: Tensor) -> bool:
-    """Whether sizes may depend on values: on the CPU, where nothing has to wait for them, and outside of `torch.compile`."""
+    """Return whether sizes may depend on values: on the CPU, where nothing waits, and outside of `torch.compile`."""
     return z.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def is_dense(like: Tensor, rows: int, candidates: int) -> bool:
-    """Whether so many rows and candidates, one or more, on the device of `like` are the dense kernel's."""
+    """Return whether so many rows and candidates, one or more, on the device of `like` are the dense kernel's."""
     if _named is not None:
         return _named == "dense"
     return rows * candidates <= (DENSE_CPU if like.device.type == "cpu" else DENSE_CUDA)

@@ -5,6 +5,7 @@ Between forward and backward only the rows and their log-sums are kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -37,19 +38,31 @@ def log_sums(
     columns: bool,
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    """Log-sums of the rows of x over y and, with `columns`, of the rows of y over x (else an empty tensor).
+    """Return the log-sums of the rows of x over y and, with `columns`, of the rows of y over x.
 
-    Without y it is one tower: y is x, and the second result is empty.
+    Without y, y is x, and the second result is empty.
 
     Args:
-        x: (R, D); y: (C, D); x_ids: (R,), y_ids: (C,), or (R, kinds), (C, kinds); x_inverse: (R,),
-            y_inverse: (C,), log2(e) / tau (1 where missing, the rows then being scaled already).
+        x: (R, D).
+        y: (C, D).
+        x_ids: (R,) or (R, kinds).
+        y_ids: (C,) or (C, kinds).
+        x_inverse: (R,), log2(e) / tau; 1 where missing, the rows then being scaled already.
+        y_inverse: (C,), the same of y.
+        columns: whether the rows of y are anchors too.
+        kernel: `tiled` or `triton`.
+
+    Returns:
+        (R,); and (C,), or (0,) without `columns`.
     """
-    return _module(kernel).log_sums(x, y, x_ids, y_ids, x_inverse, y_inverse, columns)
+    compute: Callable[..., tuple[Tensor, Tensor]] = _module(kernel).log_sums
+    return compute(x, y, x_ids, y_ids, x_inverse, y_inverse, columns)
 
 
 @log_sums.register_fake
-def _(x, y, x_ids, y_ids, x_inverse, y_inverse, columns, kernel):
+def _(
+    x: Tensor, y: Tensor | None, x_ids: Tensor, y_ids: Any, x_inverse: Any, y_inverse: Any, columns: bool, kernel: str
+) -> tuple[Tensor, Tensor]:
     return _rows(x, x.shape[0]), _rows(x, y.shape[0] if columns and y is not None else 0)
 
 
@@ -69,23 +82,49 @@ def log_sums_gradient(
     needs_inverse: bool,
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/dx, dL/dy, dL/d x_inverse, dL/d y_inverse from the weights dL/d lse; empty tensors where not asked for.
+    """Return dL/dx, dL/dy, dL/d x_inverse, dL/d y_inverse from the weights dL/d lse; empty tensors where not asked for.
 
-    y's log-sums and weights may be missing: y then holds candidates that are no anchors.
+    Args:
+        x: (R, D).
+        y: (C, D).
+        x_ids: (R,) or (R, kinds).
+        y_ids: (C,) or (C, kinds).
+        x_inverse: as of `log_sums`.
+        y_inverse: as of `log_sums`.
+        x_lse: (R,) log-sums.
+        y_lse: (C,), or None: y then holds candidates that are no anchors.
+        x_weight: (R,) dL/d lse.
+        y_weight: (C,), or None.
+        needs_y: whether dL/dy is asked for.
+        needs_inverse: whether those of the factors are.
+        kernel: `tiled` or `triton`.
     """
-    return _module(kernel).log_sums_gradient(
-        x, y, x_ids, y_ids, x_inverse, y_inverse, x_lse, y_lse, x_weight, y_weight, needs_y, needs_inverse
-    )
+    compute: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _module(kernel).log_sums_gradient
+    return compute(x, y, x_ids, y_ids, x_inverse, y_inverse, x_lse, y_lse, x_weight, y_weight, needs_y, needs_inverse)
 
 
 @log_sums_gradient.register_fake
-def _(x, y, x_ids, y_ids, x_inverse, y_inverse, x_lse, y_lse, x_weight, y_weight, needs_y, needs_inverse, kernel):
-    two = needs_y and y is not None
+def _(
+    x: Tensor,
+    y: Tensor | None,
+    x_ids: Tensor,
+    y_ids: Tensor | None,
+    x_inverse: Tensor | None,
+    y_inverse: Tensor | None,
+    x_lse: Tensor,
+    y_lse: Tensor | None,
+    x_weight: Tensor,
+    y_weight: Tensor | None,
+    needs_y: bool,
+    needs_inverse: bool,
+    kernel: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    anchors = needs_inverse and y is not None and y_lse is not None
     return (
         torch.empty_like(x),
-        torch.empty_like(y) if two else x.new_empty(0),
+        torch.empty_like(y) if needs_y and y is not None else x.new_empty(0),
         _rows(x, x.shape[0] if needs_inverse else 0),
-        _rows(x, y.shape[0] if needs_inverse and y_lse is not None else 0),
+        _rows(x, y.shape[0] if anchors and y is not None else 0),
     )
 
 

@@ -1,5 +1,4 @@
-"""Anchors of this rank against candidates of all ranks. With `processes` and `sharded`, the only place
-that knows of ranks.
+"""Anchors of this rank against candidates of all ranks. With `distributed` and `sharded`, all that knows of ranks.
 
 Embeddings are gathered once. Each rank computes the log-sums of its own anchors and gathers those of the others, so all
 go on with the same numbers and compute the same loss. The weights dL/d lse that come back are then the same everywhere
@@ -8,7 +7,7 @@ too, and each rank forms the whole gradient of its own rows, as anchors and as c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +24,10 @@ _sizes: list[int] | None = None  # how many rows each rank holds; None: all as m
 
 @contextmanager
 def uneven_batch(sizes: list[int] | None) -> Iterator[None]:
-    """Inside the block rank k holds `sizes[k]` rows of the batch; None: all as many. Gradients of it know afterwards too."""
+    """Take rank k to hold `sizes[k]` rows of the batch inside the block; None: all as many.
+
+    Gradients of what is computed inside know afterwards too.
+    """
     global _sizes
     before, _sizes = _sizes, sizes
     try:
@@ -35,7 +37,7 @@ def uneven_batch(sizes: list[int] | None) -> Iterator[None]:
 
 
 def gather(z: Tensor) -> Tensor:
-    """(b, ...) on each rank -> (B, ...) in rank order on all; this rank's own rows carry gradient."""
+    """Return the rows of all ranks in rank order, (G, ...), from (B, ...) on each; this rank's own carry gradient."""
     if world_size() == 1:
         return z
     everything = all_gather(z, _sizes)
@@ -46,7 +48,7 @@ def gather(z: Tensor) -> Tensor:
 
 
 def all_gather(z: Tensor, sizes: list[int] | None = None) -> Tensor:
-    """`gather` without gradient. Where the ranks hold different numbers of rows, all send as many as the largest."""
+    """Return what `gather` does, without gradient. All send as many rows as the rank that has most."""
     local = z.detach()
     most = len(local) if sizes is None else max(sizes)
     if len(local) < most:
@@ -56,11 +58,11 @@ def all_gather(z: Tensor, sizes: list[int] | None = None) -> Tensor:
     collective(out, local.contiguous())
     if sizes is None or min(sizes) == most:
         return out
-    return torch.cat([part[:size] for part, size in zip(out.split(most), sizes, strict=True)])
+    return torch.cat([part[:size] for part, size in zip(torch.split(out, most), sizes, strict=True)])
 
 
 def _own(count: int, sizes: list[int] | None) -> slice:
-    """This rank's rows among those of all."""
+    """Return this rank's rows among those of all."""
     rank = dist.get_rank()
     if sizes is None:
         return slice(rank * count // world_size(), (rank + 1) * count // world_size())
@@ -68,14 +70,16 @@ def _own(count: int, sizes: list[int] | None) -> slice:
 
 
 def log_sum_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
-    """One tower: log of the sum over N(a) of exp(s_ab / tau_a), each rank computing that of its own anchors.
+    """Return log of the sum over N(a) of exp(s_ab / tau_a) of two views, each rank computing that of its own anchors.
 
     Args:
-        z0, z1: (B, D) unit rows of all ranks, gathered.  index: (B,) their ids.
-        temperature: a number, () or (B,), one a sample, the same on all ranks.
+        z0: (G, D) unit rows of all ranks, gathered: the first view.
+        z1: (G, D), the second.
+        index: (G,) their ids.
+        temperature: a number, () or (G,), one a sample, the same on all ranks.
 
     Returns:
-        (2, B), the same on all ranks. If all go on to the same loss, the gradient of this rank's rows is complete, that
+        (2, G), the same on all ranks. If all go on to the same loss, the gradient of this rank's rows is complete, that
         of the other rows is zero, and that of the temperature is complete.
     """
     z, ids = torch.cat([z0, z1]), index.repeat(2)
@@ -83,47 +87,61 @@ def log_sum_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float 
         temperature = temperature.repeat(2)
     if world_size() == 1:
         return kernels.log_sum_negatives(z, ids, temperature).view(2, -1)
-    temperature = _one_each(temperature, len(z))
-    return _Strips.apply(z, None, ids, None, temperature, None, 2)[0].view(2, -1)
+    return _strips(z, None, ids, None, _one_each(temperature, len(z)), None, 2)[0].view(2, -1)
 
 
 def log_sum_between(
     x: Tensor, y: Tensor, index: Tensor, temperature: float | Tensor | tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Two towers: log-sums of the rows of x over y of other ids, and of y over x, each rank computing its own.
+    """Return the log-sums of the rows of x over y of other ids, and of y over x, each rank computing its own.
 
     Args:
-        x, y: (B, D) unit rows of all ranks, gathered.  index: (B,) ids, or (B, 2), a pair's image and text: b counts for a
-            where both are others.  temperature: a number, (), or two of (B,).
+        x: (G, D) unit rows of all ranks, gathered.
+        y: (G, D), the same of the other things.
+        index: (G,) ids, or (G, 2), a pair's image and text: b counts for a where both are others.
+        temperature: a number, (), or two of (G,).
 
     Returns:
-        Twice (B,); gradients as in `log_sum_negatives`.
+        Twice (G,); gradients as in `log_sum_negatives`.
     """
     if world_size() == 1:
         return kernels.log_sum_between(x, y, index, index, temperature)
     each = temperature if isinstance(temperature, tuple) else (_one_each(temperature, len(x)),) * 2
-    return _Strips.apply(x, y, index, index, *each, 1)
+    of_x, of_y = _strips(x, y, index, index, *each, 1)
+    assert of_y is not None
+    return of_x, of_y
 
 
 def log_sum_keys(
     x: Tensor, keys: Tensor, x_ids: Tensor, key_ids: Tensor, temperature: float | Tensor, views: int = 1
 ) -> Tensor:
-    """Log-sums of the rows of x over keys of other ids that all ranks hold alike (a queue), each rank computing its own.
+    """Return the log-sums of the rows of x over keys of other ids, a queue that all ranks hold alike.
+
+    Each rank computes those of its own rows.
 
     Args:
-        x: (views x B, D) unit rows of all ranks, gathered.  keys: (K, D), without gradient.  x_ids: (views x B,),
-            key_ids: (K,).  temperature: a number, () or (views x B,).
+        x: (views x G, D) unit rows of all ranks, gathered.
+        keys: (K, D), without gradient.
+        x_ids: (views x G,) or (views x G, kinds).
+        key_ids: (K,) or (K, kinds).
+        temperature: a number, () or (views x G,).
+        views: how many views' rows x holds, one after the other.
 
     Returns:
-        (views x B,); gradients as in `log_sum_negatives`.
+        (views x G,); gradients as in `log_sum_negatives`.
     """
     if world_size() == 1:
         return kernels.log_sum_rows(x, keys, x_ids, key_ids, temperature)
-    return _Strips.apply(x, keys, x_ids, key_ids, _one_each(temperature, len(x)), None, views)[0]
+    return _strips(x, keys, x_ids, key_ids, _one_each(temperature, len(x)), None, views)[0]
 
 
 def _one_each(temperature: float | Tensor, count: int) -> float | Tensor:
     return temperature.expand(count) if isinstance(temperature, Tensor) else temperature
+
+
+def _strips(*arguments: object) -> tuple[Tensor, Tensor | None]:
+    apply: Callable[..., tuple[Tensor, Tensor | None]] = _Strips.apply
+    return apply(*arguments)
 
 
 class _Strips(torch.autograd.Function):
@@ -165,7 +183,7 @@ class _Strips(torch.autograd.Function):
 
 
 class _Side:
-    """One tower's rows of all ranks, (views x B, ...); `own` takes this rank's, `everyone` puts all together."""
+    """One side's rows of all ranks, (views x G, ...); `own` takes this rank's, `everyone` puts all together."""
 
     lse: Tensor | None = None
 
@@ -176,15 +194,24 @@ class _Side:
         self.rows = _own(len(z) // views, _sizes)
 
     def own(self, values: Any) -> Any:
+        """Return this rank's rows of a tensor; a number as it is."""
         if not isinstance(values, Tensor):
             return values
-        return values.unflatten(0, (self.views, -1))[:, self.rows].flatten(0, 1)
+        return self.by_view(values)[:, self.rows].flatten(0, 1)
+
+    def by_view(self, values: Tensor) -> Tensor:
+        """Return (rows, ...) as (views, rows of a view, ...)."""
+        return values.view(self.views, len(values) // self.views, *values.shape[1:])
 
     def everyone(self, own: Tensor) -> Tensor:
+        """Return the values of all ranks' rows from this rank's."""
         return all_gather(own.view(self.views, -1).T, self.sizes).T.reshape(-1)
 
     def gradient(self, other: _Side, weight: Tensor, other_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Of all rows (other ranks' stay zero: they have it) and, gathered, of the temperatures where each has one."""
+        """Return the gradient of all rows and, gathered, of the temperatures where each has one.
+
+        That of other ranks' rows stays zero: they have it.
+        """
         temperature: Any = self.temperature
         each = isinstance(temperature, Tensor)
         if each:
@@ -200,12 +227,12 @@ class _Side:
             (self.own(weight), other_weight if other.lse is not None else None),
         )
         d = torch.zeros_like(self.z)
-        d.unflatten(0, (self.views, -1))[:, self.rows] = own_d.unflatten(0, (self.views, -1))
+        self.by_view(d)[:, self.rows] = self.by_view(own_d)
         return d, self.everyone(own_d_temperature).to(temperature[0].dtype) if each else None
 
 
 def scale_gradient(loss: Tensor, factor: float) -> Tensor:
-    """The same value with `factor` times the gradient.
+    """Return the same value with `factor` times the gradient.
 
     Each rank computes the loss of the whole batch and the gradient of its own rows; DistributedDataParallel then
     averages over the ranks, where a sum is wanted.

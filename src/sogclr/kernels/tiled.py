@@ -1,8 +1,8 @@
 """Similarities tile by tile, made once for the log-sums and once more for the gradient; never more than a tile is held.
 
-One tower needs only the tiles on and above the diagonal: N^2 D multiply-adds for the two passes, N^2 D for the gradient,
-two thirds of what autograd spends on the formula. Tiles of one strip are worked on in a fixed order, so results repeat
-bit for bit. On the CPU a tile that holds no two rows of one id is not masked at all. Similarities are in units of
+One set of rows needs only the tiles on and above the diagonal: N^2 D multiply-adds for the two passes, N^2 D for the
+gradient, two thirds of what autograd spends on the formula. Tiles of one strip are worked on in a fixed order, so
+results repeat bit for bit. On the CPU a tile that holds no two rows of one id is not masked at all. Similarities are in units of
 bits, E = 2^s, as in `dense`.
 """
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .dense import LN2, needs_no_shift, same_ids
-from .products import product
 
 TILE = 512  # rows and columns; 1 MiB of float32, which with the tile of weights stays in a core's second-level cache
 TILE_ELSEWHERE = 4096  # on a GPU large products matter more than caches
@@ -31,10 +30,11 @@ class _Side:
         self.tile = TILE if z.device.type == "cpu" else TILE_ELSEWHERE
 
     def kinds(self) -> list[Tensor]:
-        """The ids of each kind, (rows,)."""
+        """Return the ids of each kind, (rows,)."""
         return [self.ids] if self.ids.ndim == 1 else list(self.ids.unbind(dim=1))
 
     def parts(self) -> list[slice]:
+        """Return the strips of rows, a tile high each."""
         return [slice(k, min(k + self.tile, len(self.z))) for k in range(0, len(self.z), self.tile)]
 
 
@@ -43,20 +43,20 @@ class _Kind:
 
     def __init__(self, x_ids: Tensor, y_ids: Tensor | None) -> None:
         ids = x_ids if y_ids is None else torch.cat([x_ids, y_ids])
-        values, group = ids.unique(return_inverse=True)
+        values, group = torch.unique(ids, return_inverse=True)
         self.x = group[: len(x_ids)]
         self.y = self.x if y_ids is None else group[len(x_ids) :]
         self.in_strip = torch.zeros(len(values), dtype=torch.bool)
 
     def shared(self, i: slice) -> Tensor:
-        """(C,): which rows of y have an id that is in strip i of x."""
+        """Return which rows of y have an id that is in strip i of x: (C,) bool."""
         self.in_strip[self.x[i]] = True
         shared = self.in_strip[self.y]
         self.in_strip[self.x[i]] = False
         return shared
 
     def different(self, i: slice, j: slice, out: Tensor) -> Tensor:
-        """1 where the ids differ, else 0."""
+        """Write 1 where the ids of strips i and j differ, else 0, to `out`, and return it."""
         rows, columns = self.x[i].to(out.dtype), self.y[j].to(out.dtype)
         return torch.sub(rows[:, None], columns, out=out).abs_().clamp_(max=1)
 
@@ -75,30 +75,32 @@ class _Tiles:
             self.kinds = [_Kind(*ids) for ids in zip(x.kinds(), of_y, strict=True)]
 
     def buffer(self, which: int, like: Tensor) -> Tensor:
+        """Return buffer 0 or 1 in the shape of a tile; what it held is lost."""
         if which not in self.buffers:
             self.buffers[which] = self.x.z.new_empty(self.size)
         return self.buffers[which][: like.numel()].view(like.shape)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, bool]]:
-        """Each (rows, columns, similarities, whether some ids are equal)."""
+        """Yield each tile: (rows, columns, similarities, whether some ids are equal)."""
         columns = self.y.parts()
         for k, i in enumerate(self.x.parts()):
             shared = self.shared(i, columns)
             for n in range(k if self.one_tower else 0, len(columns)):
-                yield i, columns[n], product(self.x.z[i], self.y.z[columns[n]]), shared[n]
+                yield i, columns[n], self.x.z[i] @ self.y.z[columns[n]].T, shared[n]
 
     def shared(self, i: slice, columns: list[slice]) -> list[bool]:
-        """For each tile of strip i whether it has an id on both sides; elsewhere than on the CPU, always."""
+        """Return for each tile of strip i whether it has an id on both sides; elsewhere than on the CPU, always."""
         if not self.on_cpu:
             return [True] * len(columns)
         shared = torch.stack([kind.shared(i) for kind in self.kinds]).any(dim=0)
         return [bool(shared[j].any()) for j in columns]
 
     def same(self, i: slice, j: slice) -> Tensor:
+        """Return where ids are equal: (rows, columns) bool."""
         return same_ids(self.x.ids[i], self.y.ids[j])
 
     def zero_same(self, values: Tensor, i: slice, j: slice) -> None:
-        """Finite values become 0 where ids are equal: by arithmetic, three times as fast as by a mask on the CPU."""
+        """Set finite values to 0 where ids are equal: by arithmetic, three times as fast as by a mask on the CPU."""
         if not self.on_cpu or any(len(kind.in_strip) > 2**24 for kind in self.kinds):
             values.masked_fill_(self.same(i, j), 0)
             return
@@ -106,7 +108,7 @@ class _Tiles:
             values.mul_(kind.different(i, j, self.buffer(1, values)))
 
     def mirrored(self, i: slice, j: slice) -> bool:
-        """Whether the tile also stands for its mirror image, or for the columns of the other tower."""
+        """Return whether the tile also stands for its mirror image, or for y's rows as anchors."""
         return not (self.one_tower and i == j)
 
 
@@ -134,7 +136,7 @@ def log_sums(
     y_inverse: Tensor | None,
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See `operators.log_sums`."""
+    """Return the log-sums; see `operators.log_sums` for the arguments."""
     a, b = _sides(x, y, x_ids, y_ids, x_inverse, y_inverse)
     sums = _PlainSums if x_inverse is None and needs_no_shift(a.z, b.z) else _ShiftedSums
     tiles = _Tiles(a, b)
@@ -155,14 +157,17 @@ class _PlainSums:
         self.tiles, self.total = tiles, side.z.new_zeros(len(side.z))
 
     def prepare(self, i: slice, j: slice, sim: Tensor, same: bool) -> None:
+        """Make a tile of similarities that of their exponentials."""
         sim.exp2_()
         if same:
             self.tiles.zero_same(sim, i, j)
 
     def add(self, part: slice, e: Tensor, dim: int) -> None:
+        """Add a tile's sums along `dim` to those of the anchors `part`."""
         self.total[part] += e.sum(dim=dim)
 
     def log(self) -> Tensor:
+        """Return the log-sums, (rows,)."""
         return self.total.log_()
 
 
@@ -175,10 +180,12 @@ class _ShiftedSums:
         self.top = torch.full_like(self.total, LOWEST)
 
     def prepare(self, i: slice, j: slice, sim: Tensor, same: bool) -> None:
+        """Take equal ids out of a tile of similarities."""
         if same:
             sim.masked_fill_(self.tiles.same(i, j), -math.inf)
 
     def add(self, part: slice, sim: Tensor, dim: int) -> None:
+        """Add a tile's sums along `dim` to those of the anchors `part`."""
         logits = sim
         if self.inverse is not None:
             logits = torch.mul(sim, self.inverse[part].unsqueeze(dim), out=self.tiles.buffer(0, sim))
@@ -188,6 +195,7 @@ class _ShiftedSums:
         self.top[part] = top
 
     def log(self) -> Tensor:
+        """Return the log-sums, (rows,)."""
         return self.total.log2_().add_(self.top).mul_(LN2)
 
 
@@ -205,7 +213,7 @@ def log_sums_gradient(
     needs_y: bool,
     needs_inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `operators.log_sums_gradient`."""
+    """Return the gradients; see `operators.log_sums_gradient` for the arguments."""
     a, b = _sides(x, y, x_ids, y_ids, x_inverse, y_inverse)
     tiles = _Tiles(a, b)
     anchors = [_Anchors(a, x_lse, x_weight, needs_inverse)]
@@ -215,9 +223,9 @@ def log_sums_gradient(
     d_b = d_a if a is b else torch.zeros_like(b.z) if needs_y else None
     for i, j, sim, same in tiles:
         m = form(tiles, i, j, sim, same, *anchors)
-        d_a[i] += product(m, b.z[j].T)
+        d_a[i] += m @ b.z[j]
         if d_b is not None and tiles.mirrored(i, j):
-            d_b[j] += product(a.z[i].T, m.T).T
+            d_b[j] += m.T @ a.z[i]
     return (
         d_a.to(x.dtype),
         d_b.to(y.dtype) if d_b is not None and y is not None else x.new_empty(0),
@@ -247,7 +255,7 @@ class _Anchors:
 def _plain_weights(
     tiles: _Tiles, i: slice, j: slice, sim: Tensor, same: bool, rows: _Anchors, columns: _Anchors
 ) -> Tensor:
-    """M = E (c_a + c_b)."""
+    """Return  M = E (c_a + c_b)  of a tile."""
     e = sim.exp2_()
     if same:
         tiles.zero_same(e, i, j)
@@ -257,7 +265,7 @@ def _plain_weights(
 def _shifted_weights(
     tiles: _Tiles, i: slice, j: slice, sim: Tensor, same: bool, rows: _Anchors, columns: _Anchors
 ) -> Tensor:
-    """M = w_a p_ab / tau_a + w_b p_ba / tau_b  with  p_ab = 2^(s_ab / tau_a - lse_a)."""
+    """Return  M = w_a p_ab / tau_a + w_b p_ba / tau_b  with  p_ab = 2^(s_ab / tau_a - lse_a)."""
     mask = tiles.same(i, j) if same else None
     m = _probabilities(tiles.buffer(0, sim), i, sim, mask, rows, 1)
     if not tiles.mirrored(i, j):
@@ -268,7 +276,10 @@ def _shifted_weights(
 
 
 def _probabilities(out: Tensor, part: slice, sim: Tensor, mask: Tensor | None, anchors: _Anchors, dim: int) -> Tensor:
-    """w_a p_ab / tau_a for the anchors along `dim` 1 (rows) or 0 (columns); adds to the gradient of their 1 / tau."""
+    """Return  w_a p_ab / tau_a  for the anchors along `dim` 1 (rows) or 0 (columns).
+
+    What the tile gives to the gradient of their 1 / tau is added to `anchors.d_inverse`.
+    """
     assert anchors.bits is not None
     bits = anchors.bits[part].unsqueeze(dim)
     if anchors.inverse is None:

@@ -1,9 +1,11 @@
-"""The two passes on a GPU: similarities live on the chip only. A program owns a block of rows and walks over all columns.
+"""The two passes on a GPU: similarities live on the chip only. A program owns a block of rows and walks all columns.
 
 Nothing is added to memory by more than one program, so results repeat bit for bit. Products take the inputs' precision
-(float32 as `torch.backends.cuda.matmul.allow_tf32` says) and accumulate in float32; all else is float32. Rows may be up
-to 256 wide. Every row comes with its log2(e) / tau, so logits are in bits.
+(float32 as `torch.backends.cuda.matmul` says: TF32 or not) and accumulate in float32; all else is float32. Rows may be
+up to 256 wide. Every row comes with its log2(e) / tau, so logits are in bits.
 """
+# mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator"
+# kernels are written in Triton's language: their arguments are pointers and constants of compile time
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _HEADROOM = 2.0**14
 
 @triton.jit
 def _similarities(x, y_ptr, columns, d, stride, count, width, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """(ROWS, WIDTH) against rows `columns` of y: the similarities, and the block of y."""
+    """Return the similarities of x, (ROWS, WIDTH), with rows `columns` of y, and the block of y."""
     inside = (columns[:, None] < count) & (d[None, :] < width)
     y = tl.load(y_ptr + columns[:, None].to(tl.int64) * stride + d[None, :], mask=inside, other=0.0)
     if UPCAST:
@@ -35,7 +37,7 @@ def _similarities(x, y_ptr, columns, d, stride, count, width, UPCAST: tl.constex
 
 @triton.jit
 def _negatives(x_ids, x_ids_ptr, rows, valid, y_ids_ptr, columns, there, KINDS: tl.constexpr):
-    """(ROWS, COLUMNS): which columns are there and share no id, of any kind, with the row; x_ids are the first kind's."""
+    """Return which columns are there and share no id, of any kind, with the row; x_ids are the first kind's."""
     y_ids = tl.load(y_ids_ptr + columns * KINDS, mask=there, other=-1)
     negative = (x_ids[:, None] != y_ids[None, :]) & there[None, :]
     for kind in tl.static_range(1, KINDS):
@@ -65,6 +67,7 @@ def _row_log_sums(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Write the log-sums of a block of rows over all columns: the largest logit and the sum of 2^(logit - largest)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, WIDTH)
     valid = rows < rows_count
@@ -119,7 +122,7 @@ def _row_gradient(
     PRECISION: tl.constexpr,
     Y_ANCHORS: tl.constexpr,
 ):
-    """dL/dx of a block of rows: sum over b of (w_a p_ab / tau_a + w_b p_ba / tau_b) y_b."""
+    """Write dL/dx of a block of rows: sum over b of (w_a p_ab / tau_a + w_b p_ba / tau_b) y_b."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, WIDTH)
     valid = rows < rows_count
@@ -154,24 +157,34 @@ def _row_gradient(
     tl.store(d_inverse_ptr + rows, moment * weight, mask=valid)
 
 
+def _tf32() -> bool:
+    """Return whether float32 products may be TF32. From torch 2.9 on the old switch raises once the new one was set."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision == "tf32")
+    return bool(matmul.allow_tf32)
+
+
 def _blocks(z: Tensor) -> dict[str, Any]:
-    """Sizes that fit a program's registers and shared memory."""
+    """Return the sizes that fit a program's registers and shared memory, and the precision of the products."""
     width = max(16, triton.next_power_of_2(z.shape[1]))
     rows = 128 if width <= 128 and z.dtype != torch.float32 else 64
-    ieee = z.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     return {
         "ROWS": rows,
         "COLUMNS": 64 if width <= 128 else 32,
         "WIDTH": width,
         "UPCAST": _INTERPRETED and z.dtype == torch.bfloat16,
-        "PRECISION": "ieee" if ieee else "tf32",
+        "PRECISION": "ieee" if z.dtype == torch.float32 and not _tf32() else "tf32",
         "num_warps": 8 if rows == 128 else 4,
     }
 
 
 def _launch(kernel: Any, x: Tensor, *arguments: object, **constants: object) -> None:
     blocks = _blocks(x)
-    kernel[(triton.cdiv(len(x), blocks["ROWS"]),)](*arguments, **blocks, **constants)
+    with torch.cuda.device_of(
+        x
+    ):  # Triton launches on the current device; on the CPU, the interpreter's, this does nothing
+        kernel[(triton.cdiv(len(x), blocks["ROWS"]),)](*arguments, **blocks, **constants)
 
 
 def _kinds(ids: Tensor) -> int:
@@ -191,7 +204,7 @@ def log_sums(
     y_inverse: Tensor | None,
     columns: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See `operators.log_sums`."""
+    """Return the log-sums; see `operators.log_sums` for the arguments."""
     if y is None or y_ids is None:
         return _log_sums_of_rows(x, x, x_ids, x_ids, x_inverse), _floats(x, 0)
     rows = _log_sums_of_rows(x, y, x_ids, y_ids, x_inverse)
@@ -226,7 +239,7 @@ def log_sums_gradient(
     needs_y: bool,
     needs_inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `operators.log_sums_gradient`."""
+    """Return the gradients; see `operators.log_sums_gradient` for the arguments."""
     rows = _Rows(x, x_ids, x_inverse, x_lse, x_weight)
     if y is None:
         d_x, d_inverse = _gradient_of_rows(rows, rows)

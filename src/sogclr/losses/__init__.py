@@ -1,4 +1,4 @@
-"""Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; their mathematics in `functional`."""
+"""Losses as drop-in modules, `loss(z0, z1, index)` or `loss(images, texts, index)`; `functional` has the formulas."""
 
 from __future__ import annotations
 

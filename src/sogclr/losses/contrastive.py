@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from ..distributed import world_size
 from ..errors import BadInput
-from ..kernels import direct
+from ..kernels import at_least_float32
 from ..kernels.ranks import scale_gradient
 from . import functional as F
 from . import temperatures
 from .estimators import EstimatorInput
+from .rollback import StatefulModule
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -37,22 +39,23 @@ class Anchors:
     negatives: float | Tensor = 0.0
     """How many negatives each anchor has: a number, or (B,)."""
 
-    def contrast(self) -> EstimatorInput:
-        """Of two views: each is anchors, and both are candidates."""
+    def estimator_input(self) -> EstimatorInput:
+        """Return what an estimator sees of two views: both are anchors, and both are candidates."""
         z = self.z.detach()
         return EstimatorInput(z, z, self.index, temperatures.detached(self.temperature))
 
 
-class ContrastiveLoss(nn.Module):
-    """What all losses have in common, on one tower or two: their arguments, reduction over ranks, statistics.
+class ContrastiveLoss(StatefulModule):
+    """What all losses have in common, of views or of pairs: their arguments, reduction over ranks, statistics.
 
-    After a call, `nu` holds the (2, B) normalizers, and `statistics` what can be said of them.
+    After a call, `nu` holds the (2, B) normalizers, and `statistics` what can be said of them. Between `begin_step` and
+    `rollback` a loss keeps what it needs to take its updates back.
     """
+
+    __call__: Callable[..., Tensor]
 
     per_temperature = False
     """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
-    of_the_batch = True
-    """Whether log ĝ over the batch's rows is all that a loss sees, so that `kernels.direct` may compute it."""
 
     def __init__(self, temperature: float | nn.Module, reduction: Reduction, normalize: bool) -> None:
         super().__init__()
@@ -61,61 +64,54 @@ class ContrastiveLoss(nn.Module):
         self.temperature = temperatures.as_temperature(temperature)
         self.reduction, self.normalize = reduction, normalize
         # of the last call: nu, s_pos, log ĝ, tau and more statistics
-        self._seen: tuple[Tensor, Tensor, Tensor, float | Tensor, dict[str, Tensor]] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor, float | Tensor, dict[str, Tensor]] | None = None
 
-    def unit(self, z: Tensor) -> Tensor:
-        """(B, D) floating -> float32 or float64, of norm one unless `normalize=False`."""
-        return F.unit_rows(z) if self.normalize else F.at_least_float32(z)
+    def rows(self, z: Tensor) -> Tensor:
+        """Return (B, D) embeddings in float32 or float64, of norm one unless `normalize=False`."""
+        return F.normalize(z) if self.normalize else at_least_float32(z)
 
-    def is_direct(self, z: Tensor, views: int) -> bool:
-        """Whether `kernels.direct` goes from these (B, D) rows, so often, to log ĝ: small batches on one process."""
-        return (
-            self.of_the_batch
-            and self.normalize
-            and z.ndim == 2
-            and world_size() == 1
-            and direct.fits(z, views * z.shape[0], self.__dict__.get("temperature"))  # a module is not among these
-        )
+    def reduce(self, values: Tensor) -> Tensor:
+        """Return the mean or the sum of the values of all ranks, (B,), or all of them.
 
-    def reduced(self, values: Tensor) -> Tensor:
-        """(B of all ranks,) -> () or all of them; each rank's gradient is that of its own rows in the whole batch's loss."""
+        Each rank's gradient is that of its own rows in the loss of the whole batch.
+        """
         if self.reduction == "mean":
             values = values.mean()
         elif self.reduction == "sum":
             values = values.sum()
         return scale_gradient(values, world_size())
 
-    def dual(self, anchors: Anchors, nu: Tensor) -> Tensor:
-        """The (B,) dual values, recorded."""
+    def dual_values(self, anchors: Anchors, nu: Tensor) -> Tensor:
+        """Return the (B,) dual values at nu, (2, B), and record them."""
         self.record(anchors, nu)
         return F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
 
     def record(self, anchors: Anchors, nu: Tensor, **more: Tensor) -> None:
-        """Keep what `statistics` is made from; `more` are statistics that stand beside the others or for one of them."""
+        """Keep what `statistics` is made from; `more` stands beside its entries, or for one of them."""
         tau = temperatures.detached(anchors.temperature)
-        self._seen = nu.detach(), anchors.s_pos.detach(), anchors.log_g.detach(), tau, more
+        self._last = nu.detach(), anchors.s_pos.detach(), anchors.log_g.detach(), tau, more
 
     @property
     def nu(self) -> Tensor | None:
-        """(2, B): the normalizers of the last call; None before it."""
-        return None if self._seen is None else self._seen[0]
+        """Return the normalizers of the last call, (2, B); None before it."""
+        return None if self._last is None else self._last[0]
 
     @staticmethod
     def balance(anchors: Anchors, nu: Tensor) -> Tensor:
-        """(B,) zeros whose gradient weighs the attraction as the repulsion is weighed, by w = exp(log ĝ - nu)."""
+        """Return (B,) zeros whose gradient weighs the attraction as the repulsion is, by w = exp(log ĝ - nu)."""
         excess = torch.exp(anchors.log_g - nu).detach().mean(dim=0) - 1
         return -excess * (anchors.s_pos - anchors.s_pos.detach())
 
     @property
     def statistics(self) -> dict[str, Tensor]:
-        """0-d tensors of the last call, made when asked for and without waiting for the device; empty before it.
+        """Return () tensors of the last call, made when asked for and without a wait for the device; none before it.
 
         `objective` (the batch's estimate of E[-s + tau log g]), `normalizer_mean` and `normalizer_std` (of nu),
         `weight_max` (the largest exp(log ĝ - nu)) and `temperature` (the mean).
         """
-        if self._seen is None:
+        if self._last is None:
             return {}
-        nu, s_pos, log_g, tau, more = self._seen
+        nu, s_pos, log_g, tau, more = self._last
         return {
             "objective": F.dual_loss(s_pos, log_g, nu, tau).mean(),
             "normalizer_mean": nu.mean(),
@@ -125,12 +121,13 @@ class ContrastiveLoss(nn.Module):
         } | more
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         tau = "" if isinstance(self.temperature, nn.Module) else f"temperature={self.temperature}, "
         return f"{tau}reduction={self.reduction!r}, normalize={self.normalize}"
 
 
-def no_autocast(z: Tensor) -> AbstractContextManager[None]:
-    """Inside it, operations on the device of z keep their dtypes."""
+def no_autocast(z: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which operations on the device of z keep their dtypes."""
     kind = z.device.type
     if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(kind):
         return nullcontext()  # entering takes longer than some losses' arithmetic
@@ -138,5 +135,8 @@ def no_autocast(z: Tensor) -> AbstractContextManager[None]:
 
 
 def replicated(value: Tensor) -> Tensor:
-    """What every rank computes alike from parameters and the whole batch: its gradient is whole on each rank already."""
+    """Return what every rank computes alike from parameters and the whole batch, with its gradient shared by the ranks.
+
+    The gradient is whole on each rank already, and `reduce` multiplies by their number.
+    """
     return scale_gradient(value, 1 / world_size())

@@ -1,6 +1,6 @@
 """The mathematics of global contrastive losses: pure functions of tensors, everything in log space.
 
-Symbols (Yuan et al., arXiv 2202.12387): B samples in the batch, two views each; s_ab cosine similarity; tau temperature;
+Symbols (Yuan et al., 2202.12387): B samples in the batch, two views each; s_ab cosine similarity; tau temperature;
 log_g  log of the mean over an anchor's negatives of exp(s_ab / tau);  log_u  the running estimate of it, one a sample;
 nu     the normalizer of the dual form  log g = min over nu of { g exp(-nu) + nu - 1 },  held constant in the gradient.
 """
@@ -8,49 +8,31 @@ nu     the normalizer of the dual form  log g = min over nu of { g exp(-nu) + nu
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid, normalize, softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from ..kernels import at_least_float32, log_sum_between, log_sum_negatives, ranks
 from ..kernels.choice import can_sync
 from .validation import all_distinct
 
 
-def unit_rows(z: Tensor) -> Tensor:
-    """(..., D) floating -> the same directions with norm one; float32, or float64 for float64 input."""
-    z = at_least_float32(z)
-    return normalize(z, dim=-1) if torch.compiler.is_compiling() else _UnitRows.apply(z)
+def normalize(z: Tensor) -> Tensor:
+    """Return (..., D) embeddings scaled to norm one, in float32, or float64 for float64 input."""
+    return torch.nn.functional.normalize(at_least_float32(z), dim=-1)
 
 
-class _UnitRows(torch.autograd.Function):
-    """`torch.nn.functional.normalize` with the gradient (g - u (u·g)) / |z| in closed form, a third of the operations."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_(min=1e-12)
-        unit = z / norm
-        ctx.save_for_backward(unit, norm)
-        return unit
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        unit, norm = ctx.saved_tensors
-        along = (unit * grad).sum(dim=-1, keepdim=True)
-        return torch.addcmul(grad, unit, along, value=-1).div_(norm)
+unit_rows = normalize  # its first name
 
 
 def compute_dtype(z: Tensor) -> torch.dtype:
-    """The dtype that losses compute rows z in."""
+    """Return the dtype that losses compute rows z in: float32, or float64 for float64 rows."""
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
 def count_same(ids: Tensor, others: Tensor) -> Tensor:
-    """How many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K.
+    """Return how many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K.
 
     Of pairs' images and texts, (K, 2) and (R, 2): how many have the image or the text.
     """
@@ -64,20 +46,21 @@ def count_same(ids: Tensor, others: Tensor) -> Tensor:
 
 
 def count_different(ids: Tensor) -> Tensor:
-    """How many rows share no id with each: (B,) ids, or (B, 2), a pair's image and text -> (B,) int64, in linear memory."""
+    """Return how many rows share no id with each, (B,) int64, of ids (B,), or (B, 2), a pair's image and text."""
     return len(ids) - count_same(ids, ids)
 
 
 def negatives_of(index: Tensor) -> Tensor:
-    """(B,) ids -> (B,) int64: how many negatives an anchor of each sample has, both views of every other sample."""
+    """Return how many negatives an anchor of each sample has, (B,) int64: both views of every sample of another id."""
     return 2 * count_different(index)
 
 
 def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
-    """log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau_a), over the negatives at hand.
+    """Return  log ĝ_a = log of the mean over b in N(a) of exp(s_ab / tau_a),  over the negatives at hand.
 
     Args:
-        z0, z1: (B, D) unit rows, the two views.
+        z0: (B, D) unit rows of the first view.
+        z1: (B, D) unit rows of the second.
         index: (B,) ids; rows of one id are never negatives of each other, and two ids at least are needed.
         temperature: a float, () or, one for each sample's anchors, (B,); differentiable.
 
@@ -91,7 +74,7 @@ def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float
 
 
 def log_count(negatives: float | Tensor) -> float | Tensor:
-    """The logarithm of a number or of a tensor."""
+    """Return the logarithm of a number or of a tensor."""
     return negatives.log() if isinstance(negatives, Tensor) else math.log(negatives)
 
 
@@ -103,13 +86,15 @@ def log_sum_keys(
     temperature: float | Tensor,
     log_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
+    """Return log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
     In memory linear in anchors and keys. With several ranks all give the same, and each computes for its own anchors.
 
     Args:
-        z: (V, B, D) unit rows, the anchors of V views.  index: (B,) their ids, or (B, 2), a pair's image and text.
-        keys: (K, D) unit rows, without gradient.  ids: (K,) or (K, 2), negative where there is no key.
+        z: (V, B, D) unit rows, the anchors of V views.
+        index: (B,) their ids, or (B, 2), a pair's image and text.
+        keys: (K, D) unit rows, without gradient.
+        ids: (K,) or (K, 2), negative where there is no key.
         temperature: a float, () or (B,).
         log_weight: (K,), log of what each key's term is multiplied by, -inf to leave one out; 0 when left out. With a
             float as the temperature.
@@ -139,70 +124,48 @@ def log_sum_keys(
 
 
 def expand_temperature(temperature: float | Tensor, views: int = 2) -> float | Tensor:
-    """What divides the (views x B, candidates) similarities: (B,) -> (views x B, 1); a float and () stay."""
+    """Return what divides the (views x B, candidates) similarities: (B,) -> (views x B, 1); a float and () stay."""
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
         return temperature.repeat(views)[:, None]
     return temperature
 
 
-def where_ok(ok: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """`new` where () bool `ok` is true, else `old`, without a wait for the device; `old` if `ok` is None."""
-    return old if ok is None else torch.where(ok, new, old)
-
-
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
-    """s_{a,p(a)}: (B, D) unit rows twice -> (B,)."""
+    """Return s_{a,p(a)}, (B,), of the (B, D) unit rows of two views."""
     return (z0 * z1).sum(dim=1)
 
 
 def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Tensor) -> Tensor:
-    """Mean over the views a of  -s_{a,p(a)} + tau (exp(log ĝ_a - nu_a) + nu_a - 1).
+    """Return the mean over the views a of  -s_{a,p(a)} + tau (exp(log ĝ_a - nu_a) + nu_a - 1).
 
     Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, and equals
     -s + tau log ĝ where nu = log ĝ. Its derivative by tau is  w + nu - 1 - w (sum of p s) / tau  with
     w = exp(log ĝ - nu), p the weights of the negatives: log ĝ - (sum of p s) / tau where nu = log ĝ.
 
     Args:
-        s_pos: (B,); log_g: (2, B); nu: (2, B), constant (a learned nu is trained by this very value, see
-            `estimators.Neural`); temperature: a float, (), (B,) or (2, B).
+        s_pos: (B,) similarities of the positives.
+        log_g: (2, B) log ĝ.
+        nu: (2, B), constant; a learned nu is trained by this very value (`estimators.PrototypeNormalizer`).
+        temperature: a float, (), (B,) or (2, B).
 
     Returns:
         (B,), one value a sample.
     """
-    if isinstance(temperature, float) and not (nu.requires_grad or torch.compiler.is_compiling()):
-        return _Dual.apply(s_pos, log_g, nu, temperature)
     return -s_pos + (temperature * (torch.exp(log_g - nu) + nu - 1)).mean(dim=0)
 
 
-class _Dual(torch.autograd.Function):
-    """The dual values with their gradient, tau w / V by log ĝ, in closed form: a third of the operations."""
-
-    @staticmethod
-    def forward(ctx: Any, s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float) -> Tensor:
-        w = (log_g - nu).exp_()
-        ctx.save_for_backward(w)
-        ctx.share = temperature / len(log_g)
-        return (w + nu).sum(dim=0).mul_(ctx.share).sub_(s_pos).sub_(temperature)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (w,) = ctx.saved_tensors
-        return -grad, (grad * ctx.share) * w, None, None
-
-
 def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
-    """NT-Xent (2002.05709): mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
+    """Return NT-Xent, the mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
 
     Args:
-        s_pos: (B,); log_g: (V, B); negatives: a number, (B,) or (V, B), how many negatives each anchor has.
+        s_pos: (B,) similarities of the positives.
+        log_g: (V, B) log ĝ.
+        negatives: a number, (B,) or (V, B): how many negatives each anchor has.
         temperature: a float, (), (B,) or (V, B).
 
     Returns:
         (B,), one value a sample.
     """
-    if isinstance(temperature, float) and not torch.compiler.is_compiling():
-        return _NTXent.apply(s_pos, log_g, log_count(negatives), temperature)
     excess = log_g - (s_pos / temperature - log_count(negatives))
     return softplus(excess, threshold=_LINEAR).mean(dim=0)
 
@@ -210,34 +173,24 @@ def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, tempera
 _LINEAR = 40.0  # from here on log(1 + exp(x)) is x in float64 too
 
 
-class _NTXent(torch.autograd.Function):
-    """The same with its gradient, p / V by log ĝ with p = 1 / (1 + exp(-excess)), in closed form."""
-
-    @staticmethod
-    def forward(ctx: Any, s_pos: Tensor, log_g: Tensor, log_count: float | Tensor, temperature: float) -> Tensor:
-        excess = log_g - (s_pos / temperature).sub_(log_count)
-        ctx.save_for_backward(excess)
-        ctx.temperature = temperature
-        return softplus(excess, threshold=_LINEAR).mean(dim=0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (excess,) = ctx.saved_tensors
-        d_log_g = excess.sigmoid().mul_(grad / len(excess))
-        return d_log_g.sum(dim=0).div_(-ctx.temperature), d_log_g, None, None
-
-
 def decoupled_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
-    """DCL (2110.06848): mean over the views a of  -s/tau + log( sum over N(a) of exp(s_ab/tau) ).  Args as NT-Xent's."""
+    """Return DCL (2110.06848), the mean over the views a of  -s/tau + log( sum over N(a) of exp(s_ab/tau) ),  (B,).
+
+    Args as of `ntxent_loss`.
+    """
     return (log_g + log_count(negatives)).mean(dim=0) - s_pos / temperature
 
 
 def moving_average(log_u: Tensor, log_g: Tensor, gamma: float | Tensor) -> Tensor:
-    """log of  (1 - gamma) u + gamma ĝ;  where log_u is -inf (unseen) it is log ĝ.
+    """Return log of  (1 - gamma) u + gamma ĝ;  where log_u is -inf (unseen) it is log ĝ.
 
     Args:
-        log_u: (B,); log_g: (B,) or (2, B); gamma: a float, () or (B,) in (0, 1], the weight of the NEW value.
+        log_u: (B,) running estimates.
+        log_g: (B,) or (V, B) new values.
+        gamma: a float, () or (B,) in (0, 1], the weight of the NEW value.
+
+    Returns:
+        The shape of `log_g`.
     """
     keep: float | Tensor
     take: float | Tensor
@@ -250,7 +203,7 @@ def moving_average(log_u: Tensor, log_g: Tensor, gamma: float | Tensor) -> Tenso
 
 
 def log_mean(values: Tensor) -> Tensor:
-    """log of the mean over the first dimension of exp(values)."""
+    """Return log of the mean over the first dimension of exp(values): (V, ...) -> (...)."""
     if values.shape[0] == 1:
         return values[0]
     if values.shape[0] == 2:
@@ -259,7 +212,7 @@ def log_mean(values: Tensor) -> Tensor:
 
 
 def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of one sample get the log-mean of all its rows, bit for bit the same in each: (B,), (B,) ids -> (B,)."""
+    """Return (B,) values where rows of one id have the log-mean of all its rows, bit for bit the same in each."""
     if all_distinct(index):
         return values
     ordered = index.sort().values
@@ -271,24 +224,26 @@ def merge_duplicates(values: Tensor, index: Tensor) -> Tensor:
     return torch.where(count == 1, values, total.log() + top - count.to(values.dtype).log())
 
 
-# ----------------------------------------------------------------------------------------------------------- two towers
+# --------------------------------------------------------------------------------------------------- images and texts
 def ids_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
-    """Both kinds of ids side by side, (B, 2), as the kernels take them; (B,) where the two are one tensor."""
+    """Return both kinds of ids side by side, (B, 2), as the kernels take them; (B,) where the two are one tensor."""
     return x_ids if y_ids is x_ids else torch.stack([x_ids, y_ids], dim=1)
 
 
 def log_mean_negatives_two_towers(
     x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """log ĝ_a for two towers: images against the texts at hand, texts against the images.
+    """Return log ĝ_a of images against the texts at hand, and of texts against the images.
 
     Row a of a batch is a pair (image, text). The negatives of its image are the texts of rows that share neither its
     image nor its text, and the negatives of its text are the images of these rows: two captions of one image are never
     negatives of each other's image, nor two images of one caption.
 
     Args:
-        x, y: (B, D) unit rows, images and texts.
-        x_ids, y_ids: (B,) ids of the images and of the texts; not all alike in either.
+        x: (B, D) unit rows, the images.
+        y: (B, D) unit rows, the texts.
+        x_ids: (B,) ids of the images, not all alike.
+        y_ids: (B,) ids of the texts, not all alike.
         temperature: a float, () or, one for each anchor, (2, B); differentiable.
 
     Returns:
@@ -302,7 +257,7 @@ def log_mean_negatives_two_towers(
 
 
 def log_mean_of_pairs(log_sum: Tensor, count: Tensor) -> Tensor:
-    """From the logarithm of the sum over an anchor's negatives to that of their mean: (2, B), (B,) how many -> (2, B).
+    """Return log of the mean over an anchor's negatives, (2, B), from log of their sum, (2, B), and their number, (B,).
 
     An anchor without any negative at hand takes the mean ĝ of the others, as a constant: it then only pulls at its
     positive, and everything stays finite.
@@ -314,9 +269,17 @@ def log_mean_of_pairs(log_sum: Tensor, count: Tensor) -> Tensor:
 
 
 def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP (2303.15343): for each image, minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for its own.
+    """Return SigLIP, minus the sum over texts of log sigmoid( ±(scale s_ab + bias) ), + for the image's own.
 
     Pairs of the same image or the same text, other than the row's own, are left out: they are neither.
+
+    Args:
+        x: (B, D) unit rows, the images.
+        y: (B, D) unit rows, the texts.
+        x_ids: (B,) ids of the images.
+        y_ids: (B,) ids of the texts.
+        scale: () 1 / tau.
+        bias: () added to every logit.
 
     Returns:
         (B,), one value an image.

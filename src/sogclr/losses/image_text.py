@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from ..distributed import check_on_all_ranks
 from ..errors import BadInput
-from ..kernels import direct
 from ..kernels.ranks import gather, log_sum_between, uneven_batch
 from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
-from .estimators import EstimatorInput, Gamma, MovingAverage
+from .estimators import Estimator, EstimatorInput, Gamma, MovingAverage
 from .queue import EmbeddingQueue
-from .validation import all_distinct, check_built_for, check_negatives, check_pairs, check_through
+from .validation import check_built_for, check_negatives, check_pairs
 
 _WHAT = "image and text embeddings"
 
@@ -25,7 +24,7 @@ _WHAT = "image and text embeddings"
 class ImageTextLoss(ContrastiveLoss):
     """What the losses on image-text pairs have in common: checks, unit rows, float32, two kinds of ids, ranks.
 
-    A loss adds `per_pair(anchors, y_ids)`, which returns the (B,) values; `anchors.index` are the images' ids.
+    A loss adds `per_pair`, or `values` where it needs the rows themselves.
     """
 
     num_samples: int | None = None
@@ -44,44 +43,37 @@ class ImageTextLoss(ContrastiveLoss):
     def forward(
         self, image_embeddings: Tensor, text_embeddings: Tensor, index: Tensor, text_index: Tensor | None = None
     ) -> Tensor:
-        """(B, D) floating, (B, D), (B,) ids -> (), or (B of all ranks,) with `reduction='none'`.
+        """Return the loss of a batch of pairs, and update the state in training mode.
 
         Args:
-            index: the images' ids.
-            text_index: the texts' ids, where an image has several captions or a caption several images; the images'
-                ids when left out. Pairs that share an image or a text are never negatives of each other.
+            image_embeddings: (B, D) floating.
+            text_embeddings: (B, D) floating.
+            index: (B,) int64 or int32, ids of the images.
+            text_index: (B,), ids of the texts, where an image has several captions or a caption several images; the
+                images' ids when left out. Pairs that share an image or a text are never negatives of each other.
+
+        Returns:
+            () float32 or float64, or (B of all ranks,) with `reduction='none'`.
 
         Raises:
-            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+            BadInput: shapes, dtypes or ids are wrong.
+            NonFinite: an embedding is not finite (CPU).
         """
         x, y = image_embeddings, text_embeddings
-        is_direct = text_index is None and self.text_temperature is None and self.is_direct(x, 1)
-        x_ids, sizes = check_on_all_ranks(check_pairs, x, y, index, self.num_samples, _WHAT, not is_direct)
+        x_ids, sizes = check_on_all_ranks(check_pairs, x, y, index, self.num_samples, _WHAT)
         if text_index is not None:
             y_ids, _ = check_on_all_ranks(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
         with uneven_batch(sizes), no_autocast(x):
             x_ids = gather(x_ids)
             check_negatives(x_ids)
-            if is_direct:
-                return self.reduced(self.per_pair(self.direct(x, y, x_ids), x_ids))
             y_ids = x_ids if text_index is None else gather(y_ids)
             check_negatives(y_ids)
-            x, y = gather(self.unit(x)), gather(self.unit(y))
+            x, y = gather(self.rows(x)), gather(self.rows(y))
             values = self.values(x, y, x_ids, y_ids)
-        return self.reduced(values)
-
-    def direct(self, x: Tensor, y: Tensor, index: Tensor) -> Anchors:
-        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch with one kind of ids, in fewer operations."""
-        apart = all_distinct(index)
-        negatives = x.shape[0] - 1.0 if apart else F.count_different(index).to(F.compute_dtype(x))
-        tau = self.temperature
-        assert isinstance(tau, float)
-        s_pos, log_g, z = direct.two_towers(x, y, None if apart else index, F.log_count(negatives), tau)
-        check_through(log_g, x, y, index)
-        return Anchors(z, index, tau, s_pos, log_g, negatives)
+        return self.reduce(values)
 
     def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
-        """(B, D) unit rows of all ranks, (B, D), (B,) int64, (B,) -> (B,)."""
+        """Return the (B,) losses of the (B, D) unit rows of all ranks, with ids of images and of texts, (B,) each."""
         tau = self.temperature_of(x_ids, y_ids, x)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
         each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
@@ -94,7 +86,10 @@ class ImageTextLoss(ContrastiveLoss):
         return self.per_pair(anchors, y_ids)
 
     def temperature_of(self, x_ids: Tensor, y_ids: Tensor, like: Tensor) -> float | Tensor:
-        """tau of a batch of all ranks: a float, () or (2, B), the images' and the texts'; one a pair serves both ways."""
+        """Return tau of a batch of all ranks: a float, () or (2, B), the images' and the texts'.
+
+        One a pair serves both ways.
+        """
         tau = temperatures.temperature_at(self.temperature, x_ids, like)
         theirs = (
             tau if self.text_temperature is None else temperatures.temperature_at(self.text_temperature, y_ids, like)
@@ -104,6 +99,15 @@ class ImageTextLoss(ContrastiveLoss):
         return tau
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        """Return the loss of each pair, and record what `statistics` is made from.
+
+        Args:
+            anchors: the pairs of all ranks, (2, B): images, then texts; `index` holds the images' ids.
+            y_ids: (B,) int64, the texts' ids; the tensor `anchors.index` itself where they are the images'.
+
+        Returns:
+            (B,), differentiable in `s_pos`, `log_g` and `temperature` of the anchors.
+        """
         raise NotImplementedError
 
 
@@ -114,17 +118,19 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
 
         -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_a after  u_a <- (1 - gamma) u_a + gamma ĝ_a
 
-    with one running normalizer for each image and one for each text. ĝ_a is the mean of exp(s_ab / tau) over the negatives
-    in the batch. Means over negatives and anchors: the size of the gradient does not depend on the batch's.
+    with one running normalizer for each image and one for each text. ĝ_a is the mean of exp(s_ab / tau) over the
+    negatives in the batch. Means over negatives and anchors: the size of the gradient does not depend on the batch's.
 
     Args:
         num_samples: images in the data set; `index` runs from 0 to num_samples - 1.
-        temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, which is copied for the texts; or two
+        temperature: tau > 0; or `sogclr.temperatures.Global`, learned; or `PerSample`, copied for the texts; or two
             modules, for images and for texts.
-        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the
+            mini-batch loss.
         num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
-        estimator: another source of nu, copied for the texts; or two, for images and for texts. A queue (`Dictionary`) is
-            one of texts for the images and one of images for the texts, and keeps both kinds of ids.
+        estimator: another source of nu, copied for the texts; or two, for images and for texts. A queue
+            (`QueueNormalizer`) is one of texts for the images and one of images for the texts, and keeps both kinds of
+            ids.
         balanced: weigh an anchor's attraction too, as in `GlobalContrastiveLoss`.
         reduction: `mean`, `sum` or `none` (one value a pair).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
@@ -150,7 +156,7 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         temperature: float | nn.Module | tuple[nn.Module, nn.Module] = 0.07,
         gamma: Gamma = 0.9,
         num_texts: int | None = None,
-        estimator: nn.Module | tuple[nn.Module, nn.Module] | None = None,
+        estimator: Estimator | tuple[Estimator, Estimator] | None = None,
         balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
@@ -161,7 +167,7 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         self.num_texts = num_samples if num_texts is None else num_texts
         if estimator is None:
             estimator = MovingAverage(num_samples, gamma), MovingAverage(self.num_texts, gamma)
-        elif isinstance(estimator, nn.Module):
+        elif not isinstance(estimator, tuple):
             estimator = estimator, copy.deepcopy(estimator)
         self.image_estimator, self.text_estimator = estimator
         two = "give two, estimator=(for images, for texts)"
@@ -172,19 +178,20 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
                 part.keep_ids(2)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
-        log_g, ids = anchors.log_g.detach(), (anchors.index, y_ids)
-        estimators = self.image_estimator, self.text_estimator
+        """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau,  the mean over image and text: (B,)."""
+        of_images, of_texts = estimator_inputs(anchors, y_ids)
+        log_g = anchors.log_g.detach()
         nu = torch.cat(
             [
-                estimators[k](log_g[k : k + 1], ids[k], self.training, contrast)
-                for k, contrast in enumerate(estimator_inputs(anchors, y_ids))
+                self.image_estimator(log_g[:1], anchors.index, self.training, of_images),
+                self.text_estimator(log_g[1:], y_ids, self.training, of_texts),
             ]
         )
-        values = self.dual(anchors, replicated(nu)) + self.penalty(anchors.temperature)
+        values = self.dual_values(anchors, replicated(nu)) + self.penalty(anchors.temperature)
         return values + self.balance(anchors, nu) if self.balanced else values
 
     def penalty(self, tau: float | Tensor) -> float | Tensor:
-        """rho tau, the mean of the images' and the texts' where each have their own, (2, B) -> (B,)."""
+        """Return rho tau; the mean of the images' and the texts' where each have their own, (2, B) -> (B,)."""
         if self.text_temperature is None or not isinstance(tau, Tensor):
             return temperatures.penalty(self.temperature, tau)
         return (
@@ -193,8 +200,8 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
 
 
 def estimator_inputs(anchors: Anchors, y_ids: Tensor) -> tuple[EstimatorInput, EstimatorInput]:
-    """Images against texts, and texts against images."""
-    x, y = anchors.z.detach().split(1)
+    """Return what the estimators see: images against texts, and texts against images."""
+    x, y = torch.split(anchors.z.detach(), 1)
     tau, ids = temperatures.detached(anchors.temperature), torch.stack([anchors.index, y_ids], dim=1)
     own = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim else (tau, tau)
     return EstimatorInput(x, y, ids, own[0]), EstimatorInput(y, x, ids, own[1])
@@ -203,7 +210,7 @@ def estimator_inputs(anchors: Anchors, y_ids: Tensor) -> tuple[EstimatorInput, E
 def _two_temperatures(
     temperature: float | nn.Module | tuple[nn.Module, nn.Module], num_samples: int, num_texts: int
 ) -> tuple[float | nn.Module, nn.Module | None]:
-    """The images' temperature, and the texts' where it is another."""
+    """Return the images' temperature, and the texts' where it is another."""
     if isinstance(temperature, tuple):
         if not all(isinstance(t, nn.Module) for t in temperature):
             raise BadInput(
@@ -221,13 +228,16 @@ def _two_temperatures(
 
 
 class ClipLoss(ImageTextLoss):
-    """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau  at the positive.
+    """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau.
 
     The negatives are those of the batch; what shares an image or a text is left out of them.
-    `statistics['objective']` is -s + tau log ĝ, on the scale of `TwoTowerGlobalContrastiveLoss`, with the batch's normalizer.
+    `statistics['objective']` is -s + tau log ĝ, on the scale of `TwoTowerGlobalContrastiveLoss`, with the batch's
+    normalizer.
 
     Args:
-        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+        temperature: tau > 0, or a module of `sogclr.temperatures`.
+        reduction: `mean`, `sum` or `none`.
+        normalize: scale embeddings to norm one first.
 
     Example:
         >>> import torch, sogclr
@@ -246,6 +256,7 @@ class ClipLoss(ImageTextLoss):
         super().__init__(temperature, reduction, normalize)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
+        """Return  log( exp(s/tau) + sum over negatives of exp(s_ab/tau) ) - s/tau,  the mean of both ways: (B,)."""
         self.record(anchors, anchors.log_g)
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 
@@ -257,8 +268,11 @@ class SigLipLoss(ImageTextLoss):
     `statistics['objective']` is -s + tau log ĝ with the batch's normalizer, as in `ClipLoss`.
 
     Args:
-        temperature: tau > 0 to start from.  bias: to start from.  learnable: False keeps both as they are.
-        reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+        temperature: tau > 0 to start from.
+        bias: to start from.
+        learnable: False keeps both as they are.
+        reduction: `mean`, `sum` or `none`.
+        normalize: scale embeddings to norm one first.
 
     Example:
         >>> import torch, sogclr
@@ -270,7 +284,6 @@ class SigLipLoss(ImageTextLoss):
     """
 
     per_temperature = True
-    of_the_batch = False
 
     def __init__(
         self,
@@ -287,6 +300,7 @@ class SigLipLoss(ImageTextLoss):
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
 
     def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
+        """Return  -sum over texts b of log sigmoid( ±(s_ab / tau + bias) )  of each image: (B,)."""
         scale, bias = replicated(self.log_scale).exp().to(x.dtype), replicated(self.bias).to(x.dtype)
         with torch.no_grad():
             log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, 1 / scale)

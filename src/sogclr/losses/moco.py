@@ -16,14 +16,17 @@ class MoCoLoss(TwoViewLoss):
     """InfoNCE of queries z0 against keys z1:  mean of  -log( exp(s_pos/tau) / (exp(s_pos/tau) + sum exp(s_ab/tau)) ).
 
     b runs over the queue's keys and the batch's other keys (so the first step has negatives too), without those of the
-    anchor's own sample. z1 is the momentum encoder's output; it gets no gradient. After the step the batch's keys are in
-    the queue, which is in `state_dict()` with the ids of its samples.
+    anchor's own sample. z1 is the momentum encoder's output; it gets no gradient. After the step the batch's keys are
+    in the queue, which is in `state_dict()` with the ids of its samples.
 
     Symmetric: `loss_fn(q0, k1, index) / 2 + loss_fn(q1, k0, index) / 2`, with queries and keys of both views.
 
     Args:
-        dim: D, width of the embeddings.  queue: K, keys that are kept.  temperature: tau > 0.
-        reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+        dim: D, width of the embeddings.
+        queue: K, keys that are kept.
+        temperature: tau > 0, or a module of `sogclr.temperatures`.
+        reduction: `mean`, `sum` or `none`.
+        normalize: scale embeddings to norm one first.
 
     Example:
         >>> import torch, sogclr
@@ -37,7 +40,6 @@ class MoCoLoss(TwoViewLoss):
     """
 
     per_temperature = True
-    of_the_batch = False
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class MoCoLoss(TwoViewLoss):
         self.queue = EmbeddingQueue(queue, dim)
 
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        """Return the (B,) losses of queries z0 against keys z1, (B, D) each, and push the keys."""
         self.queue.check_width(z0)
         z1 = z1.detach()
         tau = temperatures.temperature_at(self.temperature, index, z0)

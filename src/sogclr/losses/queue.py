@@ -1,20 +1,22 @@
-"""A ring of the last K embeddings with the ids of their samples (or pairs), so that none is its own sample's negative."""
+"""A queue of the last K embeddings with their samples' (or pairs') ids, so that none is its own sample's negative."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BadInput
 from . import functional as F
+from .rollback import StatefulModule
 
 
-class EmbeddingQueue(nn.Module):
+class EmbeddingQueue(StatefulModule):
     """The last K embeddings that were pushed. It is in `state_dict()`.
 
     Attributes:
-        keys: (K, D) float32 buffer, unit rows.  ids: (K,) int64 buffer, -1 where empty; (K, kinds) where rows have several
-            (see `keep_ids`).  pointer: () int64 buffer, the oldest place.
+        keys: (K, D) float32 buffer, unit rows.
+        ids: (K,) int64 buffer, -1 where empty; (K, kinds) where rows have several (see `keep_ids`).
+        pointer: () int64 buffer, the oldest place.
     """
 
     keys: Tensor
@@ -36,7 +38,11 @@ class EmbeddingQueue(nn.Module):
         self.pointer.zero_()
 
     def check_width(self, z: Tensor) -> None:
-        """Raises BadInput when the embeddings, (..., D), are of another width than the queue."""
+        """Refuse embeddings, (..., D), of another width than the queue's.
+
+        Raises:
+            BadInput: they are.
+        """
         if z.shape[-1] != self.keys.shape[1]:
             raise BadInput(
                 f"the embeddings are {z.shape[-1]} wide and the queue was built for {self.keys.shape[1]}; "
@@ -44,32 +50,28 @@ class EmbeddingQueue(nn.Module):
             )
 
     def push(self, z: Tensor, index: Tensor) -> None:
-        """(R, D) unit rows and their ids, (R,) or (R, kinds), take the oldest places; a row that is not finite leaves its place empty."""
+        """Put (R, D) unit rows and their ids, (R,) or (R, kinds), in the oldest places.
+
+        A row that is not finite leaves its place empty.
+        """
         z, index = z.detach()[-len(self.ids) :], index[-len(self.ids) :]
         slots = self._slots(len(z))
         finite = torch.isfinite(z).all(dim=1)
-        self.keys[slots] = torch.where(finite[:, None], z, 0.0).to(self.keys.dtype)
-        self.ids[slots] = torch.where(finite if index.ndim == 1 else finite[:, None], index, -1)
-        self.pointer.copy_((self.pointer + len(z)) % len(self.ids))
+        self.assign(self.keys, torch.where(finite[:, None], z, 0.0).to(self.keys.dtype), slots)
+        self.assign(self.ids, torch.where(finite if index.ndim == 1 else finite[:, None], index, -1), slots)
+        self.assign(self.pointer, (self.pointer + len(z)) % len(self.ids))
 
     def log_sum(self, z: Tensor, index: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Over the queue's negatives of the anchors z, (V, B, D): (V, B) log-sums (-inf without any), (B,) counts."""
+        """Return log of the sum over the queue's negatives of exp(s_ab / tau), and how many these are.
+
+        Args and returns as of `functional.log_sum_keys`, with the queue's keys and ids.
+        """
         return F.log_sum_keys(z, index, self.keys.to(z.dtype), self.ids, temperature)
 
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What `restore` needs to undo the pushes of both views of a batch `index`, (B,)."""
-        slots = self._slots(min(2 * len(index), len(self.ids)))
-        return slots, self.keys[slots], self.ids[slots], self.pointer.clone()
-
-    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
-        """Undo the pushes since `snapshot`, except where `unless`, () bool, is true."""
-        slots, keys, ids, pointer = saved
-        self.keys[slots] = F.where_ok(unless, self.keys[slots], keys)
-        self.ids[slots] = F.where_ok(unless, self.ids[slots], ids)
-        self.pointer.copy_(F.where_ok(unless, self.pointer, pointer))
-
     def _slots(self, count: int) -> Tensor:
+        """Return the places that the next `count` rows take: (count,) int64."""
         return (self.pointer + torch.arange(count, device=self.pointer.device)) % len(self.ids)
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"size={self.keys.shape[0]}, dim={self.keys.shape[1]}"

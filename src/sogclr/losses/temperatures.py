@@ -13,6 +13,8 @@ what left [minimum, maximum] back. On several ranks its gradient is that of the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -62,13 +64,13 @@ class PerSample(nn.Module):
         self.tau = nn.Parameter(torch.full((num_samples,), initial, dtype=torch.float32))
 
     def forward(self, index: Tensor) -> Tensor:
-        """(B,) ids -> (B,)."""
+        """Return tau of the samples `index`, (B,): (B,) float32; in training mode it is put back into bounds first."""
         if self.training:
             with torch.no_grad():
                 self.tau[index] = self.tau[index].clamp(self.minimum, self.maximum)
         return torch.gather(self.tau, 0, index, sparse_grad=True)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "tau")
         if isinstance(saved, Tensor) and saved.shape != self.tau.shape:
             raise BadInput(
@@ -78,6 +80,7 @@ class PerSample(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"num_samples={self.num_samples}, rho={self.rho}, minimum={self.minimum}, maximum={self.maximum}"
 
 
@@ -108,21 +111,22 @@ class Global(nn.Module):
         self.tau = nn.Parameter(torch.tensor(initial, dtype=torch.float32))
 
     def forward(self, index: Tensor) -> Tensor:
-        """(B,) ids -> ()."""
+        """Return tau, () float32, whatever the ids `index`; in training mode it is put back into bounds first."""
         if self.training:
             with torch.no_grad():
                 self.tau.clamp_(self.minimum, self.maximum)
         return self.tau.clone()  # the parameter may be put back into bounds before this graph is used
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"rho={self.rho}, minimum={self.minimum}, maximum={self.maximum}"
 
 
 def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
-    """A module as it is; a number if it is greater than 0.
+    """Return a module as it is, and a number as a float.
 
     Raises:
-        BadInput: the number is not, or it is neither.
+        BadInput: the number is not greater than 0, or it is neither.
     """
     if isinstance(temperature, nn.Module):
         return temperature
@@ -130,7 +134,8 @@ def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
         tau = float(temperature)
     except (TypeError, ValueError):
         raise BadInput(
-            f"temperature must be a number or a module of sogclr.temperatures and was {temperature!r}; 0.1 is the paper's"
+            f"temperature must be a number or a module of sogclr.temperatures and was {temperature!r}; "
+            "0.1 is the paper's"
         ) from None
     if not tau > 0:
         raise BadInput(f"temperature must be greater than 0 and was {temperature}; 0.1 is the paper's")
@@ -138,17 +143,20 @@ def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
 
 
 def temperature_at(temperature: float | nn.Module, index: Tensor, like: Tensor) -> float | Tensor:
-    """tau of the samples `index`, (B,): the float, or () or (B,) in the dtype of `like`."""
-    return temperature(index).to(like.dtype) if isinstance(temperature, nn.Module) else temperature
+    """Return tau of the samples `index`, (B,): the float, or () or (B,) in the dtype of `like`."""
+    if not isinstance(temperature, nn.Module):
+        return temperature
+    tau: Tensor = temperature(index)
+    return tau.to(like.dtype)
 
 
 def penalty(temperature: float | nn.Module, tau: float | Tensor) -> float | Tensor:
-    """rho tau, which the objective gains where tau is learned; 0 for a constant."""
+    """Return rho tau, which the objective gains where tau is learned; 0 for a constant."""
     return temperature.rho * tau if isinstance(temperature, PerSample | Global) else 0.0
 
 
 def detached(tau: float | Tensor) -> float | Tensor:
-    """tau without its graph."""
+    """Return tau without its graph."""
     return tau.detach() if isinstance(tau, Tensor) else tau
 
 

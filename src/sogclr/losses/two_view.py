@@ -6,55 +6,49 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import check_on_all_ranks
-from ..kernels import direct
 from ..kernels.ranks import gather, log_sum_negatives, uneven_batch
 from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
-from .estimators import Convention, Gamma, MovingAverage
-from .validation import VIEWS, all_distinct, check_built_for, check_negatives, check_pairs, check_through
+from .estimators import Convention, Estimator, Gamma, MovingAverage
+from .validation import check_built_for, check_negatives, check_pairs
 
 
 class TwoViewLoss(ContrastiveLoss):
     """What the losses on two views have in common: checks, unit rows, float32, ids, ranks.
 
-    A loss adds `per_sample(anchors)`, which returns the (B,) values.
+    A loss adds `per_sample`, or `values` where it sees more than the batch's negatives.
     """
 
     num_samples: int | None = None
 
     def forward(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """(B, D) floating, (B, D), (B,) ids -> (), or (B of all ranks,) with `reduction='none'`.
+        """Return the loss of a batch, and update the state in training mode.
 
-        With several ranks every rank gives its own rows, as many as it has, sees everybody's, and returns the loss of the
-        whole batch.
+        With several ranks every rank gives its own rows, as many as it has, sees everybody's, and returns the loss of
+        the whole batch.
+
+        Args:
+            z0: (B, D) floating, embeddings of the first view.
+            z1: (B, D) floating, embeddings of the second.
+            index: (B,) int64 or int32, ids of the samples.
+
+        Returns:
+            () float32 or float64, or (B of all ranks,) with `reduction='none'`.
 
         Raises:
-            BadInput: shapes, dtypes or ids are wrong.  NonFinite: an embedding is not finite (CPU).
+            BadInput: shapes, dtypes or ids are wrong.
+            NonFinite: an embedding is not finite (CPU).
         """
-        is_direct = self.is_direct(z0, 2)
-        index, sizes = check_on_all_ranks(check_pairs, z0, z1, index, self.num_samples, VIEWS, not is_direct)
+        index, sizes = check_on_all_ranks(check_pairs, z0, z1, index, self.num_samples)
         with uneven_batch(sizes), no_autocast(z0):
             index = gather(index)
             check_negatives(index)
-            if is_direct:
-                values = self.per_sample(self.direct(z0, z1, index))
-            else:
-                values = self.values(gather(self.unit(z0)), gather(self.unit(z1)), index)
-        return self.reduced(values)
-
-    def direct(self, z0: Tensor, z1: Tensor, index: Tensor) -> Anchors:
-        """(B, D) floating, (B, D), (B,): what `values` makes of a small batch, in fewer operations."""
-        apart = all_distinct(index)
-        negatives = 2.0 * (z0.shape[0] - 1) if apart else F.negatives_of(index).to(F.compute_dtype(z0))
-        tau = self.temperature
-        assert isinstance(tau, float)
-        s_pos, log_g, z = direct.one_tower(z0, z1, None if apart else index, F.log_count(negatives), tau)
-        check_through(log_g, z0, z1, index)
-        return Anchors(z, index, tau, s_pos, log_g, negatives)
+            values = self.values(gather(self.rows(z0)), gather(self.rows(z1)), index)
+        return self.reduce(values)
 
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """(B, D) unit rows of all ranks, (B, D), (B,) int64 -> (B,)."""
+        """Return the (B,) losses of the (B, D) unit rows of all ranks, with ids (B,)."""
         tau = temperatures.temperature_at(self.temperature, index, z0)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
         negatives = F.negatives_of(index).to(z0.dtype)
@@ -63,6 +57,14 @@ class TwoViewLoss(ContrastiveLoss):
         return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, s_pos, log_g, negatives))
 
     def per_sample(self, anchors: Anchors) -> Tensor:
+        """Return the loss of each sample, and record what `statistics` is made from.
+
+        Args:
+            anchors: the batch of all ranks: B samples, (2, B) anchors.
+
+        Returns:
+            (B,), differentiable in `s_pos`, `log_g` and `temperature` of the anchors.
+        """
         raise NotImplementedError
 
 
@@ -74,17 +76,18 @@ class GlobalContrastiveLoss(TwoViewLoss):
         mean of  -s_{a,p(a)} + tau ( exp(log ĝ_a - nu_a) + nu_a - 1 ),   nu_a = log u_i after
         u_i <- (1 - gamma) u_i + gamma ĝ_i
 
-    ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is SogCLR's;
-    the value is an estimate of the global objective itself, so it can be watched.
+    ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is
+    SogCLR's; the value is an estimate of the global objective itself, so it can be watched.
 
     Args:
         num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
         temperature: tau > 0, or `sogclr.temperatures.PerSample` or `Global`, which are learned.
-        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the mini-batch loss.
+        gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the
+            mini-batch loss.
         convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
         estimator: another source of nu, instead of `gamma` and `convention`.
-        balanced: weigh an anchor's attraction with w = exp(log ĝ - nu) too, as its repulsion is: the same expectation where
-            E[w] = 1, with less noise (docs/method.md).
+        balanced: weigh an anchor's attraction with w = exp(log ĝ - nu) too, as its repulsion is: the same expectation
+            where E[w] = 1, with less noise (docs/method.md).
         reduction: `mean`, `sum` or `none` (one value a sample).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
 
@@ -109,7 +112,7 @@ class GlobalContrastiveLoss(TwoViewLoss):
         temperature: float | nn.Module = 0.1,
         gamma: Gamma = 0.9,
         convention: Convention = "per_view",
-        estimator: nn.Module | None = None,
+        estimator: Estimator | None = None,
         balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
@@ -121,19 +124,22 @@ class GlobalContrastiveLoss(TwoViewLoss):
             check_built_for(part, num_samples, "samples", "give both num_samples=len(dataset)")
 
     def per_sample(self, anchors: Anchors) -> Tensor:
-        nu = self.estimator(anchors.log_g.detach(), anchors.index, self.training, anchors.contrast())
-        values = self.dual(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
+        """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau,  the mean over the views: (B,)."""
+        nu = self.estimator(anchors.log_g.detach(), anchors.index, self.training, anchors.estimator_input())
+        values = self.dual_values(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
         return values + self.balance(anchors, nu) if self.balanced else values
 
 
 class NTXentLoss(TwoViewLoss):
-    """NT-Xent, SimCLR's loss:  mean over anchors of  -log( exp(s_pos/tau) / (exp(s_pos/tau) + sum over N(a) exp(s_ab/tau)) ).
+    """NT-Xent, SimCLR's loss:  mean over anchors of  -log( e / (e + sum over N(a) exp(s_ab/tau)) ),  e = exp(s_pos/tau).
 
     The negatives are those of the batch. A sample that is in the batch twice is no negative of itself.
     `statistics['objective']` is -s + tau log ĝ, on the scale of `GlobalContrastiveLoss`, with the batch's normalizer.
 
     Args:
-        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+        temperature: tau > 0, or a module of `sogclr.temperatures`.
+        reduction: `mean`, `sum` or `none`.
+        normalize: scale embeddings to norm one first.
 
     Example:
         >>> import torch, sogclr
@@ -152,6 +158,7 @@ class NTXentLoss(TwoViewLoss):
         super().__init__(temperature, reduction, normalize)
 
     def per_sample(self, anchors: Anchors) -> Tensor:
+        """Return  log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ) - s/tau, the mean over the views: (B,)."""
         self.record(anchors, anchors.log_g)
         return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
 
@@ -162,7 +169,9 @@ class DecoupledContrastiveLoss(TwoViewLoss):
     Its gradient is 1/tau times that of `GlobalContrastiveLoss` with the mini-batch's normalizer.
 
     Args:
-        temperature: tau > 0.  reduction: `mean`, `sum` or `none`.  normalize: scale embeddings to norm one first.
+        temperature: tau > 0, or a module of `sogclr.temperatures`.
+        reduction: `mean`, `sum` or `none`.
+        normalize: scale embeddings to norm one first.
 
     Example:
         >>> import torch, sogclr
@@ -181,5 +190,6 @@ class DecoupledContrastiveLoss(TwoViewLoss):
         super().__init__(temperature, reduction, normalize)
 
     def per_sample(self, anchors: Anchors) -> Tensor:
+        """Return  log( sum over N(a) of exp(s_ab/tau) ) - s/tau, the mean over the views: (B,)."""
         self.record(anchors, anchors.log_g)
         return F.decoupled_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)

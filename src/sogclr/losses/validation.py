@@ -26,9 +26,14 @@ VIEWS = "the two views' embeddings"
 def check_pairs(
     z0: Tensor, z1: Tensor, index: Tensor, num_samples: int | None, what: str = VIEWS, finite: bool = True
 ) -> Tensor:
-    """`index` as int64 on the embeddings' device, after every check that needs no wait for that device.
+    """Return `index` as int64 on the embeddings' device, after every check that needs no wait for that device.
 
     Args:
+        z0: (B, D) floating.
+        z1: (B, D) floating.
+        index: (B,) int64 or int32, on any device.
+        num_samples: ids run from 0 to num_samples - 1; None: ids are any.
+        what: the embeddings, in words.
         finite: False leaves it to the caller to look for what is not finite.
 
     Raises:
@@ -83,7 +88,11 @@ def _check_ids(index: Tensor, num_samples: int | None) -> None:
 
 
 def check_negatives(index: Tensor) -> None:
-    """(B,) ids of all ranks. Raises BadInput if there is nothing to contrast with (ids on CUDA are not looked at)."""
+    """Refuse a batch of all ranks with ids (B,) that has nothing to contrast with; ids on CUDA are not looked at.
+
+    Raises:
+        BadInput: there are fewer than two different ids.
+    """
     if index.shape[0] < 2:
         raise BadInput(f"a batch of {len(index)} has no negatives; use 2 samples or more (32 or more works well)")
     if not can_sync(index):
@@ -96,7 +105,11 @@ def check_negatives(index: Tensor) -> None:
 
 
 def check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
-    """Raises NonFinite, with the rows, if an embedding on the CPU is not finite."""
+    """Refuse (B, D) embeddings on the CPU that are not finite.
+
+    Raises:
+        NonFinite: with the rows.
+    """
     if math.isfinite((z0.detach().sum() + z1.detach().sum()).item()):
         return  # one pass is enough nearly always; a sum of finite numbers that overflows is sorted out below
     finite = torch.isfinite(z0).all(dim=1) & torch.isfinite(z1).all(dim=1)
@@ -110,18 +123,12 @@ def check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
         )
 
 
-def check_through(log_g: Tensor, z0: Tensor, z1: Tensor, index: Tensor) -> None:
-    """`check_finite` where log ĝ, which every row enters, is not finite: a sum over fewer numbers."""
-    if log_g.device.type == "cpu" and not math.isfinite(log_g.detach().sum().item()):
-        check_finite(z0, z1, index)
-
-
 def _few(values: list[int], most: int = 8) -> str:
     return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
 
 def all_distinct(index: Tensor) -> bool:
-    """Whether ids are all different, where asking does not wait for a device; False elsewhere."""
+    """Return whether ids (B,) are all different, where asking does not wait for a device; False elsewhere."""
     if not can_sync(index):
         return False
     ids = index.tolist()
@@ -129,7 +136,11 @@ def all_distinct(index: Tensor) -> bool:
 
 
 def check_built_for(part: object, count: int, what: str, advice: str) -> None:
-    """Raises BadInput where an estimator or a temperature keeps something for another number of samples than its loss."""
+    """Refuse an estimator or a temperature that keeps something for another number of samples than its loss.
+
+    Raises:
+        BadInput: it does; `what` the samples are, and `advice`, are in the sentence.
+    """
     theirs = getattr(part, "num_samples", count)
     if theirs != count:
         raise BadInput(f"{type(part).__name__} is built for {theirs} samples and the loss for {count} {what}; {advice}")

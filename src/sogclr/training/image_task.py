@@ -96,15 +96,11 @@ class ImageTask:
         (q0, q1), k0, k1 = forward(views).chunk(2), keys(v0), keys(v1)
         return (loss(q0, k1, index) + loss(q1, k0, index)) / 2
 
-    def stateful(self, loss: nn.Module, batch: Batch) -> list[tuple[Any, Tensor]]:
-        """The parts of the loss whose state a forward pass changes, each with the ids of the batch it is for."""
-        return [(part, batch.index) for part in loss.modules() if hasattr(part, "snapshot")]
-
     # ------------------------------------------------------------------------------------------- evaluation and files
     def evaluate(
         self, model: ContrastiveModel, info: EncoderInfo, augment: Augmentation, device: torch.device
     ) -> dict[str, float]:
-        """kNN with labels, health without; the first score is the one that is to grow."""
+        """KNN with labels, health without; the first score is the one that is to grow."""
         return self.online(model, info, augment, device)
 
     def write_inputs(self) -> None:

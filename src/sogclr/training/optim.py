@@ -67,7 +67,7 @@ def build_optimizer(
 
 
 def warmup_cosine(total: int, warmup: int) -> Callable[[int], float]:
-    """step -> share of the peak rate: a line from 1/warmup to 1, then a half cosine to 0 at `total`."""
+    """Step -> share of the peak rate: a line from 1/warmup to 1, then a half cosine to 0 at `total`."""
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -154,15 +154,6 @@ class PairTask:
         """One pass through both towers."""
         return loss(*forward(*inputs), *ids)
 
-    def stateful(self, loss: nn.Module, batch: Batch) -> list[tuple[Any, Tensor]]:
-        """The parts of the loss whose state a forward pass changes, each with the ids of the batch it is for."""
-        image_ids, text_ids = self.ids(batch)
-        return [
-            (part, text_ids if name.startswith("text_") else image_ids)
-            for name, part in loss.named_modules()
-            if hasattr(part, "snapshot")
-        ]
-
     # ------------------------------------------------------------------------------------------------------- evaluation
     @torch.inference_mode()
     def evaluate(

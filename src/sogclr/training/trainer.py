@@ -115,16 +115,13 @@ class Trainer:
         for optimizer in (self.optimizer, *self.loss_optimizers):
             optimizer.zero_grad(set_to_none=True)
         copy_where_(self._buffers, into=self._kept)
-        before: list[tuple[Any, Any]] = []
+        self.loss.begin_step()
         statistics = []
         ok, reason = None, "the gradient is not finite"
         try:
             if not batches:
                 raise NonFinite("the batch holds nothing to contrast with", [])
             for batch in batches:
-                stateful = self.task.stateful(self.loss, batch)
-                there = [(part, ids.to(self.device, non_blocking=True)) for part, ids in stateful]
-                before += [(part, part.snapshot(ranks.gather(ids))) for part, ids in there]
                 loss = self.loss_of(batch)
                 statistics.append(self.loss.statistics)
                 self.scaler.scale(loss / len(batches)).backward()
@@ -133,7 +130,7 @@ class Trainer:
             norm, ok = self._norm()
         except NonFinite as error:  # on the CPU alone, where the host looks at the embeddings
             reason = str(error)
-        self._undo(before, unless=ok)
+        self._undo(unless=ok)
         expected = torch.zeros_like(self._one, dtype=torch.bool)
         if ok is not None:
             for optimizer in (self.optimizer, *self.loss_optimizers):
@@ -161,13 +158,12 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
         return norm, grads_finite(norm, list(self.loss.parameters()))
 
-    def _undo(self, before: list[tuple[Any, Any]], unless: Tensor | None) -> None:
+    def _undo(self, unless: Tensor | None) -> None:
         """What the forward passes changed, except where `unless`."""
         copy_where_(self._kept, into=self._buffers, unless=unless)
         if self.micro is not None:
             self.micro.forget()
-        for module, saved in reversed(before):
-            module.restore(saved, unless)
+        self.loss.rollback(unless)
 
     def loss_of(self, batch: Batch) -> Tensor:
         """One forward pass of what the task makes of a batch, and the loss of the embeddings."""

@@ -1,4 +1,4 @@
-"""A moving average whose rate falls over the whole run while the repulsion, stronger at first, falls to its own strength."""
+"""A moving average whose rate falls over the whole run, while a repulsion that is stronger at first falls too."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
-from .dictionary import Dictionary
 from .gamma import CosineGamma
 from .moving_average import Convention, MovingAverage
 from .protocol import EstimatorInput
+from .queue_normalizer import QueueNormalizer
 
 
 class BoostedAverage(MovingAverage):
@@ -24,8 +24,11 @@ class BoostedAverage(MovingAverage):
     Args:
         num_samples: n; ids run from 0 to n - 1.
         steps: updates in the whole run; afterwards gamma is `end` and b is 1.
-        boost: b at the start, 1 or more.  end: gamma at the end.
-        convention, dictionary, sharded: as of `MovingAverage`.
+        boost: b at the start, 1 or more.
+        end: gamma at the end.
+        convention: as of `MovingAverage`.
+        dictionary: as of `MovingAverage`.
+        sharded: as of `MovingAverage`.
 
     The derivation and what was measured are in docs/method.md.
     """
@@ -37,7 +40,7 @@ class BoostedAverage(MovingAverage):
         boost: float = 1.6,
         end: float = 0.1,
         convention: Convention = "per_view",
-        dictionary: Dictionary | None = None,
+        dictionary: QueueNormalizer | None = None,
         sharded: bool = False,
     ) -> None:
         if not 1.0 <= boost < math.inf:
@@ -46,17 +49,19 @@ class BoostedAverage(MovingAverage):
         self.boost, self.steps = boost, steps
 
     def log_boost(self) -> Tensor:
-        """() float32: log b of the next update."""
+        """Return log b of the next update: () float32."""
         return torch.log(1 + (self.boost - 1) * self.falling())
 
     def falling(self) -> Tensor:
-        """() float32: from 1 at the first update to 0 at the end of the run, along a half cosine."""
+        """Return what falls from 1 at the first update to 0 at the end of the run, along a half cosine: () float32."""
         share = (self.step / self.steps).clamp(max=1.0)
         return 0.5 * (1 + torch.cos(math.pi * share))
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
+        """Return  log u_i - log b  after the update of u; see `Estimator.forward` for the arguments."""
         shift = self.log_boost().to(log_g.dtype)
         return super().forward(log_g, index, update, contrast) - shift
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"{super().extra_repr()}, boost={self.boost}"

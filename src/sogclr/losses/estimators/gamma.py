@@ -24,7 +24,7 @@ class CosineGamma:
         self.start, self.end, self.steps = start, end, steps
 
     def __call__(self, step: Tensor, log_u: Tensor | None = None) -> Tensor:
-        """The gamma of the update numbered `step` (0-based): () integer -> () float32, on the same device."""
+        """Return the gamma of the update numbered `step`, 0-based, () integer: () float32, on the same device."""
         share = (step / self.steps).clamp(max=1.0)
         return self.end + (self.start - self.end) * 0.5 * (1 + torch.cos(math.pi * share))
 
@@ -35,9 +35,9 @@ class CosineGamma:
 class AdaptiveGamma:
     """gamma_i = sigmoid(alpha + log u_i), SCENT's (2602.02877): samples with many hard negatives forget faster.
 
-    It is the closed-form step of stochastic proximal mirror descent on nu. As log u_i falls in training so does gamma_i;
-    alpha = -c makes it one half where log u_i = c. Far below that the average no longer moves: choose alpha so that
-    alpha + log u stays above about -4. log u is at most 1 / tau, where training starts.
+    It is the closed-form step of stochastic proximal mirror descent on nu. As log u_i falls in training so does
+    gamma_i; alpha = -c makes it one half where log u_i = c. Far below that the average no longer moves: choose alpha so
+    that alpha + log u stays above about -4. log u is at most 1 / tau, where training starts.
     """
 
     def __init__(self, alpha: float = -4.0) -> None:
@@ -46,7 +46,7 @@ class AdaptiveGamma:
         self.alpha = alpha
 
     def __call__(self, step: Tensor, log_u: Tensor) -> Tensor:
-        """(B,) log u before the update, -inf where unseen -> (B,)."""
+        """Return the gamma of samples with `log_u`, (B,), before the update, -inf where unseen: (B,)."""
         return torch.sigmoid(self.alpha + log_u)
 
     def __repr__(self) -> str:

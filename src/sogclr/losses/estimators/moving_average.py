@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import BadInput
-from ..functional import log_mean, merge_duplicates, moving_average, where_ok
+from ..functional import log_mean, merge_duplicates, moving_average
 from . import sharded as shards
-from .dictionary import Dictionary
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
-from .protocol import EstimatorInput
+from .protocol import Estimator, EstimatorInput
+from .queue_normalizer import QueueNormalizer
 
 Convention = Literal["per_view", "per_sample"]
 
 
-class MovingAverage(nn.Module):
+class MovingAverage(Estimator):
     """nu = log u_i after  u_i <- (1 - gamma) u_i + gamma ĝ_i:  SogCLR's estimator (2202.12387, Algorithm 1).
 
     The first visit of a sample sets u_i = ĝ_i, sample by sample. A sample that is in the batch more than once is
@@ -29,11 +29,12 @@ class MovingAverage(nn.Module):
         gamma: weight of the NEW value, in (0, 1]; or a `CosineGamma` or `AdaptiveGamma`.
         convention: `per_sample` averages ĝ over the views and gives both the same nu (the paper); `per_view` blends
             each view with the old u_i on its own and stores the average (the authors' code).
-        dictionary: where ĝ comes from, instead of the batch alone: `Dictionary(size, dim)`, batch and queue.
+        dictionary: where ĝ comes from, instead of the batch alone: `QueueNormalizer(size, dim)`, batch and queue.
         sharded: divide log_u among the ranks of the process group by id, see `divide`.
 
     Attributes:
-        log_u: (n,) float32 buffer, -inf where unseen.  step: () int64 buffer, updates so far.
+        log_u: (n,) float32 buffer, -inf where unseen.
+        step: () int64 buffer, updates so far.
     """
 
     log_u: Tensor
@@ -46,7 +47,7 @@ class MovingAverage(nn.Module):
         num_samples: int,
         gamma: Gamma = 0.9,
         convention: Convention = "per_view",
-        dictionary: Dictionary | None = None,
+        dictionary: QueueNormalizer | None = None,
         sharded: bool = False,
     ) -> None:
         super().__init__()
@@ -68,35 +69,37 @@ class MovingAverage(nn.Module):
             self.register_buffer("kept_by", torch.tensor([self.part.rank, self.part.ranks]))
 
     def divide(self) -> None:
-        """From now on keep the part of log_u that is this rank's, 4 n / R bytes instead of 4 n; all ranks call together.
+        """Keep from now on this rank's part of log_u, 4 n / R bytes instead of 4 n; all ranks call together.
 
-        Gradients and values stay those of a whole log_u, and `state_dict()` becomes the part's own. `sogclr.sharded.whole_state`
-        puts the parts together, and estimators load that on any number of ranks, divided or not. Does nothing on one rank.
+        Gradients and values stay those of a whole log_u, and `state_dict()` becomes the part's own.
+        `sogclr.sharded.whole_state` puts the parts together, and estimators load that on any number of ranks, divided
+        or not. Does nothing on one rank.
         """
         if self.part is None and (part := shards.Part.own(self.num_samples)) is not None:
             self.part, self.log_u = part, part.of(self.log_u)
             self.register_buffer("kept_by", torch.tensor([part.rank, part.ranks], device=self.log_u.device))
 
     def read(self, index: Tensor) -> Tensor:
-        """log u of the samples `index`, (B,); of a divided log_u, on all ranks, which give the same ids."""
+        """Return log u of the samples `index`, (B,); of a divided log_u all ranks call, with the same ids."""
         return self.log_u[index] if self.part is None else shards.read(self.log_u, index, self.part)
 
     def rate(self, log_u: Tensor) -> float | Tensor:
-        """The gamma of the next update of samples with these log u, (B,): a float, () or (B,), dtype and device theirs."""
+        """Return the gamma of the next update of samples with `log_u`, (B,): a float, () or (B,)."""
         if isinstance(self.gamma, CosineGamma | AdaptiveGamma):
             return self.gamma(self.step, log_u).to(log_u.dtype)
         return self.gamma
 
     def current_gamma(self) -> Tensor:
-        """() float32 on the state's device: the mean gamma of the next update, over the samples that were seen."""
+        """Return the mean gamma of the next update, over the samples that were seen: () float32."""
         if not isinstance(self.gamma, AdaptiveGamma):
             return torch.as_tensor(self.rate(self.log_u), dtype=torch.float32, device=self.log_u.device)
         seen = ~torch.isneginf(self.log_u)
         sums = torch.stack([(self.rate(self.log_u) * seen).sum(), seen.sum()])
         total, count = sums if self.part is None else shards.total(sums)
-        return total / count.clamp(min=1)
+        return torch.div(total, count.clamp(min=1))
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
+        """Return log u_i after the update, (V, B); see `Estimator.forward` for the arguments."""
         if self.dictionary is not None:
             log_g = self.dictionary(log_g, index, update, contrast)
         old = self.read(index).to(log_g.dtype)
@@ -111,35 +114,24 @@ class MovingAverage(nn.Module):
             stored = merge_duplicates(new, index)
             # what is not finite never enters the state, and no wait for the device is needed to keep it out
             self._write(index, torch.where(stored.abs() < math.inf, stored, old).to(self.log_u.dtype))
-            self.step.add_(1)
+            self.assign(self.step, self.step + 1)
         return nu
 
     def _write(self, index: Tensor, new: Tensor) -> None:
         if self.part is None:
-            self.log_u[index] = new
+            self.assign(self.log_u, new, index)
         else:
-            shards.write(self.log_u, index, new, self.part)
+            rows = self.part.place(index)
+            self.assign(self.log_u, torch.where(rows < self.part.rows, new, -math.inf), rows)
 
-    def snapshot(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What `restore` needs to undo the update of a batch: copies of the rows `index`, (B,), and of the step."""
-        index = index.to(self.log_u.device)
-        rows = index if self.part is None else self.part.place(index)
-        return rows, self.log_u[rows].clone(), self.step.clone()
-
-    def restore(self, saved: tuple[Tensor, ...], unless: Tensor | None = None) -> None:
-        """Undo the update since `snapshot`, except where `unless`, () bool, is true."""
-        rows, values, step = saved
-        self.log_u[rows] = where_ok(unless, self.log_u[rows], values)
-        self.step.copy_(where_ok(unless, self.step, step))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved, kept_by = state_dict.get(prefix + "log_u"), state_dict.get(prefix + "kept_by")
         here = self.state_dict().get("kept_by")
         if isinstance(kept_by, Tensor):
             if here is None or not torch.equal(kept_by.to(here), here):
                 raise BadInput(
-                    f"the loss state is the part that rank {int(kept_by[0])} of {int(kept_by[1])} kept, and this one keeps "
-                    f"{'all of it' if here is None else f'that of rank {int(here[0])} of {int(here[1])}'}; "
+                    f"the loss state is the part that rank {int(kept_by[0])} of {int(kept_by[1])} kept, and this one "
+                    f"keeps {'all of it' if here is None else f'that of rank {int(here[0])} of {int(here[1])}'}; "
                     "save sogclr.sharded.whole_state(loss), which every rank loads"
                 )
         elif isinstance(saved, Tensor) and len(saved) != self.num_samples:
@@ -153,4 +145,5 @@ class MovingAverage(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"num_samples={self.num_samples}, gamma={self.gamma}, convention={self.convention!r}"

@@ -1,11 +1,12 @@
-"""One number a sample, divided among the ranks: each keeps n / R of them instead of n. Like `distributed`, it knows of ranks.
+"""One number a sample, divided among the ranks: each keeps n / R of them instead of n.
 
-Sample i is kept by rank i mod R, in its row i div R. By the remainder, and not in contiguous blocks: ids that stand next to
-each other (a class, a tar file, data in order) then spread evenly over the ranks, and the parts differ by one row at most.
+Sample i is kept by rank i mod R, in its row i div R. By the remainder, and not in contiguous blocks: ids that stand
+next to each other (a class, a tar file, data in order) then spread evenly over the ranks, and the parts differ by one
+row at most.
 
-All ranks hold the ids of the whole batch (the loss gathers them), so nobody has to ask: owners know who needs what, only
-values travel, and what is new is written by its owner without a word. A part has one row more than it keeps, -inf: the ids
-of other ranks point to it, so that shapes do not depend on the ids and a GPU is not waited for.
+All ranks hold the ids of the whole batch (the loss gathers them), so nobody has to ask: owners know who needs what,
+only values travel, and what is new is written by its owner without a word. A part has one row more than it keeps, -inf:
+the ids of other ranks point to it, so that shapes do not depend on the ids and a GPU is not waited for.
 """
 
 from __future__ import annotations
@@ -36,44 +37,49 @@ class Part:
 
     @staticmethod
     def own(num_samples: int) -> Part | None:
-        """This process's in its group, also while the main rank computes alone; None where it is the only one."""
+        """Return this process's part in its group, also while rank 0 computes alone; None where it is the only one."""
         ranks = distributed_module.all_ranks()
         return Part(num_samples, distributed_module.rank(), ranks) if ranks > 1 else None
 
     @property
     def rows(self) -> int:
-        """Of every rank; the last may be unused."""
+        """Return how many rows every rank has; the last may be unused."""
         return -(-self.num_samples // self.ranks)
 
     def empty(self) -> Tensor:
-        """(rows + 1,) float32, -inf."""
+        """Return a part in which nothing was seen: (rows + 1,) float32, -inf."""
         return torch.full((self.rows + 1,), -math.inf)
 
     def of(self, whole: Tensor) -> Tensor:
-        """(n,) -> (rows + 1,)."""
+        """Return this rank's part of all n numbers: (rows + 1,)."""
         part = self.empty().to(whole)
         own = whole[self.rank :: self.ranks]
         part[: len(own)] = own
         return part
 
     def place(self, index: Tensor) -> Tensor:
-        """(B,) ids -> their rows here; the last for what other ranks keep."""
+        """Return the rows here of (B,) ids; the last for what other ranks keep."""
         return torch.where(index % self.ranks == self.rank, index // self.ranks, self.rows)
 
 
 def read(values: Tensor, index: Tensor, part: Part, exchange: Exchange | None = None) -> Tensor:
-    """The numbers of the samples `index`, which all ranks give alike, on all of them: (rows + 1,), (B,) -> (B,).
+    """Return the numbers of the samples `index`, (B,), on all ranks, which give the same ids.
 
     Args:
-        exchange: `all-to-all`, half the bytes, needs the counts of ids on the host; `all-reduce` (of the maximum: whoever does
-            not keep a number says -inf) does not, and is what CUDA gets. Bit for bit the same. By the device when left out.
+        values: (rows + 1,), this rank's part.
+        index: (B,) int64 ids.
+        part: which part that is.
+        exchange: `all-to-all`, half the bytes, needs the counts of ids on the host; `all-reduce` (of the maximum:
+            whoever does not keep a number says -inf) does not, and is what CUDA gets. Bit for bit the same. By the
+            device when left out.
 
     Raises:
         BadInput: not all ranks are there.
     """
     if distributed_module.world_size() != part.ranks:
         raise BadInput(
-            f"the loss's state is divided among {part.ranks} ranks and {distributed_module.world_size()} compute; all must call together"
+            f"the loss's state is divided among {part.ranks} ranks and {distributed_module.world_size()} compute; "
+            "all must call together"
         )
     exchange = exchange or ("all-to-all" if values.device.type == "cpu" else "all-reduce")
     if exchange == "all-to-all":
@@ -84,9 +90,9 @@ def read(values: Tensor, index: Tensor, part: Part, exchange: Exchange | None = 
 
 
 def _all_to_all(values: Tensor, index: Tensor, part: Part) -> Tensor:
-    """Each rank gets the numbers of one of R equal blocks of the ids from their owners; then blocks are gathered."""
+    """Return the numbers of `index`: each rank gets those of one of R equal blocks, and all blocks are gathered."""
     size = -(-len(index) // part.ranks)
-    blocks, owners = index.split(size), index % part.ranks
+    blocks, owners = torch.split(index, size), index % part.ranks
     asked = (owners == part.rank).nonzero().flatten()  # in the order of the blocks
     to_each = (asked // size).bincount(minlength=part.ranks).tolist()
     own = blocks[part.rank] if part.rank < len(blocks) else index[:0]
@@ -98,22 +104,16 @@ def _all_to_all(values: Tensor, index: Tensor, part: Part) -> Tensor:
     return ranks.all_gather(block)[: len(index)]
 
 
-def write(values: Tensor, index: Tensor, new: Tensor, part: Part) -> None:
-    """Each rank keeps its own of the new numbers, (B,); one for each sample where ids repeat. No collective."""
-    values[part.place(index)] = new
-    values[-1] = -math.inf
-
-
 def total(values: Tensor) -> Tensor:
-    """The sum over the ranks."""
+    """Return the sum over the ranks, in place."""
     dist.all_reduce(values)
     return values
 
 
 def whole(values: Tensor, part: Part) -> Tensor | None:
-    """All n numbers on the main rank's host, put together chunk by chunk; None on the others. All ranks must call.
+    """Return all n numbers on rank 0's host, put together chunk by chunk; None on the others. All ranks must call.
 
-    The main rank needs 4 n bytes there, and 2 R chunks of 16 MiB beside them.
+    Rank 0 needs 4 n bytes there, and 2 R chunks of 16 MiB beside them.
     """
     main = part.rank == 0
     out = torch.empty(part.rows * part.ranks, dtype=values.dtype) if main else None
@@ -128,8 +128,10 @@ def whole(values: Tensor, part: Part) -> Tensor | None:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """`module.state_dict()` as if nothing were divided, for any number of ranks to load. All ranks must call; what was
-    divided is whole on the main rank and missing on the others."""
+    """Return `module.state_dict()` as if nothing were divided, for any number of ranks to load. All ranks must call.
+
+    What was divided is whole on rank 0 and missing on the others.
+    """
     state = module.state_dict()
     for name, inner in module.named_modules():
         part = getattr(inner, "part", None)

@@ -1,23 +1,24 @@
-"""The normalizer over the batch and a memory of past embeddings."""
+"""The normalizer over the batch and a queue of past embeddings."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional as F
 from ..queue import EmbeddingQueue
-from .protocol import EstimatorInput
+from .protocol import Estimator, EstimatorInput
 
 
-class Dictionary(nn.Module):
+class QueueNormalizer(Estimator):
     """nu = log of the mean of exp(s_ab / tau) over b in batch and queue, without anchor a's own sample.
 
     The queue, K past candidates as MoCo's (1911.05722) but of the encoder itself, feeds the normalizer only: the loss's
     gradient flows through the negatives of the batch. While it is empty nu = log ĝ.
 
     Args:
-        size: K.  dim: D, width of the embeddings.
+        size: K.
+        dim: D, width of the embeddings.
         feeds: whether the queue counts in nu; False keeps it for others and leaves nu = log ĝ.
     """
 
@@ -27,6 +28,7 @@ class Dictionary(nn.Module):
         self.queue = EmbeddingQueue(size, dim)
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
+        """Return nu, and push the batch's candidates; see `Estimator.forward` for the arguments."""
         assert contrast is not None
         z, ids, candidates = contrast.anchors, contrast.ids, contrast.candidates
         self.queue.check_width(z)
