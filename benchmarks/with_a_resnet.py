@@ -106,7 +106,7 @@ def run(folder: Path, choice: dict[str, Any], seed: int, epochs: int) -> dict[st
             folder / "images", Path(out) / "run", model="resnet10_mini", image_size=28, batch_size=16, epochs=epochs, seed=seed, workers=0, threads=1, device="cpu", labels="none", eval_every=epochs, diagnose_every=epochs, quiet=True, **choice,
         )  # fmt: skip
         seconds = time.monotonic() - begun
-        scores = sogclr.evaluate(trained.path, folder / "images")
+        scores = dict(sogclr.evaluate(trained.path, folder / "images", quiet=True))
         lines = [json.loads(line) for line in (trained.path / "metrics.jsonl").read_text().splitlines()]
         scores["F2"] = next(line["F2"] for line in lines if line["kind"] == "diagnosis")
     return {**{k: scores[k] for k in (*SCORES, "F2")}, "seconds": seconds}
