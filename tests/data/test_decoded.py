@@ -32,7 +32,6 @@ from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.errors import BadInput
-from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
 from sogclr.training.resolve import choose_cache
 
@@ -226,7 +225,7 @@ def weights(run):
 
 
 def make(data, side=0, **options):
-    return cache(data, side=side, screen=Progress(quiet=True), **options)
+    return cache(data, side=side, quiet=True, **options)
 
 
 def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
