@@ -19,11 +19,14 @@ def reference() -> str:
     try:
         from sogclr.cli import COMMANDS, main
 
-        parts = ["# Reference of commands and options", "What `sogclr COMMAND --help` says; this page is made from it."]
+        parts = [
+            "# Reference of commands and options",
+            "What `sogclr COMMAND --help-all` says; this page is made from it.",
+        ]
         for name in COMMANDS:
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
-                main([name, "--help"])
+                main([name, "--help-all"])
             text = "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines())
             parts.append(f"## sogclr {name}\n\n```text\n{text}\n```")
     finally:
