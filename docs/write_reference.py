@@ -12,18 +12,21 @@ WIDTH = "120"
 
 
 def reference() -> str:
-    """The help of every command, as Markdown."""
+    """Return the help of every command, as Markdown."""
     before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR", "TERM", "FORCE_COLOR")}
     os.environ.update(COLUMNS=WIDTH, NO_COLOR="1", TERM="dumb")
     os.environ.pop("FORCE_COLOR", None)
     try:
         from sogclr.cli import COMMANDS, main
 
-        parts = ["# Reference of commands and options", "What `sogclr COMMAND --help` says; this page is made from it."]
+        parts = [
+            "# Reference of commands and options",
+            "What `sogclr COMMAND --help-all` says; this page is made from it.",
+        ]
         for name in COMMANDS:
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
-                main([name, "--help"])
+                main([name, "--help-all"])
             text = "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines())
             parts.append(f"## sogclr {name}\n\n```text\n{text}\n```")
     finally:

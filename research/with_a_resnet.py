@@ -122,7 +122,7 @@ def run(folder: Path, choice: dict[str, Any], seed: int, epochs: int) -> dict[st
         every = {"epochs": epochs, "eval_every": epochs, "diagnose_every": epochs, "seed": seed}
         trained = sogclr.train(folder / "images", Path(out) / "run", **SAME, **every, **choice)
         seconds = time.monotonic() - begun
-        scores = sogclr.evaluate(trained.path, folder / "images")
+        scores = dict(sogclr.evaluate(trained.path, folder / "images", quiet=True))
         lines = [json.loads(line) for line in (trained.path / "metrics.jsonl").read_text().splitlines()]
         scores["F2"] = next(line["F2"] for line in lines if line["kind"] == "diagnosis")
     return {**{k: scores[k] for k in (*SCORES, "F2")}, "seconds": seconds}

@@ -12,57 +12,112 @@ Names are imported when they are first used, so that `sogclr --help` does not wa
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    # the commands, and what they return
+    **{"train": "commands.train", "resume": "commands.train", "RunFolder": "run_folder"},
+    **{"embed": "commands.embed", "EmbedResult": "commands.embed"},
+    **{"evaluate": "commands.evaluate", "EvalResult": "commands.eval_result"},
+    **{"search": "commands.search", "SearchResult": "commands.search"},
+    **{"export": "commands.export", "report": "commands.report"},
+    **{"inspect": "commands.inspect", "Inspection": "commands.inspection"},
+    **{"cache": "commands.cache", "CacheResult": "commands.cache"},
+    **{"demo": "commands.demo", "DemoResult": "commands.demo"},
+    # the losses and their pieces
     "GlobalContrastiveLoss": "losses",
     "TwoTowerGlobalContrastiveLoss": "losses",
     "MemoryContrastiveLoss": "losses",
     "TwoTowerMemoryContrastiveLoss": "losses",
     "NTXentLoss": "losses",
+    "DecoupledContrastiveLoss": "losses",
+    "MoCoLoss": "losses",
     "ClipLoss": "losses",
     "SigLipLoss": "losses",
-    "MoCoLoss": "losses",
-    "DecoupledContrastiveLoss": "losses",
     "estimators": "losses.estimators",
     "temperatures": "losses.temperatures",
+    # instruments, trained encoders, errors
     "exact": "evaluation.exact",
     "diagnose": "evaluation.diagnosis",
-    "train": "commands.train",
-    "resume": "commands.train",
-    "embed": "commands.embed",
-    "evaluate": "commands.evaluate",
     "load_encoder": "models.encoder",
     "load_two_tower": "models.two_tower",
     "BadInput": "errors",
 }
-
-__all__ = [*_HOMES, "__version__"]
+"""Public name -> the module that holds it, or that it is."""
 
 if TYPE_CHECKING:
-    from .commands.embed import embed as embed
-    from .commands.evaluate import evaluate as evaluate
-    from .errors import BadInput as BadInput
-    from .evaluation import exact as exact
-    from .evaluation.diagnosis import diagnose as diagnose
-    from .losses import ClipLoss as ClipLoss
-    from .losses import DecoupledContrastiveLoss as DecoupledContrastiveLoss
-    from .losses import GlobalContrastiveLoss as GlobalContrastiveLoss
-    from .losses import MemoryContrastiveLoss as MemoryContrastiveLoss
-    from .losses import MoCoLoss as MoCoLoss
-    from .losses import NTXentLoss as NTXentLoss
-    from .losses import SigLipLoss as SigLipLoss
-    from .losses import TwoTowerGlobalContrastiveLoss as TwoTowerGlobalContrastiveLoss
-    from .losses import TwoTowerMemoryContrastiveLoss as TwoTowerMemoryContrastiveLoss
-    from .losses import estimators as estimators
-    from .losses import temperatures as temperatures
-    from .models.encoder import load_encoder as load_encoder
-    from .models.two_tower import load_two_tower as load_two_tower
+    from .commands.cache import CacheResult, cache
+    from .commands.demo import DemoResult, demo
+    from .commands.embed import EmbedResult, embed
+    from .commands.eval_result import EvalResult
+    from .commands.evaluate import evaluate
+    from .commands.export import export
+    from .commands.inspect import inspect
+    from .commands.inspection import Inspection
+    from .commands.report import report
+    from .commands.search import SearchResult, search
+    from .commands.train import resume, train
+    from .errors import BadInput
+    from .evaluation import exact
+    from .evaluation.diagnosis import diagnose
+    from .losses import (
+        ClipLoss,
+        DecoupledContrastiveLoss,
+        GlobalContrastiveLoss,
+        MemoryContrastiveLoss,
+        MoCoLoss,
+        NTXentLoss,
+        SigLipLoss,
+        TwoTowerGlobalContrastiveLoss,
+        TwoTowerMemoryContrastiveLoss,
+        estimators,
+        temperatures,
+    )
+    from .models.encoder import load_encoder
+    from .models.two_tower import load_two_tower
+    from .run_folder import RunFolder
+
+__all__ = [
+    "BadInput",
+    "CacheResult",
+    "ClipLoss",
+    "DecoupledContrastiveLoss",
+    "DemoResult",
+    "EmbedResult",
+    "EvalResult",
+    "GlobalContrastiveLoss",
+    "Inspection",
+    "MemoryContrastiveLoss",
+    "MoCoLoss",
+    "NTXentLoss",
+    "RunFolder",
+    "SearchResult",
+    "SigLipLoss",
+    "TwoTowerGlobalContrastiveLoss",
+    "TwoTowerMemoryContrastiveLoss",
+    "__version__",
+    "cache",
+    "demo",
+    "diagnose",
+    "embed",
+    "estimators",
+    "evaluate",
+    "exact",
+    "export",
+    "inspect",
+    "load_encoder",
+    "load_two_tower",
+    "report",
+    "resume",
+    "search",
+    "temperatures",
+    "train",
+]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'sogclr' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES[name]}", __name__)

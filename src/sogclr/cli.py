@@ -1,336 +1,82 @@
-"""The command line. Torch is imported by the commands that need it, not by this file: `--help` answers at once."""
+"""The command line: words to a function of a command, and what it returns or raises to text and an exit code.
+
+Each command is one public function of `sogclr`; its signature and docstring are the options and the help. The functions
+are imported when they are called for, so that `sogclr --help` and `sogclr train --help` do not wait for torch.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import io
 import json
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, get_type_hints
 
-import tyro
-from rich.console import Console
-from tyro import MISSING
-from tyro.conf import Positional, arg
+from rich.console import Console, RichCast
 
 from . import __version__
-from .config.schema import TrainConfig
+from .config.schema import BASIC_OPTIONS
 from .config.toml import from_options, read_table
 from .errors import BadInput, Interrupted, RunFailed
+from .options import REQUIRED, Option, parse_options, read_sections, read_signature
 from .progress import Progress
 
 
+@dataclass(frozen=True)
 class Command:
-    """A command: its fields are its options, `run` does it."""
-
-    def run(self) -> None:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Options of the commands that read images."""
-
-    workers: int | None = None
-    """Processes that read images; chosen from the cores when left out."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-
-
-# ------------------------------------------------------------------------------------------------------------ commands
-@dataclass(frozen=True)
-class Demo(Command):
-    """See it work: trains on real digits, compares, writes a report. Nothing is downloaded."""
-
-    quick: bool = False
-    """A short run, only to see that everything works."""
-    out: str | None = None
-    """Folder for the runs; runs/demo when left out. The images go to the cache folder."""
-    pairs: bool = False
-    """Images with captions instead: OpenMoji's emoji and their names, searched by words."""
-    language: str | None = None
-    """With --pairs: captions in a second language too, such as de, fr, es, ja."""
-
-    def run(self) -> None:
-        folder = None if self.out is None else Path(self.out)
-        if self.pairs:
-            from .commands.demo_pairs import run_pair_demo
-
-            run_pair_demo(main, quick=self.quick, folder=folder, language=self.language)
-            return
-        if self.language is not None:
-            raise BadInput(f"--language {self.language} is for captions; give --pairs too")
-        from .commands.demo import run_demo
-
-        run_demo(main, quick=self.quick, folder=folder)
-
-
-@dataclass(frozen=True)
-class Resume(Command):
-    """Continue a run from its last checkpoint, bit for bit as if it had never stopped."""
-
-    folder: Annotated[Positional[str], arg(metavar="RUN")]
-    """The run's folder."""
-    workers: int | None = None
-    """Another number of reader processes; the result does not depend on it."""
-    device: str | None = None
-    """Another device; the result then agrees to rounding only."""
-
-    def run(self) -> None:
-        from .commands import train
-
-        _finished(train.resume(self.folder, workers=self.workers, device=self.device))
-
-
-@dataclass(frozen=True)
-class Embed(Reading, Command):
-    """Write the embeddings of a folder of images. The same command again goes on where an interrupted one stopped."""
-
-    encoder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
-    """A run's folder, or an exported encoder (.safetensors)."""
-    data: Annotated[Positional[str], arg(metavar="DATA")] = MISSING
-    """Images: a folder, a .txt list of files, a table of pairs, or tar shards."""
-    out: str = MISSING
-    """The file to write: .parquet, .npz or .safetensors, with ids and paths."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Type of the numbers."""
-    batch_size: int = 256
-    """Images at a time."""
-
-    def run(self) -> None:
-        from .commands.embed import embed
-
-        with Progress() as screen:
-            progress = screen.callback("embedding")
-            result = embed(
-                self.encoder, self.data, self.out, dtype=self.dtype, batch_size=self.batch_size, workers=self.workers,
-                device=self.device, progress=progress,
-            )  # fmt: skip
-        print(result)
-
-
-@dataclass(frozen=True)
-class Eval(Reading, Command):
-    """How good an encoder is: kNN and linear probes, or label-free health; retrieval and zero-shot of a run on pairs."""
-
-    encoder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
-    """A run's folder, or an exported encoder (.safetensors)."""
-    data: Annotated[Positional[str], arg(metavar="DATA")] = MISSING
-    """A folder with train/ and test/ (or val/), or one that is split 80/20. For a run on pairs: a table or tar shards too."""
-    labels: str = "auto"
-    """auto, folder, none, or a CSV file of path,label."""
-    baselines: bool = False
-    """Score raw pixels and an untrained encoder too."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
-    k: int = 20
-    """Neighbours of kNN."""
-    seed: int = 0
-    """Seed of the split and of the few-label draws."""
-    templates: tuple[str, ...] = ("{}", "a photo of {}", "a picture of {}")
-    """Sentences for the class names in zero-shot classification, of a run on pairs."""
-    image_column: str | None = None
-    """Column of the images' paths in a table of pairs; found by its name when left out."""
-    caption_column: str | None = None
-    """Column of the captions."""
-    batch_size: int = 256
-    """Images at a time."""
-
-    def run(self) -> None:
-        from .commands.evaluate import evaluate, table
-        from .files import write_text
-        from .run_folder import RunFolder
-
-        with Progress() as screen:
-            result = evaluate(
-                self.encoder, self.data, labels=self.labels, baselines=self.baselines, k=self.k, seed=self.seed,
-                templates=self.templates, image_column=self.image_column, caption_column=self.caption_column,
-                batch_size=self.batch_size, workers=self.workers, device=self.device,
-                progress=screen.callback("evaluating"),
-            )  # fmt: skip
-        _show(_json(result) if self.json else table(result))  # first: the run's folder may be read-only
-        if Path(self.encoder).is_dir():
-            write_text(RunFolder(self.encoder).eval_file, _json(result))
-
-
-@dataclass(frozen=True)
-class Search(Reading, Command):
-    """Find images by a text, or by an image, with a run on image-caption pairs; writes a page of what was found."""
-
-    folder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
-    """The run's folder."""
-    text: Annotated[Positional[str | None], arg(metavar="TEXT")] = None
-    """What to look for."""
-    source: Annotated[str, arg(name="in", metavar="EMBEDDINGS|FOLDER")] = MISSING
-    """A file of `sogclr embed` (fast), or images that are embedded now."""
-    image: str | None = None
-    """Look for images like this one, instead of a text."""
-    top: int = 20
-    """How many."""
-    out: str | None = None
-    """The page; RUN/search.html when left out."""
-
-    def run(self) -> None:
-        from .commands.search import search
-
-        with Progress() as screen:
-            hits, page = search(
-                self.folder, self.text, self.source, image=self.image, top=self.top, out=self.out,
-                workers=self.workers, device=self.device, progress=screen.callback("embedding"),
-            )  # fmt: skip
-        for hit in hits:
-            print(f"{hit.score:.4f}  {hit.path}")
-        print(f"page    {page}")
-
-
-@dataclass(frozen=True)
-class Export(Command):
-    """Write the encoder for use elsewhere, checked against PyTorch."""
-
-    encoder: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or an exported encoder. Of a run on pairs, the image tower."""
-    format: Literal["timm", "safetensors", "torchscript", "onnx"] = "timm"
-    """timm and safetensors: weights that timm.create_model(checkpoint_path=) loads."""
-    out: str | None = None
-    """The file; in the run's folder when left out."""
-
-    def run(self) -> None:
-        from .commands.export import export
-
-        print(export(self.encoder, self.format, self.out))
-
-
-@dataclass(frozen=True)
-class Report(Reading, Command):
-    """Write RUN/report.html: curves, nearest neighbours, a map of the embeddings, the normalizers, the configuration."""
-
-    folder: Annotated[Positional[str], arg(metavar="RUN")] = MISSING
-    """The run's folder."""
-    data: str | None = None
-    """Where the images are now, if they moved."""
-    images: int = 3000
-    """The most images on the map."""
-
-    def run(self) -> None:
-        from .commands.report import report
-
-        with Progress() as screen:
-            path = report(
-                self.folder, data=self.data, images=self.images, workers=self.workers, device=self.device,
-                progress=screen.callback("reading images"),
-            )  # fmt: skip
-        print(path)
-
-
-@dataclass(frozen=True)
-class Inspect(Command):
-    """What is in a run, a folder of images or an encoder: sizes, bad files, configuration."""
-
-    path: Annotated[Positional[str], arg(metavar="PATH")]
-    """A run, a folder or list of images, or an encoder file."""
-    decode: bool = False
-    """Decode every image, to find the truncated ones too."""
-    json: bool = False
-    """Print one JSON object."""
-
-    def run(self) -> None:
-        from .commands.inspect import inspect, render
-
-        with Progress() as screen:
-            result = inspect(self.path, decode=self.decode, progress=screen.callback("reading images"))
-        _show(_json(result) if self.json else render(result))
-
-
-@dataclass(frozen=True)
-class Cache(Command):
-    """Decode all images once into one file of the cache folder, which `sogclr train` then reads instead: epochs at memory speed."""
-
-    data: Annotated[Positional[str], arg(metavar="DATA")]
-    """As for `sogclr train`: a folder of images (its train/ part, if it has one), a .txt list, a table of pairs, or tar shards."""
-    side: int = 0
-    """Longer shorter sides are made this many pixels, for want of room on the disk; 0 keeps full size. Give 2 to 4 times the size of the views."""
-    background: str = "white"
-    """What transparent pixels are laid on, as for `sogclr train`."""
-    image_column: str | None = None
-    """Column of the images' paths in a table of pairs; found by its name when left out."""
-    caption_column: str | None = None
-    """Column of the captions."""
-
-    def run(self) -> None:
-        from .commands.cache import cache
-
-        with Progress() as screen:
-            line = cache(
-                self.data, side=self.side, background=self.background, image_column=self.image_column,
-                caption_column=self.caption_column, screen=screen,
-            )  # fmt: skip
-        print(line)
-
-
-@dataclass(frozen=True)
-class Train(Command):
-    """Train an encoder on a folder of images, without labels."""
-
-    config: TrainConfig
-
-    def run(self) -> None:
-        from .commands import train
-
-        with Progress() as screen:
-            _finished(train.start(self.config, screen))
-
-
-def _finished(run: Any) -> None:
-    from .distributed import is_rank0
-
-    if not is_rank0():
-        return
-    print(f"encoder   {run.encoder_file}")
-    print(
-        f"next      sogclr report {run.path}   |   sogclr eval {run.path} DATA   |   sogclr embed {run.path} DATA --out F.parquet"
-    )
-
-
-def _json(result: dict[str, Any]) -> str:
-    return json.dumps(result, indent=2)
-
-
-def _show(what: Any) -> None:
-    if isinstance(what, str):
-        print(what)
-    else:
-        terminal = sys.stdout is not None and sys.stdout.isatty()
-        # in a file or a pipe a line of the table is one line, unless the user says how wide it may be
-        console = Console(highlight=False, width=None if terminal or "COLUMNS" in os.environ else 200)
-        with console.capture() as shown:
-            console.print(what)
-        print("\n".join(line.rstrip() for line in shown.get().splitlines()))
-
-
-# ------------------------------------------------------------------------------------------------------------ dispatch
-COMMANDS: dict[str, tuple[type[Command], str]] = {
-    "demo": (Demo, "see it work on real digits, in a few minutes; nothing is downloaded"),
-    "train": (Train, "train an encoder on a folder of images, without labels"),
-    "resume": (Resume, "continue a run from its last checkpoint"),
-    "embed": (Embed, "write the embeddings of a folder of images"),
-    "eval": (Eval, "score an encoder: kNN and linear probes, or label-free health"),
-    "search": (Search, "find images by a text or an image, with a run on image-caption pairs"),
-    "export": (Export, "write the encoder for timm, TorchScript or ONNX"),
-    "report": (Report, "write one HTML page about a run"),
-    "cache": (Cache, "decode all images once, for training at memory speed"),
-    "inspect": (Inspect, "what is in a run, a folder of images or an encoder"),
+    """A row of the table of commands."""
+
+    function: str
+    """module:name, in `sogclr.commands`."""
+    summary: str
+    positional: tuple[str, ...] = ()
+    """The parameters that are given without a name."""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, name = self.function.split(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(f".commands.{module}", __package__), name)
+        return function
+
+
+COMMANDS = {
+    "demo": Command("demo:demo", "see it work on real digits, in a few minutes; nothing is downloaded"),
+    "train": Command("train:train", "train an encoder on a folder of images, without labels", ("data",)),
+    "resume": Command("train:resume", "continue a run from its last checkpoint", ("run",)),
+    "embed": Command("embed:embed", "write the embeddings of a folder of images", ("run", "data")),
+    "eval": Command(
+        "evaluate:evaluate", "score an encoder: kNN and linear probes, or label-free health", ("run", "data")
+    ),
+    "search": Command(
+        "search:search", "find images by a text or an image, with a run on image-caption pairs", ("run", "text")
+    ),
+    "export": Command("export:export", "write the encoder for timm, TorchScript or ONNX", ("run",)),
+    "report": Command("report:report", "write one HTML page about a run", ("run",)),
+    "cache": Command("cache:cache", "decode all images once, for training at memory speed", ("data",)),
+    "inspect": Command("inspect:inspect", "what is in a run, a folder of images or an encoder", ("path",)),
 }
+
+SECTION_TITLES = {
+    "data": "data",
+    "model": "model",
+    "loss": "loss",
+    "optim": "optimizer",
+    "run": "run",
+    "pairs": "image-caption pair",
+}
+"""Section of the configuration -> how the help calls its group of options."""
 
 
 def usage() -> str:
-    """The text of `sogclr --help`."""
-    lines = [f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items()]
+    """Return the text of `sogclr --help`."""
+    lines = [f"  {name:<9}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"sogclr {__version__}: contrastive learning of image encoders at a small batch size",
@@ -345,7 +91,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. Errors are one sentence on standard error."""
+    """Run one command and return the exit code. Errors are one sentence on standard error."""
     args = sys.argv[1:] if argv is None else argv
     # A thread that waits for others should sleep, not spin: on shared cores spinning starves the very thread it waits for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -353,16 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale without the letters of a name is no error
     try:
-        if not args or args[0] in ("-h", "--help", "help"):
-            print(usage(), flush=True)
-            return 0 if args else 2
-        if args[0] == "--version":
-            print(__version__, flush=True)
-            return 0
-        command = parse(args[0], args[1:])
-        if command is not None:
-            command.run()
-        return 0
+        return _dispatch(args)
     except BadInput as error:
         return _complain(str(error), 2, error.quiet)
     except MemoryError as error:
@@ -375,61 +112,117 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that the flush at exit does not complain too
+        # so that the flush at exit does not complain too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (
-        OSError
-    ) as error:  # a full disk, a folder that may not be written; files are replaced whole, so the old ones stand
+    except OSError as error:
+        # a full disk, a folder that may not be written; files are replaced whole, so the old ones stand
         where = f" ({error.filename})" if error.filename else ""
         return _complain(f"{error.strerror or error}{where}; files written before are as they were", 1)
 
 
-def parse(name: str, args: list[str]) -> Command | None:
-    """The command with its options, or None after its help was shown.
-
-    Raises:
-        BadInput: an unknown command or option (the nearest is given), or a value that does not fit.
-    """
+def _dispatch(args: list[str]) -> int:
+    if args[:1] == ["help"] and len(args) > 1:
+        args = [args[1], "--help"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage(), flush=True)
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(__version__, flush=True)
+        return 0
+    name, words = args[0], args[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise BadInput(
             f"there is no command {name!r}; "
             + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
         )
-    kind = COMMANDS[name][0]
-    options: dict[str, Any] = {"prog": f"sogclr {name}", "config": (tyro.conf.OmitArgPrefixes,)}
-    if kind is Train:
-        args, file = _take_config(args)
-        table = read_table(file) if file else {}
-        needed = [name for name in ("data", "out") if name not in table.get("data", {})]
-        config = from_options(dict.fromkeys(needed, ""), table)
-        options["default"] = Train(replace(config, data=replace(config.data, **dict.fromkeys(needed, MISSING))))
-        options["description"] = f"{Train.__doc__} Any of these options may stand in a TOML file: --config FILE."
+    run = _run_train if name == "train" else _run
+    run(name, words)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+def _run(name: str, words: list[str]) -> None:
+    """Parse the words, call the function of the command, and show what it returns."""
+    command = COMMANDS[name]
+    function = command.load()
+    options = read_signature(function, command.positional)
+    if hasattr(get_type_hints(function)["return"], "to_json"):
+        options.append(Option("json", bool, "Print one JSON object.", False))
+    summary = (function.__doc__ or "").split("\n\n")[0]
+    values = _parse(name, words, options, " ".join(summary.split()))
+    if values is None:
+        return
+    as_json = values.pop("json", False)
+    result = function(**values)
+    if name == "resume":
+        _show_run(result)
+    else:
+        _show(result, as_json)
+    if name == "eval":
+        result.save()  # after it was shown: the run's folder may be read-only
+
+
+def _run_train(name: str, words: list[str]) -> None:
+    """As `_run`, with the options of the configuration, which may stand in a file too."""
+    words, file = _take_config(words)
+    table = read_table(file) if file else {}
+    needed = [option for option in ("data", "out") if option not in table.get("data", {})]
+    base = from_options(dict.fromkeys(needed, ""), table)
+    options = [
+        replace(option, default=REQUIRED) if option.name in needed else option
+        for option in read_sections(base, SECTION_TITLES)
+    ]
+    options.append(Option("config", str | None, "A TOML file with any of these options.", None))
+    values = _parse(name, words, options, f"{COMMANDS[name].summary.capitalize()}.", (*BASIC_OPTIONS, "config"))
+    if values is None:
+        return
+    from .commands import train
+
+    del values["config"]
+    augmentation = {name: value for name, value in vars(base).items() if isinstance(value, dict)}
+    with Progress() as progress:
+        _show_run(train.start(from_options(values, augmentation), progress))
+
+
+def _take_config(words: list[str]) -> tuple[list[str], str | None]:
+    """Return the words without `--config FILE`, and the file: it says what the other options default to."""
+    for i, word in enumerate(words):
+        if word == "--config":
+            if i + 1 == len(words):
+                raise BadInput("--config needs the path of a TOML file")
+            return words[:i] + words[i + 2 :], words[i + 1]
+        if word.startswith("--config="):
+            return words[:i] + words[i + 1 :], word.removeprefix("--config=")
+    return words, None
+
+
+# ------------------------------------------------------------------------------------------------------------- parsing
+def _parse(
+    name: str, words: list[str], options: list[Option], description: str, basic: tuple[str, ...] | None = None
+) -> dict[str, Any] | None:
+    """Return the values of the options, or None after the help was shown.
+
+    Raises:
+        BadInput: an unknown option (the nearest is given), or a value that does not fit.
+    """
+    shown = basic if {"-h", "--help"} & {*words} and "--help-all" not in words else None
+    if shown is not None:
+        description += f" These are the options that a first run may need; all: sogclr {name} --help-all"
+    words = ["--help" if word == "--help-all" else word for word in words]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=args, **options)
+            return parse_options(options, words, prog=f"sogclr {name}", description=description, shown=shown)
     except SystemExit as exit:
         if exit.code:
             raise BadInput(_sentence(said.getvalue())) from None
         return None
 
 
-def _take_config(args: list[str]) -> tuple[list[str], str | None]:
-    for i, word in enumerate(args):
-        if word == "--config":
-            if i + 1 == len(args):
-                raise BadInput("--config needs the path of a TOML file")
-            return args[:i] + args[i + 2 :], args[i + 1]
-        if word.startswith("--config="):
-            return args[:i] + args[i + 1 :], word.removeprefix("--config=")
-    return args, None
-
-
 def _sentence(box: str) -> str:
-    """The parser's framed message as one sentence, without the help texts that it quotes."""
+    """Return the parser's framed message as one sentence, without the help texts that it quotes."""
     lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
     body = [line for line in lines[1:] if line and not re.match(r"For full helptext|sogclr \S+ --help$", line)]
     text = re.sub(r"^Error parsing \S+: ", "", " ".join(body))
@@ -437,9 +230,38 @@ def _sentence(box: str) -> str:
     if near:
         words = re.findall(r"(?<![\w(])--[a-z][a-z-]*", near)
         return f"{said.strip()}; did you mean {' or '.join(dict.fromkeys(words))}?"
+    if choices := re.match(r"(invalid choice .*)\. Expected one of (\(.*\))", text):
+        names = set(re.findall(r"'(.*?)'", choices[2])) - {"None"}
+        return f"{choices[1]}; give one of {', '.join(sorted(names))}"
     if invalid := re.match(r"(invalid literal.*?) Argument helptext: (--\S+|\S+)", text):
         return f"{invalid[2]}: {invalid[1]}"
     return text
+
+
+# ------------------------------------------------------------------------------------------------------------- showing
+def _show(result: Any, as_json: bool) -> None:
+    """Print a result: as JSON, as the table that it is for people, or as its text."""
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2))
+    elif isinstance(result, RichCast):
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        # in a file or a pipe a line of the table is one line, unless the user says how wide it may be
+        console = Console(highlight=False, width=None if terminal or "COLUMNS" in os.environ else 200)
+        with console.capture() as shown:
+            console.print(result)
+        print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    else:
+        print(result)
+
+
+def _show_run(run: Any) -> None:
+    from .distributed import is_rank0
+
+    if is_rank0():
+        print(f"encoder   {run.encoder_file}")
+        print(
+            f"next      sogclr report {run.path}   |   sogclr eval {run.path} DATA   |   sogclr embed {run.path} DATA --out F.parquet"
+        )
 
 
 def _complain(sentence: str, code: int, quiet: bool = False) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import rich.progress
 from rich.console import Console
@@ -101,6 +102,24 @@ class Progress:
                 self.stop()
 
         return report
+
+
+@contextmanager
+def progress_bar(
+    name: str, quiet: bool = False, callback: ProgressCallback | None = None
+) -> Iterator[ProgressCallback]:
+    """Yield what is to be called with (done, to do): a bar of this name, or the `callback` where there is one.
+
+    Args:
+        name: stands before the bar.
+        quiet: show nothing.
+        callback: is called instead of drawing a bar.
+    """
+    if callback is not None:
+        yield callback
+        return
+    with Progress(quiet) as progress:
+        yield progress.callback(name)
 
 
 def clock(seconds: float) -> str:

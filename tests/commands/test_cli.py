@@ -1,5 +1,6 @@
 """The command line as a real process: every bad input is one sentence, exit code 2, and nothing written."""
 
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ import torch
 from digits import SMALL, environment, sogclr, words, write_digits
 
 from sogclr.cli import COMMANDS, main
+from sogclr.config.schema import BASIC_OPTIONS
+from sogclr.config.toml import option_names
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,28 @@ def test_every_command_explains_itself(name, capsys):
     out = capsys.readouterr().out
     assert f"usage: sogclr {name}" in out
     assert "DESCRIPTION" not in out
+    assert main([name, "--help-all"]) == 0
+    everything = capsys.readouterr().out
+    assert (everything == out) == (name != "train")
+    assert "None" not in everything  # what is chosen is said in words
+    assert main(["help", name]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_the_help_of_train_shows_what_a_first_run_needs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = {}
+    for word in ("--help", "--help-all"):
+        assert main(["train", word]) == 0
+        shown[word] = re.findall(r"^. (--[a-z-]+)", capsys.readouterr().out, flags=re.M)
+    assert set(shown["--help"]) == {
+        "--config",
+        *(f"--{name.replace('_', '-')}" for name in BASIC_OPTIONS if name != "data"),
+    }
+    assert 12 <= len(shown["--help"]) <= 18
+    assert {f"--{name.replace('_', '-')}" for name in option_names()} - {"--data"} == {*shown["--help-all"]} - {
+        "--config"
+    }
 
 
 def test_no_command_shows_the_usage(capsys):

@@ -13,6 +13,7 @@ from sogclr import cli
 from sogclr.commands import demo
 from sogclr.errors import BadInput, RunFailed
 from sogclr.files import cache_folder
+from sogclr.progress import Progress
 
 pytest.importorskip("mlxtend")
 pytestmark = pytest.mark.integration
@@ -79,14 +80,15 @@ def test_the_demo_runs_its_commands_and_shows_what_they_found(tmp_path, monkeypa
 
     for _ in range(2):  # safe to repeat: the runs are replaced, and nothing else
         commands.clear()
-        rows = demo.run_demo(command, quick=True, folder=tmp_path / "out")
+        result = demo.demo_digits(command, True, tmp_path / "out", Progress())
     assert mine.read_text() == "mine"
     assert [line[0] for line in commands] == ["train", "train", "eval", "eval", "report"]
     said = capsys.readouterr().err
     for line in commands:
         assert f"$ sogclr {shlex.join(line)}\n" in said
+    cli._show(result, False)
+    table, rows = capsys.readouterr().out, result.scores
     assert list(rows) == ["raw pixels", "untrained encoder", "NT-Xent (SimCLR)", "SogCLR"]
-    table = said[said.rindex("Test digits") :]
     for name, scores in rows.items():
         shown = next(line for line in table.splitlines() if line.strip().startswith(name))
         numbers = [float(x) for x in re.findall(r"\d+\.\d", shown)]
@@ -104,7 +106,7 @@ def test_the_demo_runs_its_commands_and_shows_what_they_found(tmp_path, monkeypa
 def test_a_command_that_fails_stops_the_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "QUICK", (4, 2, 1))
     with pytest.raises(RunFailed, match="`sogclr train` ended with exit code 1"):
-        demo.run_demo(lambda line: 1, quick=True, folder=tmp_path)
+        demo.demo_digits(lambda line: 1, True, tmp_path, Progress())
 
 
 def test_without_the_digits_the_extra_is_named(tmp_path, monkeypatch):
@@ -120,6 +122,6 @@ def test_the_quick_demo_as_a_stranger_runs_it(tmp_path):
     result = sogclr("demo", "--quick", cwd=tmp_path, check=0)
     assert (tmp_path / "runs" / "demo-quick" / "sogclr" / "report.html").is_file()
     for name in ("raw pixels", "untrained encoder", "NT-Xent (SimCLR)", "SogCLR"):
-        assert name in result.stderr
+        assert name in result.stdout
     assert "Traceback" not in result.stderr
     assert "Warning" not in result.stderr

@@ -143,9 +143,9 @@ def test_parts_of_another_job_are_thrown_away(digits_run, digits_data, tmp_path,
     info = EncoderInfo("resnet10_mini", 16)
     torch.manual_seed(5)
     save_encoder(tmp_path / "other.safetensors", create_backbone(info.name, 16), info)
-    others.append({"run_or_file": tmp_path / "other.safetensors"})
+    others.append({"run": tmp_path / "other.safetensors"})
     for other in others:
-        job = {"run_or_file": digits_run, "data": digits_data / "test", **other}
+        job = {"run": digits_run, "data": digits_data / "test", **other}
         with pytest.raises(Stop):
             embed(**job, out=out, workers=0, batch_size=8, progress=stop)
         assert list((tmp_path / ".cut.npz.parts").glob("*.safetensors"))
@@ -230,14 +230,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(digits_run, digits_dat
         ({"data": tmp_path / "nowhere"}, "there is no folder or list file"),
         ({"data": tmp_path / "empty"}, "empty"),
         ({"data": tmp_path / "broken"}, "none of the 3 images in"),
-        ({"run_or_file": tmp_path / "nowhere"}, "there is no run or encoder file"),
-        ({"run_or_file": tmp_path / "empty"}, "holds no finished encoder"),
-        ({"run_or_file": tmp_path / "no.safetensors"}, "is no readable safetensors file"),
+        ({"run": tmp_path / "nowhere"}, "there is no run or encoder file"),
+        ({"run": tmp_path / "empty"}, "holds no finished encoder"),
+        ({"run": tmp_path / "no.safetensors"}, "is no readable safetensors file"),
         ({"workers": -1}, "--workers must be 0 or more and was -1"),
         ({"device": "cuda:9"}, "--device cuda:9 is not there"),
         ({"device": "abacus"}, "--device abacus is no device"),
     ]:
-        job = {"run_or_file": run, "data": data, "out": "e.npz", "workers": 0} | change
+        job = {"run": run, "data": data, "out": "e.npz", "workers": 0} | change
         with pytest.raises(BadInput) as error:
             embed(**(job | {"out": tmp_path / job["out"]}))
         assert message in str(error.value)

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import sogclr as package
 from sogclr import cli
-from sogclr.commands.evaluate import RawPixels, _labelled_split, comparison, evaluate, table, untrained
+from sogclr.commands.eval_result import comparison
+from sogclr.commands.evaluate import evaluate
+from sogclr.commands.evaluate_images import RawPixels, split_labelled, untrained
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
 from sogclr.evaluation.knn import knn_predict
@@ -50,16 +52,16 @@ def flat_with_csv(folder, images=40):
 def test_train_and_test_folders_are_fitted_on_and_scored_on(digits_run, digits_data):
     result = evaluate(digits_run, digits_data, workers=0, baselines=True)
     assert set(ACCURACIES) <= result.keys()
-    assert result["split"] == ("fitted on 120 images of train/, scored on 60 of test/; labels: folder, 10 classes")
-    assert (result["images"], result["fit_images"], result["score_images"], result["classes"]) == (180, 120, 60, 10)
-    assert result["unreadable"] == 0
+    assert result.split == ("fitted on 120 images of train/, scored on 60 of test/; labels: folder, 10 classes")
+    assert (result.images, result.fit_images, result.score_images, result.classes) == (180, 120, 60, 10)
+    assert result.unreadable == 0
     assert all(0 <= result[key] <= 1 for key in ACCURACIES)
     assert result["knn_top1"] > 0.5  # 0.1 is chance
     assert 1 < result["rankme"] < 128
-    assert result["baselines"].keys() == {"raw_pixels", "untrained"}
-    assert all(set(ACCURACIES) <= scores.keys() for scores in result["baselines"].values())
-    assert result["baselines"]["raw_pixels"]["linear_top1"] > 0.7
-    json.dumps(result, allow_nan=False)
+    assert result.baselines.keys() == {"raw_pixels", "untrained"}
+    assert all(set(ACCURACIES) <= scores.keys() for scores in result.baselines.values())
+    assert result.baselines["raw_pixels"]["linear_top1"] > 0.7
+    json.dumps(result.to_json(), allow_nan=False)
     assert evaluate(digits_run, digits_data, workers=0, baselines=True) == result
 
 
@@ -75,8 +77,8 @@ def test_knn_of_the_raw_pixels_is_what_a_user_would_compute(digits_run, digits_d
     (x, y), (test_x, test_y) = parts["train"], parts["test"]
     expected = (knn_predict(x, y, test_x, k=7, num_classes=10) == test_y).mean()
     result = evaluate(digits_run, digits_data, workers=0, baselines=True, k=7)
-    assert result["baselines"]["raw_pixels"]["knn_top1"] == pytest.approx(expected)
-    assert result["protocol"]["knn"] == "cosine, weighted, k=7, T=0.07"
+    assert result.baselines["raw_pixels"]["knn_top1"] == pytest.approx(expected)
+    assert result.protocol["knn"] == "cosine, weighted, k=7, T=0.07"
 
 
 @pytest.mark.parametrize("names", [("training", "val"), ("train", "validation")])
@@ -84,7 +86,7 @@ def test_other_names_of_the_parts_are_known(names, digits_run, digits_data, tmp_
     for own, name in zip(("train", "test"), names, strict=True):
         shutil.copytree(digits_data / own, tmp_path / name)
     result = evaluate(digits_run, tmp_path, workers=0)
-    assert result["split"].startswith(f"fitted on 120 images of {names[0]}/, scored on 60 of {names[1]}/")
+    assert result.split.startswith(f"fitted on 120 images of {names[0]}/, scored on 60 of {names[1]}/")
 
 
 def test_classes_of_one_part_alone_are_kept_apart(digits_run, tmp_path):
@@ -92,31 +94,31 @@ def test_classes_of_one_part_alone_are_kept_apart(digits_run, tmp_path):
     write_digits(tmp_path / "train", 4, digits=3)
     write_digits(tmp_path / "test", 4, digits=5, start=4)
     result = evaluate(digits_run, tmp_path, workers=0)
-    assert result["classes"] == 5
+    assert result.classes == 5
     assert 0.3 < result["linear_top1"] <= 0.6
 
 
 def test_one_folder_is_split_within_each_class_and_always_alike(digits_run, digits_data):
     data = digits_data / "train"
     result = evaluate(digits_run, data, workers=0)
-    assert result["split"].startswith(
+    assert result.split.startswith(
         "a fixed stratified split of one folder (seed 0): fitted on 100 images, scored on 20"
     )
-    assert "may have seen in training, without labels" in result["split"]
-    first, again = (_labelled_split(Manifest.scan(data), "auto", 0) for _ in range(2))
+    assert "may have seen in training, without labels" in result.split
+    first, again = (split_labelled(Manifest.scan(data), "auto", 0) for _ in range(2))
     assert np.array_equal(first.fit, again.fit)
     assert np.array_equal(first.score, again.score)
     assert not set(first.fit) & set(first.score)
     assert np.bincount(first.values[first.score]).tolist() == [2] * 10
-    other = _labelled_split(Manifest.scan(data), "auto", 1)
+    other = split_labelled(Manifest.scan(data), "auto", 1)
     assert not np.array_equal(first.score, other.score)
 
 
 def test_labels_may_come_from_a_csv(digits_run, tmp_path):
     flat, labels = flat_with_csv(tmp_path)
     result = evaluate(digits_run, flat, labels=str(labels), workers=0)
-    assert result["classes"] == 10
-    assert "labels: labels.csv, 10 classes" in result["split"]
+    assert result.classes == 10
+    assert "labels: labels.csv, 10 classes" in result.split
     by_folder = evaluate(digits_run, tmp_path / "by_class", workers=0)
     assert {k: result[k] for k in ACCURACIES} == {k: by_folder[k] for k in ACCURACIES}
 
@@ -126,22 +128,22 @@ def test_images_without_a_label_are_left_out(digits_run, tmp_path):
     rows = labels.read_text().splitlines()
     labels.write_text("\n".join(rows[:21]) + "\n")
     result = evaluate(digits_run, flat, labels=str(labels), workers=0)
-    assert (result["classes"], result["images"]) == (5, 20)
+    assert (result.classes, result.images) == (5, 20)
 
 
 @pytest.mark.parametrize("how", ["none", "auto"])
 def test_without_labels_health_is_reported(how, digits_run, digits_data, tmp_path):
     data = digits_data / "test" if how == "none" else flat_with_csv(tmp_path)[0]
     result = evaluate(digits_run, data, labels=how, workers=0, baselines=True)
-    for scores in (result, *result["baselines"].values()):
+    for scores in (result, *result.baselines.values()):
         assert {"rankme", "alignment", "uniformity"} <= scores.keys()
         assert not set(ACCURACIES) & scores.keys()
         assert 1 <= scores["rankme"] <= len(list(data.rglob("*.png")))
         assert 0 <= scores["alignment"] <= 4
         assert scores["uniformity"] <= 0
-    assert "split" not in result
-    assert "images without labels" in rendered(table(result))
-    json.dumps(result, allow_nan=False)
+    assert result.split is None
+    assert "images without labels" in rendered(result)
+    json.dumps(result.to_json(), allow_nan=False)
 
 
 def test_files_that_cannot_be_read_are_counted(digits_run, tmp_path):
@@ -150,9 +152,9 @@ def test_files_that_cannot_be_read_are_counted(digits_run, tmp_path):
     cut = sorted((data / "4").iterdir())[0]
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     result = evaluate(digits_run, data, workers=0)
-    assert (result["images"], result["unreadable"]) == (59, 2)
-    assert result["fit_images"] + result["score_images"] == 59
-    assert "2 could not be read" in rendered(table(result), 200)
+    assert (result.images, result.unreadable) == (59, 2)
+    assert result.fit_images + result.score_images == 59
+    assert "2 could not be read" in rendered(result, 200)
 
 
 def test_the_untrained_baseline_is_the_same_network_with_drawn_weights():
@@ -258,7 +260,7 @@ def test_an_exported_encoder_scores_like_its_run(digits_run, digits_data):
     from_run = evaluate(digits_run, digits_data, workers=0)
     from_file = evaluate(digits_run / "encoder.safetensors", digits_data, workers=0)
     assert {k: from_run[k] for k in ACCURACIES} == {k: from_file[k] for k in ACCURACIES}
-    assert load_encoder(digits_run).info.name == from_file["model"]
+    assert load_encoder(digits_run).info.name == from_file.model
 
 
 def test_progress_counts_every_encoder_once(digits_run, digits_data):

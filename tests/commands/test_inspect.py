@@ -33,37 +33,37 @@ def run(data, tmp_path_factory):
 
 def test_a_folder_of_images(data):
     found = inspect(data)
-    assert (found["kind"], found["images"]) == ("images", 12)
-    assert found["folders"] == {"0": 4, "1": 4, "2": 4}
-    assert found["classes"] == ["0", "1", "2"]
-    assert found["shorter_side"] == {"smallest": 16, "median": 16.0, "largest": 16}
-    assert list(found["bad"].values()) == ["is empty (0 bytes)"]
-    assert list(found["notes"].values()) == ["holds PNG data under the name .jpg; it is used"]
-    assert found["bytes"] == sum(p.stat().st_size for p in data.rglob("*") if p.is_file())
+    assert (found.kind, found.images) == ("images", 12)
+    assert found.folders == {"0": 4, "1": 4, "2": 4}
+    assert found.classes == ["0", "1", "2"]
+    assert found.shorter_side == {"smallest": 16, "median": 16.0, "largest": 16}
+    assert list(found.bad.values()) == ["is empty (0 bytes)"]
+    assert list(found.notes.values()) == ["holds PNG data under the name .jpg; it is used"]
+    assert found.bytes == sum(p.stat().st_size for p in data.rglob("*") if p.is_file())
 
 
 def test_decoding_finds_the_truncated_ones_too(data):
     done = []
     found = inspect(data, decode=True, progress=lambda *counts: done.append(counts))
-    assert len(found["bad"]) == 2
-    assert any("truncated" in reason for reason in found["bad"].values())
+    assert len(found.bad) == 2
+    assert any("truncated" in reason for reason in found.bad.values())
     assert done[-1] == (11, 11)
-    assert found["checked"] == "decoded"
+    assert found.checked == "decoded"
 
 
 def test_a_run(run):
     found = inspect(run.path)
-    assert (found["kind"], found["state"], found["step"], found["steps"]) == ("run", "finished", 3, 3)
-    assert found["config"]["run"]["batch_size"] == 4
-    assert found["log_u"]["seen"] + found["log_u"]["unseen"] == 12
-    assert found["log_u"]["seen"] == int(np.isfinite(run.log_u()).sum())
-    assert found["checkpoints"] == [p.name for p in run.checkpoint_files()]
+    assert (found.kind, found.state, found.step, found.steps) == ("run", "finished", 3, 3)
+    assert found.config["run"]["batch_size"] == 4
+    assert found.log_u["seen"] + found.log_u["unseen"] == 12
+    assert found.log_u["seen"] == int(np.isfinite(run.log_u()).sum())
+    assert found.checkpoints == [p.name for p in run.checkpoint_files()]
 
 
 def test_an_encoder(run):
     found = inspect(run.encoder_file)
-    assert (found["kind"], found["name"], found["image_size"]) == ("encoder", "resnet10_mini", 16)
-    assert found["parameters"] == sum(p.numel() for p in package.load_encoder(run.path).parameters())
+    assert (found.kind, found.name, found.image_size) == ("encoder", "resnet10_mini", 16)
+    assert found.parameters == sum(p.numel() for p in package.load_encoder(run.path).parameters())
 
 
 @pytest.mark.integration
@@ -71,7 +71,9 @@ def test_an_encoder(run):
 @pytest.mark.parametrize("what", ["data", "run", "encoder"])
 def test_the_command_prints_json_and_a_table(what, data, run):
     path = {"data": data, "run": run.path, "encoder": run.encoder_file}[what]
-    assert json.loads(sogclr("inspect", path, "--json", check=0).stdout) == json.loads(json.dumps(inspect(path)))
+    assert json.loads(sogclr("inspect", path, "--json", check=0).stdout) == json.loads(
+        json.dumps(inspect(path).to_json())
+    )
     shown = sogclr("inspect", path, check=0).stdout
     for word in {"data": ["12", "is empty"], "run": ["finished", "batch_size 4"], "encoder": ["resnet10_mini"]}[what]:
         assert word in shown
@@ -96,9 +98,9 @@ def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
     newest = RunFolder(copy).latest_checkpoint()
     newest.write_bytes(newest.read_bytes()[:100])
     found = inspect(copy)
-    assert found["images"] == 12
-    assert "log_u" not in found
-    assert newest.name in found["damaged_checkpoint"]
+    assert found.images == 12
+    assert found.log_u is None
+    assert newest.name in found.damaged_checkpoint
     result = sogclr("inspect", copy)
     assert result.returncode == 0
     assert "damaged" in result.stdout

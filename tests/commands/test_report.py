@@ -124,12 +124,12 @@ def test_fewer_images_than_there_are_make_a_sample(run):
 
 def test_scores_on_file_are_shown(run, digits_data):
     result = package.evaluate(run, digits_data, baselines=True, workers=0)
-    (run / "eval.json").write_text(json.dumps(result))
+    (run / "eval.json").write_text(json.dumps(result.to_json()))
     page = Page(report(run))
     for name in ("this encoder", "raw pixels", "untrained"):
         assert page.says(name)
     assert page.says(f"{100 * result['knn_top1']:.1f}%")
-    assert page.says(result["split"])
+    assert page.says(result.split)
     assert not page.says("No evaluation is on file")
 
 

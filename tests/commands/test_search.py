@@ -11,9 +11,10 @@ from digits import sogclr
 
 import sogclr as package
 from sogclr.cli import main
+from sogclr.commands.collection import Collection, Hit, open_collection
 from sogclr.commands.evaluate_pairs import evaluate_pairs
 from sogclr.commands.report import report
-from sogclr.commands.search import Collection, gallery, open_collection, search
+from sogclr.commands.search import gallery, search
 from sogclr.errors import BadInput
 from sogclr.models.two_tower import load_two_tower
 
@@ -37,7 +38,8 @@ def embeddings(request, run, data, tmp_path_factory):
 
 
 def test_texts_find_their_images_in_a_file_of_embeddings(run, embeddings):
-    hits, page = search(run, "the digit seven", embeddings, top=10, device="cpu", workers=0)
+    result = search(run, "the digit seven", source=embeddings, top=10, device="cpu", workers=0)
+    hits, page = result.hits, result.page
     assert len(hits) == 10
     assert sum(hit.path.startswith("seven/") for hit in hits) >= 7
     assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
@@ -53,7 +55,7 @@ def test_pictures_are_found_beside_embeddings_of_another_program(run, embeddings
     collection = open_collection(embeddings, load_two_tower(run))
     for folder, pictures in ((data.parent, 3), (tmp_path, 0)):
         np.savez(folder / "theirs.npz", path=np.array(collection.paths), embedding=collection.rows.numpy())
-        _, page = search(run, "the digit two", folder / "theirs.npz", top=3, device="cpu", workers=0)
+        page = search(run, "the digit two", source=folder / "theirs.npz", top=3, device="cpu", workers=0).page
         assert page.read_text().count("data:image/webp") == pictures
     assert page.read_text().count("no longer exists") == 3
 
@@ -61,7 +63,7 @@ def test_pictures_are_found_beside_embeddings_of_another_program(run, embeddings
 def test_embeddings_of_other_weights_are_refused(run, data, embeddings, tmp_path):
     other = package.train(data, tmp_path / "other", quiet=True, **(PAIRS | {"max_steps": 2, "seed": 3})).path
     with pytest.raises(BadInput, match="not by this run"):
-        search(other, "the digit two", embeddings, device="cpu", workers=0)
+        search(other, "the digit two", source=embeddings, device="cpu", workers=0)
 
 
 @pytest.mark.integration
@@ -80,7 +82,7 @@ def test_the_command_prints_paths_and_scores(run, data, tmp_path):
 
 def test_an_image_finds_itself_and_its_like(run, data):
     image = next((data.parent / "four").iterdir())
-    hits, _ = search(run, None, data, image=str(image), top=5, device="cpu", workers=0)
+    hits = search(run, source=data, image=image, top=5, device="cpu", workers=0).hits
     assert hits[0].path == f"four/{image.name}"
     assert hits[0].score == pytest.approx(1, abs=1e-5)
 
@@ -140,11 +142,13 @@ def test_what_cannot_be_searched_is_refused(arguments, message, run, data, tmp_p
         "broken": tmp_path / "broken.npz",
     }
     with pytest.raises(BadInput, match=message):
-        search(run, text, source[name], device="cpu", workers=0)
+        search(run, text, source=source[name], device="cpu", workers=0)
 
 
-def test_names_cannot_break_the_page():
-    assert "<script>" not in gallery("<script>alert(1)</script>", [])
+def test_names_cannot_break_the_page(tmp_path):
+    page = gallery("<script>alert(1)</script>", [Hit('"><script>.png', 0.5, tmp_path / "no.png")])
+    assert "<script>" not in page
+    assert page.count("&lt;script&gt;") == 3  # the title, the heading, below the picture
 
 
 def test_a_run_on_images_has_no_texts(data, tmp_path):
@@ -153,7 +157,7 @@ def test_a_run_on_images_has_no_texts(data, tmp_path):
         data.parent, out, quiet=True, model="resnet10_mini", image_size=16, batch_size=8, max_steps=1, workers=0
     )
     with pytest.raises(BadInput, match="was trained on images alone and knows no texts"):
-        search(out, "x", data, device="cpu")
+        search(out, "x", source=data, device="cpu")
     with pytest.raises(BadInput, match="is no run on image-caption pairs"):
         package.evaluate(out, data, device="cpu", workers=0)
     assert callable(evaluate_pairs)

@@ -20,6 +20,7 @@ from captioned import PAIRS, write_pairs
 from digits import SMALL, environment, sogclr, words, write_digits
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
+from sogclr.checkpoint import load_checkpoint
 
 import sogclr as package
 from sogclr.commands.cache import cache
@@ -31,8 +32,7 @@ from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.errors import BadInput
-from sogclr.progress import Progress
-from sogclr.run_folder import RunFolder, load_checkpoint
+from sogclr.run_folder import RunFolder
 from sogclr.training.resolve import choose_cache
 
 
@@ -126,7 +126,6 @@ def test_what_does_not_fit_is_not_used_and_says_so(folder):
         assert "is damaged and is not used" in find_decoded(manifest, "white")[1]
 
 
-@pytest.mark.integration
 def test_killed_midway(folder):
     """What was there stays as it was; the next command clears what the killed one left."""
     manifest = scan(folder)
@@ -226,11 +225,9 @@ def weights(run):
 
 
 def make(data, side=0, **options):
-    return cache(data, side=side, screen=Progress(quiet=True), **options)
+    return cache(data, side=side, quiet=True, **options)
 
 
-@pytest.mark.slow
-@pytest.mark.integration
 def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
     plain = package.train(data, tmp_path / "plain", quiet=True, **RUN)
     assert plain.config().data.cache == "none"
@@ -263,8 +260,6 @@ def test_resumed_bit_for_bit_with_them_and_not_without(data, tmp_path):
 OF_PAIRS = PAIRS | {"epochs": 2, "batch_size": 16, "save_every": 4, "caption_column": "said"}
 
 
-@pytest.mark.integration
-@pytest.mark.slow
 def test_a_run_on_pairs_finds_them_and_is_the_same_run(tmp_path, monkeypatch):
     """With an image that cannot be read and a column that must be named."""
     monkeypatch.setenv("SOGCLR_CACHE", str(tmp_path / "cache"))

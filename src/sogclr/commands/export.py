@@ -9,7 +9,8 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,9 +30,11 @@ OPSET = 18
 
 
 def export(
-    run_or_file: str | os.PathLike[str], format: str = "timm", out: str | os.PathLike[str] | None = None
+    run: str | os.PathLike[str],
+    format: Literal["timm", "safetensors", "torchscript", "onnx"] = "timm",
+    out: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write an encoder as `timm`/`safetensors`, `torchscript` or `onnx`; return the file.
+    """Write the encoder for use elsewhere, checked against PyTorch.
 
     `timm` and `safetensors` are one file: `timm.create_model(name, num_classes=0, checkpoint_path=file)` loads it
     strictly, and so does `load_encoder`. TorchScript and ONNX take normalised float32 images (N, 3, S, S), any N, and give
@@ -39,8 +42,12 @@ def export(
     to be multiplied with those of the texts; `timm` is its backbone alone, as timm knows no projections.
 
     Args:
-        run_or_file: a run's folder, or an exported encoder.
-        out: the file; `RUN/encoder.<suffix>` (`RUN/image_tower.<suffix>`), or beside the given file, when left out.
+        run: A run's folder, or an exported encoder. Of a run on pairs, the image tower.
+        format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads.
+        out: The file; encoder (or image_tower) with the suffix of its format, in the run's folder, when left out.
+
+    Returns:
+        The file.
 
     Raises:
         BadInput: no such encoder or format, its features are not finite, or a package that the format needs is missing.
@@ -48,23 +55,27 @@ def export(
     """
     if format not in SUFFIXES:
         raise BadInput(f"there is no format {format!r}; give one of {', '.join(SUFFIXES)}")
-    encoder, source = _to_export(Path(run_or_file), format)
+    encoder, source = _to_export(Path(run), format)
     path = source.with_suffix(SUFFIXES[format]) if out is None else Path(out)
     check_output(path, [SUFFIXES[format]])
-    write, run = {"torchscript": (_write_torchscript, _run_torchscript), "onnx": (_write_onnx, _run_onnx)}.get(
-        format, (_write_timm, _run_timm)
-    )
     if path.resolve() == source.resolve():
-        _check(path, encoder, run)
+        _check(path, encoder, _run_timm)
         return path
     with atomic_write(path) as temporary:
-        write(temporary, encoder)
-        _check(temporary, encoder, run)
+        if format == "torchscript":
+            _write_torchscript(temporary, encoder)
+            _check(temporary, encoder, _run_torchscript)
+        elif format == "onnx":
+            _write_onnx(temporary, encoder)
+            _check(temporary, encoder, _run_onnx)
+        else:
+            _write_timm(temporary, encoder)
+            _check(temporary, encoder, _run_timm)
     return path
 
 
 def _to_export(place: Path, format: str) -> tuple[Encoder, Path]:
-    """What is written, and the file whose name the new one takes, with another suffix."""
+    """Return what is written, and the file whose name the new one takes, with another suffix."""
     if format in ("torchscript", "onnx") and place.is_dir() and RunFolder(place).holds_pairs():
         towers = load_two_tower(place)
         return Encoder(ImageTower(towers.model), towers.info).eval(), place / "image_tower.safetensors"
@@ -72,7 +83,11 @@ def _to_export(place: Path, format: str) -> tuple[Encoder, Path]:
 
 
 def _check(path: Path, encoder: Encoder, run: Callable[[Path, Encoder, Tensor], Tensor]) -> None:
-    """On another number of images than it was traced with."""
+    """Compare a file with PyTorch, on another number of images than it was traced with.
+
+    Raises:
+        RunFailed: they differ.
+    """
     size = encoder.info.image_size
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -92,10 +107,11 @@ def _write_timm(path: Path, encoder: Encoder) -> None:
 
 
 def _run_timm(path: Path, encoder: Encoder, images: Tensor) -> Tensor:
-    """As a user of timm would, who never heard of us."""
+    """Compute features as a user of timm would, who never heard of us."""
     options = {"img_size": encoder.info.image_size} if hasattr(encoder.backbone, "patch_embed") else {}
     model = timm.create_model(encoder.info.name, num_classes=0, checkpoint_path=str(path), **options)
-    return model.eval()(images)
+    features: Tensor = model.eval()(images)
+    return features
 
 
 # ---------------------------------------------------------------------------------------------------------- TorchScript
@@ -104,7 +120,9 @@ def _write_torchscript(path: Path, encoder: Encoder) -> None:
     with warnings.catch_warnings():
         # Tracing is torch's supported way to a file that runs without Python; it warns of what newer ways there are.
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(encoder.backbone, torch.zeros(2, 3, size, size), check_trace=False)
+        example = torch.zeros(2, 3, size, size)
+        trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace
+        traced = trace(encoder.backbone, example, check_trace=False)
         # Through memory: on a full disk torch's own writer aborts the process.
         file = io.BytesIO()
         torch.jit.save(traced, file)
@@ -114,7 +132,8 @@ def _write_torchscript(path: Path, encoder: Encoder) -> None:
 def _run_torchscript(path: Path, encoder: Encoder, images: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.jit.load(str(path))(images)
+        load: Callable[[str], Callable[[Tensor], Tensor]] = torch.jit.load
+        return load(str(path))(images)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ONNX
@@ -127,10 +146,17 @@ def _write_onnx(path: Path, encoder: Encoder) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(said):
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                encoder.backbone, (torch.zeros(2, 3, size, size),), str(path), dynamo=True, opset_version=OPSET,
-                input_names=["images"], output_names=["features"], external_data=False, verbose=False,
+                encoder.backbone,
+                (torch.zeros(2, 3, size, size),),
+                str(path),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=["features"],
+                external_data=False,
+                verbose=False,
                 dynamic_shapes=({0: torch.export.Dim("N")},),
-            )  # fmt: skip
+            )
     finally:
         logger.level = before
 
@@ -142,11 +168,13 @@ def _run_onnx(path: Path, encoder: Encoder, images: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(features))
 
 
-def _onnx_packages() -> Any:
+def _onnx_packages() -> ModuleType:
+    """Return onnxruntime, where all packages that an export needs are installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise BadInput(f"ONNX export needs the package {error.name}; install it: pip install 'sogclr[onnx]'") from None
-    return onnxruntime
+    runtime: ModuleType = onnxruntime
+    return runtime

@@ -103,9 +103,13 @@ def resume(
     """Continue a run from its last checkpoint, bit for bit as if it had never stopped.
 
     Args:
-        run: the run's folder.
-        workers: another number of reader processes; the result does not depend on it.
-        device: another device; the result then agrees only to rounding.
+        run: The run's folder.
+        workers: Another number of reader processes; the result does not depend on it. That of the run when left out.
+        device: Another device; the result then agrees to rounding only. That of the run when left out.
+        quiet: Show nothing.
+
+    Returns:
+        The run.
 
     Raises:
         BadInput: no run there, its images have changed, or its checkpoint cannot be read.

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import BadInput
 from ...files import check_output, write_text
 from ...hardware import computing_on
-from ...progress import ProgressCallback
+from ...progress import ProgressCallback, progress_bar
 from ...run_folder import RunFolder
 from .page import page
 from .report_data import collect
@@ -22,24 +22,26 @@ def report(
     *,
     data: str | os.PathLike[str] | None = None,
     images: int = 3000,
-    workers: int | None = 0,
-    device: str = "cpu",
+    workers: int | None = None,
+    device: str = "auto",
     out: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Path:
-    """Write the page of a run, finished or not.
+    """Write RUN/report.html: curves, nearest neighbours, a map of the embeddings, the normalizers, the configuration.
 
     Args:
-        run: the run's folder.
-        data: where the run's images are now, if they moved.
-        images: the most images that features are computed of: those on the map, and those that neighbours come from.
-        workers: processes that read images; None chooses from the cores.
-        device: what computes the features: cpu, cuda, mps, auto.
-        out: where the page goes; RUN/report.html when left out.
-        progress: called with (images done, images to do).
+        run: The run's folder, finished or not.
+        data: Where the images are now, if they moved.
+        images: The most images on the map, and for neighbours.
+        workers: Processes that read images; chosen from the cores when left out.
+        device: auto, cpu, cuda, mps.
+        out: The page; RUN/report.html when left out.
+        quiet: Show no progress.
+        progress: Called with (images done, images to do), in the place of a bar.
 
     Returns:
-        The path of the page.
+        The page.
 
     Raises:
         BadInput: no run there, `data` does not hold its images, or `images` or `out` cannot be used.
@@ -50,8 +52,8 @@ def report(
     path = summary.run.report_file if out is None else Path(out)
     check_output(path, [".html"])
     where = None if data is None else os.fspath(data)
-    with computing_on(device, workers) as (chosen, readers):
-        found = collect(summary, where, images, workers=readers, device=str(chosen), progress=progress)
+    with progress_bar("reading images", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
+        found = collect(summary, where, images, workers=readers, device=str(chosen), progress=show)
     # File names may hold half a surrogate pair, which UTF-8 has no bytes for.
     write_text(path, page(summary, found).encode("utf-8", "replace").decode("utf-8"))
     return path
