@@ -20,6 +20,7 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, an
     {"evaluation"},
     {"training"},
     {"commands"},
+    {"options"},
     {"", "cli"},
     {"__main__"},
 ]

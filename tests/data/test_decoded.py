@@ -20,7 +20,7 @@ from captioned import PAIRS, write_pairs
 from digits import SMALL, environment, sogclr, words, write_digits
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
-from sogclr.checkpoint import load_checkpoint
+from sogclr.run_folder import load_checkpoint
 
 import sogclr as package
 from sogclr.commands.cache import cache

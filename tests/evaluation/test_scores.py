@@ -11,7 +11,6 @@ from digits import SMALL, write_digits
 from rich.console import Console
 
 import sogclr as package
-from sogclr.commands.evaluate import table
 from sogclr.commands.report import report
 from sogclr.evaluation import scores
 from sogclr.evaluation.scores import SCORES, LabelledSplit, compute, select
@@ -75,10 +74,10 @@ def test_a_new_score_is_one_file_and_one_row(tmp_path, monkeypatch):
     assert 0 < result["positive"] < 1
     console = Console(width=120)
     with console.capture() as printed:
-        console.print(table(result))
+        console.print(result)
     assert f"{100 * result['positive']:.1f}" in printed.get()
     assert "share above 0" in printed.get()
-    (run / "eval.json").write_text(json.dumps(result))
+    (run / "eval.json").write_text(json.dumps(result.to_json()))
     page = report(run).read_text()
     assert ">share above 0</th>" in page
     assert f">{100 * result['positive']:.1f}%</td>" in page
