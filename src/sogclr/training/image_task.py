@@ -21,7 +21,7 @@ from ..models.backbone import create_backbone
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel, ProjectionHead
 from ..run_folder import RunFolder
-from .build import build_loss, transfer_state
+from .build_loss import build_loss, transfer_state
 from .momentum_encoder import MomentumEncoder
 from .online_eval import OnlineDiagnosis, OnlineEvaluation
 

@@ -27,7 +27,7 @@ from ..models.features import BATCH, same_buffers
 from ..models.text import TextSetup, built_in, pretrained
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..run_folder import RunFolder
-from .build import build_estimator, build_temperature, memory_steps, queue_of, transfer_state
+from .build_loss import build_estimator, build_temperature, memory_steps, queue_of, transfer_state
 from .frozen_features import image_features, lookup_loader, text_features
 
 EVALUATED = 1000  # images of the online evaluation, with all their captions

@@ -34,7 +34,7 @@ from ..models.encoder import EncoderInfo, save_encoder
 from ..models.two_view import synchronize_statistics
 from ..progress import Progress, clock
 from ..run_folder import RunFolder
-from .build import build_loss_optimizers
+from .build_loss import build_loss_optimizers
 from .grad_cache import GradCache
 from .image_task import ImageTask
 from .metrics import Clock, MetricWriter, NullWriter
