@@ -124,6 +124,17 @@ class ContrastiveLoss(nn.Module):
             "temperature": tau.mean() if isinstance(tau, Tensor) else torch.full_like(log_g[0, 0], tau),
         } | more
 
+    def begin_step(self) -> None:
+        """Keep what `rollback` needs."""
+        self._before = [(t, t.detach().clone()) for t in (*self.parameters(), *self.buffers())]
+
+    @torch.no_grad()
+    def rollback(self, unless: Tensor | None = None) -> None:
+        """Take back every change of state since `begin_step`, except where `unless`, () bool, is true."""
+        for now, before in self._before:
+            now.copy_(F.where_ok(unless, now, before))
+        self._before = []
+
     def extra_repr(self) -> str:
         tau = "" if isinstance(self.temperature, nn.Module) else f"temperature={self.temperature}, "
         return f"{tau}reduction={self.reduction!r}, normalize={self.normalize}"
