@@ -179,7 +179,7 @@ def test_the_global_generators_are_neither_used_nor_asked(manifest):
 
 def test_what_workers_are_given_can_be_pickled(manifest):
     """So that processes that are started afresh rather than forked (macOS, Windows) get it."""
-    crop = loader._RandomCrops(RECIPE, 2, 3)
+    crop = loader.RandomCrops(RECIPE, 2, 3)
     dataset = loader._Crops(manifest, manifest.usable, crop, 16, "white", 0)
     request = next(iter(loader.ResumableSampler(manifest.usable, 8, 3)))
     assert_same([pickle.loads(pickle.dumps(dataset))[request]], [dataset[request]])

@@ -49,7 +49,7 @@ def from_options(options: dict[str, Any], table: dict[str, Any] | None = None) -
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     recipe: dict[str, Any] = {}
     for section, entries in (table or {}).items():
-        if section == "versions":
+        if section in ("versions", "own"):
             continue
         if section == "recipe":
             recipe_from_table(Recipe(), entries)

@@ -48,7 +48,7 @@ class Batch(NamedTuple):
         return self._replace(index=self.index[:count], crops=self.crops[:, :count])
 
 
-class _RandomCrops:
+class RandomCrops:
     """The V random crops of each image: a function of (seed, epoch, id) and of the image's size."""
 
     def __init__(self, recipe: Recipe, views: int, seed: int) -> None:
@@ -83,7 +83,7 @@ class _Crops(Dataset[Batch]):
         self,
         manifest: Manifest | Pairs,
         ids: np.ndarray,
-        crop: _RandomCrops | _CentralCrop,
+        crop: RandomCrops | _CentralCrop,
         size: int,
         background: str,
         cache_bytes: int,
@@ -151,7 +151,7 @@ class _Loader(DataLoader[Batch]):
         """Torch's warning about more workers than cores: how many there are is the caller's choice."""
 
 
-def _batches(dataset: _Crops, requests: Iterable[Request], workers: int, pin_memory: bool) -> Iterator[Batch]:
+def read_batches(dataset: Dataset[Batch], requests: Iterable[Request], workers: int, pin_memory: bool) -> Iterator[Batch]:
     pin_memory = pin_memory and torch.cuda.is_available()  # torch warns about pinning without a device
     if workers == 0:
         for request in requests:
@@ -254,9 +254,9 @@ def training_loader(
     """
     background_colour(background)
     sampler = ResumableSampler(ids, batch_size, seed, start_step, part)
-    crop = _RandomCrops(recipe, views, seed)
+    crop = RandomCrops(recipe, views, seed)
     dataset = _Crops(manifest, sampler.ids, crop, image_size, background, _CACHE_BYTES // max(1, workers), decoded)
-    return _batches(dataset, sampler, workers, pin_memory)
+    return read_batches(dataset, sampler, workers, pin_memory)
 
 
 def evaluation_loader(
@@ -279,4 +279,4 @@ def evaluation_loader(
     starts = range(0, len(ids), batch_size)
     requests = [Request(step, 0, ids[start : start + batch_size]) for step, start in enumerate(starts)]
     dataset = _Crops(manifest, ids, _CentralCrop(crop_fraction), image_size, background, cache_bytes=0)
-    return _batches(dataset, requests, min(workers, len(requests)), pin_memory=False)
+    return read_batches(dataset, requests, min(workers, len(requests)), pin_memory=False)

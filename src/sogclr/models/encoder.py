@@ -19,6 +19,7 @@ from ..files import atomic_write
 from .backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    OWN,
     create_backbone,
 )
 
@@ -126,5 +127,10 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
             f"{path} is marked {metadata.get('sogclr')!r}, this version reads {ENCODER_FORMAT!r}; give a file made by `sogclr export`"
         )
     info = EncoderInfo.from_json(metadata["info"])
+    if info.name.startswith(OWN):
+        raise BadInput(
+            f"{path} holds the weights of a model of your own ({info.name.removeprefix(OWN)}), which only you can build; "
+            f"load them into it: model.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
+        )
     backbone = create_backbone(info.name, info.image_size, pretrained=path)
     return Encoder(backbone, info).to(device).eval().requires_grad_(False)
