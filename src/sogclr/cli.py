@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -265,12 +264,11 @@ class Cache(Command):
     def run(self) -> None:
         from .commands.cache import cache
 
-        with Progress() as screen:
-            line = cache(
-                self.data, side=self.side, background=self.background, image_column=self.image_column,
-                caption_column=self.caption_column, screen=screen,
-            )  # fmt: skip
-        print(line)
+        result = cache(
+            self.data, side=self.side, background=self.background, image_column=self.image_column,
+            caption_column=self.caption_column,
+        )  # fmt: skip
+        print(result)
 
 
 @dataclass(frozen=True)
@@ -364,14 +362,14 @@ def main(argv: list[str] | None = None) -> int:
             command.run()
         return 0
     except BadInput as error:
-        return _complain(str(error), 2, error.quiet)
+        return _complain(str(error), 2, by_all=True)
     except MemoryError as error:
         last = (str(error).strip() or "no memory left").splitlines()[-1]
         return _complain(f"out of memory ({last}); lower --batch-size, --image-size or --workers", 1)
     except RunFailed as error:
-        return _complain(str(error), 1, error.quiet)
+        return _complain(str(error), 1, by_all=True)
     except Interrupted as error:
-        return _complain(str(error), 130, error.quiet)
+        return _complain(str(error), 130, by_all=True)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:
@@ -442,9 +440,8 @@ def _sentence(box: str) -> str:
     return text
 
 
-def _complain(sentence: str, code: int, quiet: bool = False) -> int:
-    if quiet:
-        time.sleep(1)  # torchrun ends all processes when one has ended: the one that says why goes first
-    else:
+def _complain(sentence: str, code: int, by_all: bool = False) -> int:
+    """Show a sentence, once on each machine where all processes of a run raise the same, and return the exit code."""
+    if not by_all or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"sogclr: {sentence}", file=sys.stderr, flush=True)
     return code

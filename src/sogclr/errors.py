@@ -6,19 +6,13 @@ from __future__ import annotations
 class BadInput(ValueError):
     """The user's input cannot be used. One sentence: what was wrong, both values, what to do. Exit code 2."""
 
-    quiet = False  # whether another process says it
-
 
 class RunFailed(RuntimeError):
     """The run cannot go on, although its input was fine; the last checkpoint is intact. Exit code 1."""
 
-    quiet = False
-
 
 class Interrupted(Exception):
     """The run was asked to stop by a signal and has saved its state. Exit code 130."""
-
-    quiet = False
 
 
 class BadImage(ValueError):

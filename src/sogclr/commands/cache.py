@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
 
 from ..data.decoded import write_decoded
 from ..errors import BadInput
@@ -11,24 +13,52 @@ from ..progress import Progress
 from .train import scan
 
 
+@dataclass(frozen=True)
+class CacheResult:
+    """What `cache` wrote; as text, one line for people."""
+
+    path: Path
+    images: str
+    """What the file holds, in words."""
+    bad: int
+    """Images that could not be decoded."""
+    first_bad: str | None
+    """The first of them, and why."""
+
+    def __str__(self) -> str:
+        left_out = f"; {self.bad:,} could not be decoded, first: {self.first_bad}" if self.bad else ""
+        return f"{self.images} ({self.path.stat().st_size / 2**20:,.0f} MiB){left_out}"
+
+
 def cache(
-    data: str | os.PathLike[str], *, side: int = 0, background: str = "white", image_column: str | None = None,
-    caption_column: str | None = None, screen: Progress,
-) -> str:  # fmt: skip
-    """Decode the images that `train` would read of DATA, each once, into a file that it finds; a line about it.
+    data: str | os.PathLike[str],
+    *,
+    side: int = 0,
+    background: str = "white",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    quiet: bool = False,
+) -> CacheResult:
+    """Decode all images once into one file of the cache folder, which `sogclr train` then reads instead: epochs at memory speed.
 
     Args:
-        side: images whose shorter side is longer are made smaller, to this many pixels; 0 keeps full size.
-        image_column, caption_column: of a table of pairs; found by the usual names when left out.
+        data: As for `sogclr train`: a folder of images (its train/ part, if it has one), a .txt list, a table of pairs, or tar shards.
+        side: Longer shorter sides are made this many pixels, for want of room on the disk; 0 keeps full size. Give 2 to 4 times the size of the views.
+        background: What transparent pixels are laid on, as for `sogclr train`.
+        image_column: Column of the images' paths in a table of pairs; found by its name when left out.
+        caption_column: Column of the captions; found by its name when left out.
+        quiet: Show no progress.
+
+    Returns:
+        The file that was written.
 
     Raises:
         BadInput: `data` cannot be read, `side` or `background` cannot be, or the disk is too small.
     """
     if side < 0:
         raise BadInput(f"--side must be 0 (full size) or more and was {side}")
-    manifest = scan(data, screen, image_column, caption_column).images
-    images, bad = write_decoded(manifest, side, background, cores(), screen.progress("decoding"))
-    left_out = (
-        f"; {len(bad):,} could not be decoded, first: {manifest.relative(bad[0][0])} ({bad[0][1]})" if bad else ""
-    )
-    return f"{images.describe()} ({images.path.stat().st_size / 2**20:,.0f} MiB){left_out}"
+    with Progress(quiet) as screen:
+        manifest = scan(data, screen, image_column, caption_column).images
+        images, bad = write_decoded(manifest, side, background, cores(), screen.progress("decoding"))
+    first = f"{manifest.relative(bad[0][0])} ({bad[0][1]})" if bad else None
+    return CacheResult(images.path, images.describe(), len(bad), first)

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import write_text
-from .manifest import Manifest
-from .pairs import Pairs
+from .source import Source
 
 
 def write_bad_files(path: str | os.PathLike[str], rows: Iterable[tuple[str, str]]) -> None:
@@ -26,15 +25,14 @@ def read_bad_files(path: Path) -> list[tuple[str, str]]:
     return [(name, reason) for name, _, reason in (line.partition("\t") for line in lines) if name]
 
 
-def too_many_bad(manifest: Manifest | Pairs, bad: dict[int, str], most: float) -> str | None:
+def too_many_bad(manifest: Source, bad: dict[int, str], most: float) -> str | None:
     """The sentence for a data set with too many files that cannot be read, or rows that cannot be used; else None."""
     lost, total = len(bad) + len(manifest.rejected), len(manifest) + len(manifest.rejected)
     if lost <= most * total:
         return None
-    things = "pairs" if isinstance(manifest, Pairs) else "images"
     named = [*manifest.rejected[:3], *((manifest.relative(i), reason) for i, reason in sorted(bad.items())[:3])]
     first = ", ".join(f"{name} ({reason})" for name, reason in named[:3])
     return (
-        f"{lost:,} of {total:,} {things} cannot be read, more than --max-bad {most:.1%}, first: {first}; "
+        f"{lost:,} of {total:,} {manifest.kind} cannot be read, more than --max-bad {most:.1%}, first: {first}; "
         "see `sogclr inspect DATA --decode`, remove them, or raise --max-bad"
     )

@@ -48,7 +48,7 @@ class MetricWriter:
         rows = [row for row in run.metrics() if row["step"] <= step and row["kind"] != "end"]
         write_text(run.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
         self._on_metrics = on_metrics
 
     def write(
@@ -71,14 +71,14 @@ class MetricWriter:
         self._file.flush()
         for name, value in {**values, **(timing or {})}.items():
             if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"{kind}/{name}", value, step)
         for tell in self._on_metrics:
             tell(json.loads(json.dumps(row)))
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 class NullWriter:

@@ -35,7 +35,8 @@ class OwnParts:
     def table(self) -> dict[str, Any]:
         """Return what a run says of them: the table [own] of its `config.toml`; empty where there are none."""
         names: dict[str, Any] = {part: name_of(getattr(self, part)) for part in PARTS if self.has(part)}
-        return names if self.head else {**names, "head": False}
+        count = {"samples": len(self.dataset)} if self.has("dataset") else {}
+        return names | count if self.head else {**names, **count, "head": False}
 
     def has(self, part: str) -> bool:
         """Return whether there is such a part of the user's own."""
@@ -58,6 +59,11 @@ class OwnParts:
                 )
             if trained is None and given is not None:
                 raise BadInput(f"{run.path} was trained without a {part} of your own; leave {part}= ({given}) out")
+        if self.has("dataset") and len(self.dataset) != table["samples"]:
+            raise BadInput(
+                f"this run was trained on {table['samples']:,} samples of {table['dataset']} and the one given has "
+                f"{len(self.dataset):,}; give the same"
+            )
         return OwnParts(self.model, self.loss, self.dataset, self.transform, table.get("head", True))
 
 

@@ -100,7 +100,7 @@ class TrainStep:
                     loss = task.loss(encode, inputs, task.ids(batch))
                 statistics.append(loss_fn.statistics)
                 # backward
-                self.scaler.scale(loss / len(batches)).backward()
+                torch.autograd.backward(self.scaler.scale(loss / len(batches)))
                 if self.grad_cache is not None:
                     self.grad_cache.backward()
             # clip gradients
@@ -161,6 +161,6 @@ class TrainStep:
         with self.autocast():
             outputs = self.encode(*inputs)
         rows = outputs if isinstance(outputs, tuple) else (outputs,)
-        torch.stack([z.float().sum() for z in rows]).sum().backward()
+        torch.autograd.backward(torch.stack([z.float().sum() for z in rows]).sum())
         self.parts.optimizer.zero_grad(set_to_none=True)
         copy_where_(self.kept, into=self.buffers)
