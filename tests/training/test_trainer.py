@@ -31,7 +31,9 @@ def data(tmp_path_factory):
 def trainer_for(data, out, **options):
     """A trainer as `train` makes it, before its first step."""
     manifest = Manifest.scan(data)
-    config, _ = resolve(from_options({"data": str(data), "out": str(out), **SMALL, "labels": "none", **options}), manifest)
+    config, _ = resolve(
+        from_options({"data": str(data), "out": str(out), **SMALL, "labels": "none", **options}), manifest
+    )
     out.mkdir()
     trainer = Trainer(build(config, manifest, RunFolder(out), Progress(quiet=True)))
     trainer.again = lambda: Trainer(build(config, manifest, RunFolder(out), Progress(quiet=True)))

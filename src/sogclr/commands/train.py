@@ -28,7 +28,7 @@ from ..models.backbone import timm
 from ..progress import Progress
 from ..run_folder import RunFolder
 from ..training.build import build
-from ..training.own_config import open_own_source, settle_before, settle_after
+from ..training.own_config import open_own_source, settle_after, settle_before
 from ..training.own_parts import OwnParts
 from ..training.parts import OnMetrics
 from ..training.resolve import resolve
@@ -141,7 +141,8 @@ def resume(
         distributed.per_rank_batch_size(config.run.batch_size)
         # build, and load the state; the main process makes sure that nothing has changed and nobody else is at it
         trainer = distributed.rank0_first(
-            lambda: _continue(config, folder, progress, own, heard, held), lambda: _continue(config, folder, progress, own)
+            lambda: _continue(config, folder, progress, own, heard, held),
+            lambda: _continue(config, folder, progress, own),
         )
         progress.info(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
         return _fit(trainer)
@@ -176,12 +177,19 @@ def start(
 
 
 def _begin(
-    config: TrainConfig, run: RunFolder, progress: Progress, own: OwnParts, on_metrics: Sequence[OnMetrics], held: ExitStack
+    config: TrainConfig,
+    run: RunFolder,
+    progress: Progress,
+    own: OwnParts,
+    on_metrics: Sequence[OnMetrics],
+    held: ExitStack,
 ) -> Trainer:
     """Return the trainer of a new run, whose folder with the first checkpoint is written; `held` keeps the lock on it."""
     # what to train on, and every open choice
     run.check_free()
-    source = open_own_source(own) or scan(config.data.data, progress, config.pairs.image_column, config.pairs.caption_column)
+    source = open_own_source(own) or scan(
+        config.data.data, progress, config.pairs.image_column, config.pairs.caption_column
+    )
     if sentence := too_many_bad(source, dict(source.bad), config.data.max_bad):
         raise BadInput(sentence)
     config, lines = resolve(config, source)

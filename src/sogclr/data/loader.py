@@ -151,7 +151,9 @@ class _Loader(DataLoader[Batch]):
         """Torch's warning about more workers than cores: how many there are is the caller's choice."""
 
 
-def read_batches(dataset: Dataset[Batch], requests: Iterable[Request], workers: int, pin_memory: bool) -> Iterator[Batch]:
+def read_batches(
+    dataset: Dataset[Batch], requests: Iterable[Request], workers: int, pin_memory: bool
+) -> Iterator[Batch]:
     pin_memory = pin_memory and torch.cuda.is_available()  # torch warns about pinning without a device
     if workers == 0:
         for request in requests:

@@ -167,9 +167,7 @@ def _image_task(
     )
 
 
-def build_views(
-    source: Source, labels: Labels | None, info: EncoderInfo, reading: Reading, own: OwnParts
-) -> Views:
+def build_views(source: Source, labels: Labels | None, info: EncoderInfo, reading: Reading, own: OwnParts) -> Views:
     """Return what makes two views of an image: our readers and augmentation, or the user's own parts."""
     if own.dataset is not None:
         return OwnViews(source, own.dataset, own.transform, None, info, reading)

@@ -63,9 +63,7 @@ def open_own_source(own: OwnParts) -> Source | None:
     return None if own.dataset is None else DatasetSource(own.dataset)
 
 
-def settle_after(
-    config: TrainConfig, lines: list[str], source: Source, own: OwnParts
-) -> tuple[TrainConfig, list[str]]:
+def settle_after(config: TrainConfig, lines: list[str], source: Source, own: OwnParts) -> tuple[TrainConfig, list[str]]:
     """Return a resolved configuration, and the lines about it, with what only the built parts say.
 
     Raises:
@@ -86,4 +84,10 @@ def settle_after(
 def _temperature_mode(loss: Any) -> Any:
     """Return how a loss of ours learns its temperature: its optimizer's rate and a metric depend on it."""
     temperature = getattr(loss, "temperature", None) if isinstance(loss, ContrastiveLoss) else None
-    return "per-sample" if isinstance(temperature, PerSample) else "global" if isinstance(temperature, Global) else "constant"
+    return (
+        "per-sample"
+        if isinstance(temperature, PerSample)
+        else "global"
+        if isinstance(temperature, Global)
+        else "constant"
+    )

@@ -54,7 +54,9 @@ class DatasetSource:
 
     def __init__(self, dataset: Any) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise BadInput(f"dataset= is a {name_of(dataset)} without a length; give a map-style data set of (image, index)")
+            raise BadInput(
+                f"dataset= is a {name_of(dataset)} without a length; give a map-style data set of (image, index)"
+            )
         self.dataset, self.name, self.count = dataset, name_of(dataset), len(dataset)
         self.root = self.source = Path(f"dataset={self.name}")
         self.fingerprint = hashlib.sha256(f"{self.name} of {self.count}".encode()).hexdigest()
@@ -128,7 +130,9 @@ def item_of(dataset: Any, id: int) -> Any:
     """
     item = dataset[id]
     if not isinstance(item, tuple | list) or len(item) != 2:
-        raise BadInput(f"{name_of(dataset)}[{id}] is a {type(item).__name__}; a data set of your own must give (image, index)")
+        raise BadInput(
+            f"{name_of(dataset)}[{id}] is a {type(item).__name__}; a data set of your own must give (image, index)"
+        )
     content, index = item
     index = index.item() if isinstance(index, Tensor | np.generic) and np.ndim(index) == 0 else index
     if isinstance(index, bool) or not isinstance(index, int) or index != id:
@@ -149,7 +153,9 @@ def two_views(content: Any, name: str) -> Tensor:
     views = list(content)
     images = [v for v in views if isinstance(v, Tensor) and v.is_floating_point() and v.ndim == 3]
     if len(views) != 2 or len(images) != 2 or images[0].shape != images[1].shape:
-        found = ", ".join(f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in views[:3])
+        found = ", ".join(
+            f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in views[:3]
+        )
         raise BadInput(f"{name} gives {len(views)} views ({found}); give two floating tensors of one shape (C, H, W)")
     return torch.stack(views)
 
@@ -209,7 +215,9 @@ class _Reader(Dataset[Batch]):
         """Return both views of a sample, (2, C, H, W) or (2, S, S, 3)."""
         content, name = item_of(self.dataset, id), name_of(self.dataset)
         if self.transform is not None:
-            return two_views([self.transform(content), self.transform(content)], f"transform= ({name_of(self.transform)})")
+            return two_views(
+                [self.transform(content), self.transform(content)], f"transform= ({name_of(self.transform)})"
+            )
         if not isinstance(content, Image.Image):
             if isinstance(content, tuple | list) or (isinstance(content, Tensor) and content.ndim == 4):
                 return two_views(content, name)
@@ -257,7 +265,9 @@ class OwnViews:
                     views = self.reader.views(id, 0)
                 except BadImage:
                     continue
-                return tuple(self._augmented(Batch(0, 0, torch.tensor([id]), views[:, None], []), torch.device("cpu")).shape[1:])
+                return tuple(
+                    self._augmented(Batch(0, 0, torch.tensor([id]), views[:, None], []), torch.device("cpu")).shape[1:]
+                )
         raise BadInput("none of the first 100 images can be read; give others")
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
@@ -297,7 +307,11 @@ class OwnViews:
         model.eval()
         try:
             batches = [self.reader[Request(0, 0, part)] for part in np.array_split(ids, -(-len(ids) // 64))]
-            rows = [model.backbone(self._augmented(b, device)).float().view(2, len(b.index), -1) for b in batches if len(b.index)]
+            rows = [
+                model.backbone(self._augmented(b, device)).float().view(2, len(b.index), -1)
+                for b in batches
+                if len(b.index)
+            ]
         finally:
             model.train()
         z = torch.cat(rows, dim=1)
@@ -327,5 +341,5 @@ def view_side(dataset: Any, transform: Callable[[Any], Tensor] | None) -> int | 
             content = [transform(content), transform(content)]
         if isinstance(content, Image.Image):
             return None
-        views = two_views(content, name_of(dataset if transform is None else transform)) 
+        views = two_views(content, name_of(dataset if transform is None else transform))
     return int(views.shape[2])

@@ -90,9 +90,7 @@ class PairTask:
         """Yield batches of pairs from `start` on, one crop of each image."""
         reading = self.reading
         if self._images is not None:
-            sampler = ResumableSampler(
-                self.pairs.usable, reading.batch_size, reading.seed, start, distributed.shard()
-            )
+            sampler = ResumableSampler(self.pairs.usable, reading.batch_size, reading.seed, start, distributed.shard())
             return lookup_loader(sampler, self.pairs, self._images)
         return training_loader(
             self.pairs,

@@ -127,7 +127,9 @@ class Trainer:
                 estimator.divide()
         # BatchNorm's statistics
         if not synchronize_statistics([self.model, *self.task.companions()], self.parts.device):
-            self.progress.info("          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
+            self.progress.info(
+                "          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all"
+            )
         # gradients
         self.one_step.distribute(distributed.wrap_ddp(self.model, self.parts.device))
 
