@@ -28,13 +28,15 @@ import torch
 from loader import write_tiles
 from PIL import Image
 
+from sogclr.config.schema import OptimConfig
 from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.data.recipe import Recipe
 from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
-from sogclr.training.optim import build_optimizer
+from sogclr.training.build import build
+from sogclr.training.optim import build_optimizer, weight_decay
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
 

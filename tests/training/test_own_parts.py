@@ -298,7 +298,7 @@ def test_what_cannot_be_is_refused_in_words(parts, message, data, tmp_path):
 
 def test_parts_of_ones_own_are_refused_on_pairs(tmp_path):
     data = write_pairs(tmp_path / "digits", per_digit=1)
-    with pytest.raises(BadInput, match="model= is for images and .* holds image-caption pairs"):
+    with pytest.raises(BadInput, match=r"model= is for images and .* holds image-caption pairs"):
         package.train(data, tmp_path / "run", quiet=True, **(PAIRS | {"model": MyNet()}))
     assert not (tmp_path / "run").exists()
 

@@ -28,6 +28,7 @@ from ..models.backbone import timm
 from ..progress import Progress
 from ..run_folder import RunFolder
 from ..training.build import build
+from ..training.loggers import import_tracker, open_logger
 from ..training.own_config import open_own_source, settle_after, settle_before
 from ..training.own_parts import OwnParts
 from ..training.parts import OnMetrics
@@ -145,7 +146,7 @@ def resume(
             lambda: _continue(config, folder, progress, own),
         )
         progress.info(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
-        return _fit(trainer)
+        return _fit(trainer, config)
 
 
 def start(
@@ -169,11 +170,13 @@ def start(
         progress = progress if distributed.is_rank0() else Progress(quiet=True)
         distributed.per_rank_batch_size(config.run.batch_size)
         run = RunFolder(config.data.out)
+        if config.run.logger != "none":
+            import_tracker(config.run.logger)  # whether it is there, before anything is written
         trainer = distributed.rank0_first(
             lambda: _begin(config, run, progress, own, on_metrics, held),
             lambda: _continue(run.config(), run, progress, own),
         )
-        return _fit(trainer)
+        return _fit(trainer, run.config())
 
 
 def _begin(
@@ -259,8 +262,16 @@ def _continue(
     return trainer
 
 
-def _fit(trainer: Trainer) -> RunFolder:
-    with stop_on_signals(trainer.progress.info, patient=distributed.world_size() > 1) as stop:
+def _fit(trainer: Trainer, config: TrainConfig) -> RunFolder:
+    """Train to the end, with the tracker of `--logger` on the main process."""
+    with ExitStack() as opened:
+        if config.run.logger != "none" and distributed.is_rank0():
+            options = {k: v for section in to_table(config).values() for k, v in section.items()}
+            logger = open_logger(config.run.logger, trainer.run, options)
+            opened.callback(logger.close)
+            trainer.parts.on_metrics = [logger, *trainer.parts.on_metrics]
+        patient = distributed.world_size() > 1
+        stop = opened.enter_context(stop_on_signals(trainer.progress.info, patient=patient))
         trainer.fit(stop)
     return trainer.run
 

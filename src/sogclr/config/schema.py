@@ -275,6 +275,8 @@ class RunConfig:
     """How many of the last checkpoints are kept, beside the best."""
     shard_state: bool = False
     """On several processes, divide the normalizers among them by id: for hundreds of millions of samples."""
+    logger: Literal["none", "wandb", "mlflow", "trackio"] = "none"
+    """Where the metrics go beside metrics.jsonl: an experiment tracker, which is installed on its own."""
 
     def __post_init__(self) -> None:
         _require_finite(self)

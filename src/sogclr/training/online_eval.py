@@ -53,6 +53,7 @@ class OnlineEvaluation:
     def __call__(
         self, model: ContrastiveModel, info: EncoderInfo, augment: Augmentation, device: torch.device
     ) -> dict[str, float]:
+        """Return `knn_top1`, or `rankme`, `alignment` and `uniformity`; nothing on other ranks than the main one."""
         model.eval()
         same_buffers(model)
         encoder = Encoder(model.backbone, info)
@@ -100,6 +101,7 @@ class OnlineDiagnosis:
         augment: Augmentation,
         device: torch.device,
     ) -> dict[str, float]:
+        """Return what `diagnose` finds."""
         index, views = self._views(info, augment, device)
         batch = min(self.reading.batch_size, len(index))
         with frozen(model):

@@ -213,10 +213,10 @@ class Trainer:
             values["gamma"] = float(estimator.current_gamma())
         timing = self.clock.lap(self.step, self.parts.batch_size * self.parts.accumulate)
         self.log.write("train", self.step, self.epoch, values, timing)
-        self.clock.note = f"{timing['images_per_s']:,.0f} images/s, {timing['data_wait']:.0%} waiting for data"
-        for name in ("objective", "loss"):
-            if name in values:
-                self.clock.note += f", {name} {values[name]:.4f}"
+        shown = [f", {name} {values[name]:.4f}" for name in ("objective", "loss") if name in values]
+        self.clock.note = (
+            f"{timing['images_per_s']:,.0f} images/s, {timing['data_wait']:.0%} waiting for data{''.join(shown)}"
+        )
         self.meters.reset()
         self.counts["steps"] = 0
 
@@ -244,7 +244,8 @@ class Trainer:
         self._show_scores({k: found[k] for k in ("F2", "bias", "cosine", "variance", "normalizer_rmse") if k in found})
 
     def _show_scores(self, scores: dict[str, float], note: str = "") -> None:
-        self.progress.info(f"epoch {self.epoch:g}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()) + note)
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
+        self.progress.info(f"epoch {self.epoch:g}: {shown}{note}")
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of everything.
