@@ -1,7 +1,9 @@
 """The metrics of a run go to experiment trackers, by the real packages and without network. See `make test-integrations`."""
 
 import json
+import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 from digits import SMALL, sogclr, words, write_digits
@@ -57,11 +59,17 @@ def test_mlflow(tmp_path, monkeypatch):
 
 
 def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     run = stopped_and_resumed("trackio", tmp_path)
     assert (run.path / "logger_id.txt").read_text() == "run"
-    assert list((tmp_path / "trackio").glob("*.db"))
+    (file,) = tmp_path.rglob("sogclr.db")
+    with closing(sqlite3.connect(file)) as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    found = [(step, json.loads(metrics)) for _, step, metrics in rows]
+    written = {step: values["train/objective"] for step, values in found if "train/objective" in values}
+    assert written == pytest.approx(objectives(run))
+    assert {name for name, *_ in rows} == {"run"}
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])

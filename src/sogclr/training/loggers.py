@@ -17,6 +17,8 @@ from ..files import write_text
 from ..run_folder import RunFolder
 
 PROJECT = "sogclr"
+
+
 class Logger(Protocol):
     """Somewhere else that a run's metrics go."""
 
