@@ -127,9 +127,7 @@ class Trainer:
                 estimator.divide()
         # BatchNorm's statistics
         if not synchronize_statistics([self.model, *self.task.companions()], self.parts.device):
-            self.progress.info(
-                "          on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all"
-            )
+            self.progress.info(f"{'':9} on the CPU each uses BatchNorm's statistics of its own samples; on CUDA of all")
         # gradients
         self.one_step.distribute(distributed.wrap_ddp(self.model, self.parts.device))
 
@@ -229,10 +227,8 @@ class Trainer:
         self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self._show_scores(scores, f"   {self.clock.note}")
-        score = _select(scores)
-        improved = score > self.best
-        self.best = max(self.best, score)
-        return improved
+        before, self.best = self.best, max(self.best, _select(scores))
+        return self.best > before
 
     def diagnose(self) -> None:
         """Write one `diagnosis` line: how far the loss's gradient is from the exact one; the run's state stays as it is."""
