@@ -30,7 +30,7 @@ from ..run_folder import RunFolder
 from ..training.build import build
 from ..training.loggers import import_tracker, open_logger
 from ..training.own_config import open_own_source, settle_after, settle_before
-from ..training.own_parts import OwnParts
+from ..training.own_parts import MapDataset, OwnParts
 from ..training.parts import OnMetrics
 from ..training.resolve import resolve
 from ..training.stopping import stop_on_signals
@@ -45,7 +45,7 @@ def train(
     *,
     model: str | nn.Module | None = None,
     loss: nn.Module | None = None,
-    dataset: Any = None,
+    dataset: MapDataset | None = None,
     transform: Callable[[Any], Tensor] | None = None,
     head: bool = True,
     on_metrics: OnMetrics | None = None,
@@ -99,7 +99,7 @@ def resume(
     device: str | None = None,
     model: nn.Module | None = None,
     loss: nn.Module | None = None,
-    dataset: Any = None,
+    dataset: MapDataset | None = None,
     transform: Callable[[Any], Tensor] | None = None,
     on_metrics: OnMetrics | None = None,
     quiet: bool = False,
@@ -265,11 +265,13 @@ def _continue(
 def _fit(trainer: Trainer, config: TrainConfig) -> RunFolder:
     """Train to the end, with the tracker of `--logger` on the main process."""
     with ExitStack() as opened:
-        if config.run.logger != "none" and distributed.is_rank0():
-            options = {k: v for section in to_table(config).values() for k, v in section.items()}
-            logger = open_logger(config.run.logger, trainer.run, options)
-            opened.callback(logger.close)
-            trainer.parts.on_metrics = [logger, *trainer.parts.on_metrics]
+        if config.run.logger != "none":
+            import_tracker(config.run.logger)  # on all ranks: where it is missing all say so
+            if distributed.is_rank0():
+                options = {k: v for section in to_table(config).values() for k, v in section.items()}
+                logger = open_logger(config.run.logger, trainer.run, options)
+                opened.callback(logger.close)
+                trainer.parts.on_metrics = [logger, *trainer.parts.on_metrics]
         patient = distributed.world_size() > 1
         stop = opened.enter_context(stop_on_signals(trainer.progress.info, patient=patient))
         trainer.fit(stop)

@@ -68,18 +68,11 @@ def build(
     if not (config.data.image_size and options.max_steps):
         raise ValueError("choices are open in this configuration; resolve makes them")
     device = distributed.local_device(torch.device(options.device))
-    distributed.per_rank_batch_size(options.batch_size)
-    sampler = ResumableSampler(source.usable, options.batch_size, options.seed)
-    steps_per_epoch = max(1, sampler.steps_per_epoch // optim.accumulate)
+    steps_per_epoch = _steps_per_epoch(config, source)
 
     # model, loss, and what is special about DATA or a method
-    reading = _reading(config, source)
-    info = EncoderInfo(str(config.model.model), reading.image_size, background=reading.background)
-    task: ImageTask | PairTask
-    if isinstance(source, Pairs):
-        task = _pair_task(config, source, run, info, reading, device)
-    else:
-        task = _image_task(config, source, info, reading, device, own)
+    pairs = source if isinstance(source, Pairs) else None
+    task = _pair_task(config, pairs, run, device) if pairs else _image_task(config, source, device, own)
     model, loss = task.model, task.loss_fn
     assert isinstance(loss, ContrastiveLoss | OwnLoss)
 
@@ -87,16 +80,14 @@ def build(
     lr, warmup = float(optim.lr or 0.0), round((optim.warmup_epochs or 0) * steps_per_epoch)
     schedule = warmup_cosine(options.max_steps, warmup)
     scales = {"backbone.": config.pairs.image_rate, "text_backbone.": config.pairs.text_rate}
-    optimizer = build_optimizer(model, optim, scales if isinstance(source, Pairs) else None)
     loss_optimizers = build_loss_optimizers(loss, config) if isinstance(loss, ContrastiveLoss) else _own_optimizer(loss)
-
     return Parts(
         run=run,
         source=source,
         task=task,
         model=model,
         loss=loss,
-        optimizer=optimizer,
+        optimizer=build_optimizer(model, optim, scales if pairs else None),
         loss_optimizers=loss_optimizers,
         learning_rate=lambda step: lr * schedule(step),
         peak_learning_rate=lr,
@@ -124,6 +115,18 @@ def build(
     )
 
 
+def _steps_per_epoch(config: TrainConfig, source: Source) -> int:
+    """Return the optimizer steps of an epoch, whose batches the ranks can divide."""
+    distributed.per_rank_batch_size(config.run.batch_size)
+    sampler = ResumableSampler(source.usable, config.run.batch_size, config.run.seed)
+    return max(1, sampler.steps_per_epoch // config.optim.accumulate)
+
+
+def _encoder_info(config: TrainConfig) -> EncoderInfo:
+    """Return what the encoder file will say of itself."""
+    return EncoderInfo(str(config.model.model), config.data.image_size or 0, background=config.data.background)
+
+
 def _reading(config: TrainConfig, source: Source) -> Reading:
     """Return how samples are read, from decoded images where the configuration names some."""
     data, cached = config.data, config.data.cache != "none"
@@ -146,10 +149,9 @@ def _to_device(model: nn.Module, config: TrainConfig, device: torch.device) -> N
 
 
 # ---------------------------------------------------------------------------------------------------------------- images
-def _image_task(
-    config: TrainConfig, source: Source, info: EncoderInfo, reading: Reading, device: torch.device, own: OwnParts
-) -> ImageTask:
+def _image_task(config: TrainConfig, source: Source, device: torch.device, own: OwnParts) -> ImageTask:
     """Return the task of images: views, model and loss, each ours or the user's own."""
+    reading, info = _reading(config, source), _encoder_info(config)
     labels = read_labels(source, config.data.labels) if isinstance(source, Manifest) else None
     views = build_views(source, labels, info, reading, own)
     shape = views.view_shape() if isinstance(views, OwnViews) else (3, reading.image_size, reading.image_size)
@@ -227,16 +229,15 @@ def _own_optimizer(loss: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- pairs
-def _pair_task(
-    config: TrainConfig, pairs: Pairs, run: RunFolder, info: EncoderInfo, reading: Reading, device: torch.device
-) -> PairTask:
+def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.device) -> PairTask:
     """Return the task of image-caption pairs."""
     _check_frozen(config)
+    reading = _reading(config, pairs)
     text = _text_setup(config, pairs, run)
     model = build_pair_model(config, text)
     _to_device(model, config, device)
     loss = build_loss(config, pairs).to(device)
-    return PairTask(pairs, text, model, loss, info, reading, run.features_folder, device)
+    return PairTask(pairs, text, model, loss, _encoder_info(config), reading, run.features_folder, device)
 
 
 def _check_frozen(config: TrainConfig) -> None:

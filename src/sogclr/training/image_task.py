@@ -130,11 +130,25 @@ class MoCoTask(ImageTask):
         rising: whether its momentum rises to 1 by the end.
         total: steps of the run.
         symmetric: whether both views are queries.
-        image_task: arguments of `ImageTask`.
+
+    The other arguments are those of `ImageTask`.
     """
 
-    def __init__(self, *image_task: Any, momentum: float, rising: bool, total: int, symmetric: bool) -> None:
-        super().__init__(*image_task)
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        model: ContrastiveModel,
+        loss: nn.Module,
+        info: EncoderInfo,
+        device: torch.device,
+        *,
+        momentum: float,
+        rising: bool,
+        total: int,
+        symmetric: bool,
+    ) -> None:
+        super().__init__(source, views, model, loss, info, device)
         self.symmetric = symmetric
         self.keys = MomentumEncoder(self.model, momentum, rising, total).to(self.device)
 

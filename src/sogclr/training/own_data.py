@@ -22,7 +22,7 @@ from ..data.images import opened
 from ..data.manifest import Difference, Manifest
 from ..errors import BadInput
 from ..run_folder import RunFolder
-from .own_parts import name_of
+from .own_parts import MapDataset, name_of
 
 PROBED = 8  # samples whose size says how large the images are
 
@@ -38,7 +38,7 @@ class DatasetSource:
     rejected: list[tuple[str, str]] = []  # noqa: RUF012  (never written to)
     bad: list[tuple[int, str]] = []  # noqa: RUF012
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: MapDataset) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise BadInput(
                 f"dataset= is a {name_of(dataset)} without a length; give a map-style data set of (image, index)"
@@ -108,7 +108,7 @@ class ManifestImages:
             return file.pixels(self.background), id
 
 
-def item_of(dataset: Any, id: int) -> Any:
+def item_of(dataset: MapDataset, id: int) -> Any:
     """Return the image or the views of `dataset[id]`.
 
     Raises:
@@ -166,7 +166,7 @@ def seed_generators(seed: int, epoch: int, id: int) -> None:
     torch.default_generator.manual_seed(words[2] << 32 | words[3])
 
 
-def view_side(dataset: Any, transform: Callable[[Any], Tensor] | None) -> int | None:
+def view_side(dataset: MapDataset | None, transform: Callable[[Any], Tensor] | None) -> int | None:
     """Return the height of the views that a data set of a user's own makes, or a transform of a blank image.
 
     Returns:

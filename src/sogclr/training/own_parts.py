@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from .skip import copy_where_
 PARTS = ("model", "loss", "dataset", "transform")
 
 
+class MapDataset(Protocol):
+    """A map-style data set: (image, index) or (views, index) for each index 0..n-1."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
+
 @dataclass(frozen=True)
 class OwnParts:
     """What a caller of `sogclr.train` gives instead of a name or a folder; None where it is ours."""
@@ -25,8 +33,8 @@ class OwnParts:
     """Images (N, C, H, W) -> features (N, F)."""
     loss: nn.Module | None = None
     """A loss of ours, or any module called with (z0, z1, index)."""
-    dataset: Any = None
-    """A map-style data set of (image, index) or (views, index)."""
+    dataset: MapDataset | None = None
+    """Of (image, index) or (views, index)."""
     transform: Callable[[Any], Tensor] | None = None
     """An image, or whatever the data set gives, -> one random view, (C, H, W)."""
     head: bool = True
@@ -34,9 +42,10 @@ class OwnParts:
 
     def table(self) -> dict[str, Any]:
         """Return what a run says of them: the table [own] of its `config.toml`; empty where there are none."""
-        names: dict[str, Any] = {part: name_of(getattr(self, part)) for part in PARTS if self.has(part)}
-        count = {"samples": len(self.dataset)} if self.has("dataset") else {}
-        return names | count if self.head else {**names, **count, "head": False}
+        table: dict[str, Any] = {part: name_of(getattr(self, part)) for part in PARTS if self.has(part)}
+        if self.dataset is not None:
+            table["samples"] = len(self.dataset)
+        return table if self.head else {**table, "head": False}
 
     def has(self, part: str) -> bool:
         """Return whether there is such a part of the user's own."""
@@ -59,7 +68,7 @@ class OwnParts:
                 )
             if trained is None and given is not None:
                 raise BadInput(f"{run.path} was trained without a {part} of your own; leave {part}= ({given}) out")
-        if self.has("dataset") and len(self.dataset) != table["samples"]:
+        if self.dataset is not None and len(self.dataset) != table["samples"]:
             raise BadInput(
                 f"this run was trained on {table['samples']:,} samples of {table['dataset']} and the one given has "
                 f"{len(self.dataset):,}; give the same"

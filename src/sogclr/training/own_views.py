@@ -26,7 +26,7 @@ from ..models.features import same_buffers
 from ..models.two_view import ContrastiveModel
 from .online_eval import IMAGES, VIEWED, choose
 from .own_data import generators_kept, item_of, seed_generators, two_views
-from .own_parts import name_of
+from .own_parts import MapDataset, name_of
 from .reading import Reading
 
 
@@ -42,7 +42,7 @@ class _Reader(Dataset[Batch]):
     """
 
     def __init__(
-        self, dataset: Any, transform: Callable[[Any], Tensor] | None, crops: RandomCrops, size: int, seed: int
+        self, dataset: MapDataset, transform: Callable[[Any], Tensor] | None, crops: RandomCrops, size: int, seed: int
     ) -> None:
         self.dataset, self.transform, self.crops, self.size, self.seed = dataset, transform, crops, size, seed
 
@@ -96,7 +96,7 @@ class OwnViews:
     def __init__(
         self,
         source: Source,
-        dataset: Any,
+        dataset: MapDataset,
         transform: Callable[[Any], Tensor] | None,
         labels: Labels | None,
         info: EncoderInfo,

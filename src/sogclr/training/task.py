@@ -15,27 +15,6 @@ Encode = Callable[..., Any]
 """The model as it is called in training: inputs -> embeddings, or a tuple of them."""
 
 
-class Loss(Protocol):
-    """What a training step asks of a loss: every loss of ours, and `own_parts.OwnLoss` around one of a user's own."""
-
-    @property
-    def statistics(self) -> dict[str, Tensor]:
-        """Return 0-d tensors of the last call, without waiting for the device."""
-        ...
-
-    def begin_step(self) -> None:
-        """Start to keep what `rollback` needs."""
-        ...
-
-    def rollback(self, unless: Tensor | None = None) -> None:
-        """Take back every change of state since `begin_step`, except where `unless`, () bool, is true."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Return what the loss itself learns."""
-        ...
-
-
 class Task(Protocol):
     """What is special about a kind of DATA or a method. It holds the model, the loss, and what makes batches."""
 
