@@ -72,7 +72,7 @@ def build(
 
     # model, loss, and what is special about DATA or a method
     pairs = source if isinstance(source, Pairs) else None
-    task = _pair_task(config, pairs, run, device) if pairs else _image_task(config, source, device, own)
+    task = _image_task(config, source, device, own) if pairs is None else _pair_task(config, pairs, run, device)
     model, loss = task.model, task.loss_fn
     assert isinstance(loss, ContrastiveLoss | OwnLoss)
 
@@ -87,7 +87,7 @@ def build(
         task=task,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(model, optim, scales if pairs else None),
+        optimizer=build_optimizer(model, optim, scales if pairs is not None else None),
         loss_optimizers=loss_optimizers,
         learning_rate=lambda step: lr * schedule(step),
         peak_learning_rate=lr,
