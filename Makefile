@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-unit test-triton lint wheel bench-peers clean
+.PHONY: demo test test-unit test-triton test-integrations lint wheel bench-peers clean
 demo: .venv/installed
 	$(BIN)/sogclr demo
 
@@ -20,6 +20,15 @@ test-triton: .venv/triton
 .venv/triton: .venv/installed
 	rm -rf $@ $@.tmp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.tmp triton==3.6.0 numpy==2.3.5
+	mv $@.tmp $@
+
+# The experiment trackers, in a folder that comes before the environment's: their dependencies are many.
+test-integrations: .venv/loggers
+	PYTHONPATH=.venv/loggers $(BIN)/python -m pytest tests/integration
+
+.venv/loggers: .venv/installed
+	rm -rf $@ $@.tmp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@.tmp wandb mlflow-skinny 'trackio>=0.40'
 	mv $@.tmp $@
 
 lint: .venv/installed

@@ -24,13 +24,15 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sogclr.config.schema import OptimConfig
 from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
-from sogclr.data.recipe import Recipe, recipe_from_table
+from sogclr.data.recipe import Recipe
 from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
-from sogclr.training.optim import build_optimizer
+from sogclr.training.build import build
+from sogclr.training.optim import build_optimizer, weight_decay
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
 
@@ -60,21 +62,23 @@ def trainer_of(folder: Path, size: int, model: str, batch: int) -> Trainer:
     }
     manifest = Manifest.scan(folder, cache=False)
     config, _ = resolve(from_options(options), manifest)
-    trainer = Trainer(config, RunFolder(options["out"]), manifest, None, Progress(quiet=True))
+    trainer = Trainer(build(config, manifest, RunFolder(options["out"]), Progress(quiet=True)))
     trainer.model.train()
     trainer.loss.train()
     return trainer
 
 
 def ours(trainer: Trainer) -> Callable[[], None]:
-    batches = trainer.task.loader(trainer.recipe, 0, False)
+    batches = trainer.task.batches(0, pin_memory=False)
     return lambda: trainer.train_step([next(batches)])
 
 
 def ceiling(trainer: Trainer) -> Callable[[], None]:
-    model, size = copy.deepcopy(trainer.model), trainer.config.data.image_size or 0
-    optimizer = build_optimizer(model, trainer.config.optim)
-    views = torch.randn(2 * trainer.config.run.batch_size, 3, size, size)
+    model, parts = copy.deepcopy(trainer.model), trainer.parts
+    size = trainer.task.views.reading.image_size
+    settings = OptimConfig(optimizer="lars", lr=parts.peak_learning_rate, weight_decay=weight_decay("lars"))
+    optimizer = build_optimizer(model, settings)
+    views = torch.randn(2 * parts.batch_size, 3, size, size)
     views = views.to(memory_format=torch.channels_last)
 
     def turn() -> None:
@@ -87,7 +91,7 @@ def ceiling(trainer: Trainer) -> Callable[[], None]:
 
 def peer(trainer: Trainer, folder: Path, transform: Callable, loss: Callable) -> Callable[[], None]:
     """Return a peer's step as its users write it: PIL, one image at a time, a default collation, torch's SGD."""
-    model, batch = copy.deepcopy(trainer.model), trainer.config.run.batch_size
+    model, batch = copy.deepcopy(trainer.model), trainer.parts.batch_size
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     paths = sorted(folder.iterdir())
 
@@ -127,10 +131,10 @@ def recipe_of_torchvision(recipe: Recipe, size: int) -> Callable:
 
 
 def contestants(trainer: Trainer, folder: Path, size: int) -> dict[str, Callable[[], None]]:
-    recipe = recipe_from_table(Recipe(), trainer.config.augment)
+    recipe = trainer.task.views.reading.recipe
     turns = {CEILING: ceiling(trainer), OURS: ours(trainer)}
     same = recipe_of_torchvision(recipe, size)
-    for name, loss in peers.one_tower("cpu", len(trainer.manifest)).items():
+    for name, loss in peers.one_tower("cpu", len(trainer.source)).items():
         ntxent = "NTXent" in name
         call = (lambda a, b, i, loss=loss: loss(a, b)) if ntxent else loss
         turns["lightly" if ntxent else "LibAUC"] = peer(trainer, folder, same, call)

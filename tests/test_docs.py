@@ -63,6 +63,13 @@ def test_the_python_of_the_docs(tmp_path, monkeypatch):
         compile(text, "own_loop.md", "exec")
 
 
+def test_the_python_of_own_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks(ROOT / "docs" / "own_parts.md", "python")
+    exec(text, {"__name__": "own_parts"})
+    assert Path("runs/patches/encoder.safetensors").is_file()
+
+
 def test_the_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", "\n".join(blocks(ROOT / "README.md", "sh")), flags=re.M):

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
@@ -101,14 +100,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except BadInput as error:
-        return _complain(str(error), 2, error.quiet)
+        return _complain(str(error), 2, by_all=True)
     except MemoryError as error:
         last = (str(error).strip() or "no memory left").splitlines()[-1]
         return _complain(f"out of memory ({last}); lower --batch-size, --image-size or --workers", 1)
     except RunFailed as error:
-        return _complain(str(error), 1, error.quiet)
+        return _complain(str(error), 1, by_all=True)
     except Interrupted as error:
-        return _complain(str(error), 130, error.quiet)
+        return _complain(str(error), 130, by_all=True)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:
@@ -264,9 +263,8 @@ def _show_run(run: Any) -> None:
         )
 
 
-def _complain(sentence: str, code: int, quiet: bool = False) -> int:
-    if quiet:
-        time.sleep(1)  # torchrun ends all processes when one has ended: the one that says why goes first
-    else:
+def _complain(sentence: str, code: int, by_all: bool = False) -> int:
+    """Show a sentence, once on each machine where all processes of a run raise the same, and return the exit code."""
+    if not by_all or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"sogclr: {sentence}", file=sys.stderr, flush=True)
     return code

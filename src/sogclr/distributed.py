@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +72,11 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield
+    except (BadInput, RunFailed, Interrupted):
+        # raised by all; torchrun ends all when the first has ended, by SIGTERM, and the main one has still to say why
+        if is_rank0() and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     finally:
         gc.collect()  # a DDP model that outlives the group aborts the process at exit
         dist.destroy_process_group()
@@ -86,7 +93,7 @@ def local_device(device: torch.device) -> torch.device:
     if device.type != "cuda" or device.index is not None:
         raise BadInput(f"several processes train on --device cpu or cuda, and it was {device}; give one of these")
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local >= gpus:
+    if max(local + 1, local_world_size()) > gpus:
         raise BadInput(
             f"there are {local_world_size()} processes and {gpus} GPUs on this machine; start one for each GPU"
         )
@@ -106,11 +113,9 @@ def per_rank_batch_size(batch_size: int) -> int:
     ranks = all_ranks()
     if batch_size % ranks or batch_size < 2 * ranks:
         nearest = max(2, round(batch_size / ranks)) * ranks
-        raise said_once(
-            BadInput(
-                f"--batch-size {batch_size} is the batch of all processes together and cannot be split evenly over "
-                f"{ranks}, two samples or more for each; give {nearest}"
-            )
+        raise BadInput(
+            f"--batch-size {batch_size} is the batch of all processes together and cannot be split evenly over "
+            f"{ranks}, two samples or more for each; give {nearest}"
         )
     return batch_size // ranks
 
@@ -121,15 +126,6 @@ def shard() -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------------------------------------- collectives
-E = TypeVar("E", bound=BaseException)
-
-
-def said_once(error: E) -> E:
-    """An error that all ranks raise alike: only the main one shows it."""
-    error.quiet = not is_rank0()  # type: ignore[attr-defined]
-    return error
-
-
 def run_on_rank0(compute: Callable[[], T]) -> T:
     """Call `compute` on rank 0 while the other ranks wait, and return its result on all of them.
 
@@ -158,7 +154,7 @@ def run_on_rank0(compute: Callable[[], T]) -> T:
     else:
         dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
     if said[1] is not None:
-        raise said_once(said[1])
+        raise said[1]
     return cast(T, said[0])
 
 

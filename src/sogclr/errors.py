@@ -6,19 +6,13 @@ from __future__ import annotations
 class BadInput(ValueError):
     """The user's input cannot be used (exit code 2). One sentence: what was wrong, both values, what to do."""
 
-    quiet = False  # whether another process says it
-
 
 class RunFailed(RuntimeError):
     """The run cannot go on although its input was fine (exit code 1); the last checkpoint is intact."""
 
-    quiet = False
-
 
 class Interrupted(Exception):
     """A signal asked the run to stop (exit code 130); its state is saved."""
-
-    quiet = False
 
 
 class BadImage(ValueError):

@@ -123,6 +123,10 @@ class RunFolder:
         """Read the images of the run, with their ids."""
         from .data.manifest import Manifest
 
+        if name := self.config_table().get("own", {}).get("dataset"):
+            raise BadInput(
+                f"{self.path} was trained on a data set of your own ({name}), whose images are in no file here"
+            )
         return Manifest.load(self.manifest_file)
 
     def pairs(self) -> Pairs:

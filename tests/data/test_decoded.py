@@ -20,7 +20,6 @@ from captioned import PAIRS, write_pairs
 from digits import SMALL, environment, sogclr, words, write_digits
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
-from sogclr.run_folder import load_checkpoint
 
 import sogclr as package
 from sogclr.commands.cache import cache
@@ -32,7 +31,7 @@ from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.errors import BadInput
-from sogclr.run_folder import RunFolder
+from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.resolve import choose_cache
 
 

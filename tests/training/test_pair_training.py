@@ -23,6 +23,7 @@ from sogclr.errors import BadInput
 from sogclr.models.two_tower import load_two_tower
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder, load_checkpoint
+from sogclr.training.build import build
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
 
@@ -168,8 +169,8 @@ def test_a_step_without_finite_gradient_changes_nothing(options, what, data, tmp
         Pairs.scan(data),
     )
     (tmp_path / "run").mkdir()
-    trainer = Trainer(config, RunFolder(tmp_path / "run"), Pairs.scan(data), None, Progress(quiet=True))
-    poisoned, augment, states, step = 3, trainer.augment, [], trainer.train_step
+    trainer = Trainer(build(config, Pairs.scan(data), RunFolder(tmp_path / "run"), Progress(quiet=True)))
+    poisoned, augment, states, step = 3, trainer.task.augment, [], trainer.train_step
 
     class Poison:
         recipe, image_size, seed = augment.recipe, augment.image_size, augment.seed
@@ -184,7 +185,7 @@ def test_a_step_without_finite_gradient_changes_nothing(options, what, data, tmp
         return step(batches)
 
     if what == "image":  # which the loss sees
-        trainer.augment = Poison()
+        trainer.task.augment = Poison()
     else:  # which the device alone sees
         trainer.model.text_head.weight.register_hook(lambda g: g * (float("nan") if trainer.step == poisoned else 1))
     trainer.train_step = recorded

@@ -19,6 +19,7 @@ from digits import SMALL, environment, words, write_digits
 import sogclr as package
 from sogclr.data.sampler import ResumableSampler
 from sogclr.run_folder import RunFolder, load_checkpoint
+from sogclr.training import build
 from sogclr.training.image_task import ImageTask
 
 pytestmark = [
@@ -38,21 +39,22 @@ WITHOUT_BATCH_NORM = """
 import sys
 from torch import nn
 from sogclr.cli import main
-from sogclr.image_task import ImageTask
+from sogclr.training import build
+from sogclr.training.image_task import ImageTask
 
-build, make = ImageTask.build_model, ImageTask.inputs
+build_image_model, make = build.build_image_model, ImageTask.inputs
 
-def build_model(self):
-    model = build(self)
+def without_batch_norm(*args):
+    model = build_image_model(*args)
     model.head = nn.Sequential(*(m for m in model.head if not isinstance(m, nn.BatchNorm1d)))
     return model
 
-def inputs(self, batch, *rest):
-    (views,) = make(self, batch, *rest)
+def inputs(self, batch):
+    (views,) = make(self, batch)
     views[:len(batch.index)][(batch.index == POISONED) & (batch.step == 3)] = float("nan")
     return (views,)
 
-ImageTask.build_model, ImageTask.inputs = build_model, inputs
+build.build_image_model, ImageTask.inputs = without_batch_norm, inputs
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))
 """
@@ -72,9 +74,8 @@ finish, evaluate, ended = Trainer.finish, Trainer.evaluate, []
 Trainer.finish = lambda self: (finish(self), ended.append(self))
 
 def evaluate_both_ways(self):
-    how = self.model, self.info, self.augment, self.device
-    together = self.task.evaluate(*how)
-    alone = distributed.run_on_rank0(lambda: self.task.evaluate(*how))
+    together = self.task.evaluate()
+    alone = distributed.run_on_rank0(self.task.evaluate)
     assert not distributed.is_rank0() or together == alone, (together, alone)
     return evaluate(self)
 
@@ -244,8 +245,8 @@ def test_two_processes_equal_one_without_batch_norm(tmp_path, monkeypatch):
     script.write_text(WITHOUT_BATCH_NORM.replace("POISONED", str(second[6])))
     runs = [RunFolder(tmp_path / name) for name in ("one", "two")]
     finished(torchrun("train", data, "--out", runs[1].path, *words(PLAIN | {"micro_batch": 3}), program=(script,)))
-    for name in ("build_model", "inputs"):
-        monkeypatch.setattr(ImageTask, name, getattr(ImageTask, name))  # put back afterwards
+    for owner, name in ((build, "build_image_model"), (ImageTask, "inputs")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
     runpy.run_path(str(script))
     package.train(data, runs[0].path, quiet=True, **PLAIN)
     assert_near(*runs)

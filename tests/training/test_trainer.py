@@ -16,6 +16,7 @@ from sogclr.errors import BadInput, Interrupted, RunFailed
 from sogclr.hardware import choose_device, choose_precision, choose_threads
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder, load_checkpoint
+from sogclr.training.build import build
 from sogclr.training.momentum_encoder import MomentumEncoder
 from sogclr.training.resolve import image_size_for, resolve
 from sogclr.training.trainer import SKIPS_IN_A_ROW, Trainer
@@ -29,9 +30,13 @@ def data(tmp_path_factory):
 def trainer_for(data, out, **options):
     """A trainer as `train` makes it, before its first step."""
     manifest = Manifest.scan(data)
-    config, _ = resolve(from_options({"data": str(data), "out": str(out), **SMALL, **options}), manifest)
+    config, _ = resolve(
+        from_options({"data": str(data), "out": str(out), **SMALL, "labels": "none", **options}), manifest
+    )
     out.mkdir()
-    return Trainer(config, RunFolder(out), manifest, None, Progress(quiet=True))
+    trainer = Trainer(build(config, manifest, RunFolder(out), Progress(quiet=True)))
+    trainer.again = lambda: Trainer(build(config, manifest, RunFolder(out), Progress(quiet=True)))
+    return trainer
 
 
 @pytest.mark.slow
@@ -109,7 +114,7 @@ def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, na
     trainer = trainer_for(data, tmp_path / "halves", **settings)
     with pytest.raises(Interrupted):
         trainer.fit(lambda: trainer.step >= 5)
-    again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Progress(quiet=True))
+    again = trainer.again()
     again.load_state_dict(load_checkpoint(trainer.run.latest_checkpoint()))
     again.fit(lambda: False)
     a, b = (load_checkpoint(run.latest_checkpoint()) for run in (whole, trainer.run))
@@ -159,9 +164,9 @@ def test_a_run_that_starts_from_another_takes_what_fits(method, data, tmp_path):
         for key in ("temperature.tau", "estimator.log_u"):
             assert torch.equal(trainer.loss.state_dict()[key], state["loss"][key])
     else:
-        weight = trainer.keys.average.module.head[0].weight
-        assert torch.equal(weight, state["model"]["head.0.weight"])
-        assert {b.data_ptr() for b in trainer.keys.buffers()} <= {b.data_ptr() for b in trainer._buffers}
+        keys = trainer.task.keys
+        assert torch.equal(keys.average.module.head[0].weight, state["model"]["head.0.weight"])
+        assert {b.data_ptr() for b in keys.buffers()} <= {b.data_ptr() for b in trainer.one_step.buffers}
     trainer.fit(lambda: False)
 
 
@@ -260,7 +265,7 @@ def test_an_estimator_for_a_method_that_has_none_is_refused():
 def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):
     """Weights, statistics of BatchNorm, momentum, u, queue and keys are those from before; the next step is taken."""
     trainer = trainer_for(data, tmp_path / "run", epochs=6 if "accumulate" in options else 4, **options)
-    poisoned, augment = 3, trainer.augment
+    poisoned, augment = 3, trainer.task.views.augment
 
     class Poison:
         recipe, image_size, seed = augment.recipe, augment.image_size, augment.seed
@@ -272,7 +277,7 @@ def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path)
                 images[1, 0, 0, 0] = float("nan")
             return images
 
-    trainer.augment = Poison()
+    trainer.task.views.augment = Poison()
     states = []
     step = trainer.train_step
     trainer.train_step = lambda batches: (states.append(copy_of(trainer)), step(batches))[1]
@@ -353,7 +358,7 @@ def test_a_run_is_the_same_however_late_it_is_told(data, tmp_path):
             with pytest.raises(Interrupted):
                 trainer.fit(lambda trainer=trainer: trainer.step >= 4)
             assert trainer.counts == {"steps": 2, "skipped": 2, "skipped_in_a_row": 2}
-            again = Trainer(trainer.config, trainer.run, trainer.manifest, None, Progress(quiet=True))
+            again = trainer.again()
             again.load_state_dict(load_checkpoint(trainer.run.latest_checkpoint()))
             poison_gradients(again, {2, 3, 7})
             trainer = again
@@ -388,7 +393,7 @@ def test_ten_steps_in_a_row_stop_the_run_when_it_is_told(data, tmp_path):
 
 def copy_of(trainer):
     """What a step may change, without asking what steps did; the learning rate is a function of its number."""
-    keys = {} if trainer.keys is None else trainer.keys.state_dict()
+    keys = trainer.task.state_dict()["keys"] or {}
     parts = {"model": trainer.model.state_dict(), "loss": trainer.loss.state_dict(), "keys": keys}
     parts["optimizer"] = {
         f"{number} {key} {name}": value

@@ -14,12 +14,13 @@ from captioned import PAIRS, write_pairs
 from digits import SMALL, write_digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import sogclr.training.trainer
+import sogclr.training.step
 from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
+from sogclr.training.build import build
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
 
@@ -58,13 +59,14 @@ def trainer_for(name, data, out, device="cpu", **options):
     source = data["pairs" if of_pairs else "images"]
     manifest = Pairs.scan(source) if of_pairs else Manifest.scan(source)
     chosen = (PAIRS if of_pairs else SMALL) | METHODS[name] | {"max_steps": 9, "workers": 0} | options
+    chosen |= {} if of_pairs else {"labels": "none"}
     config, _ = resolve(from_options({"data": str(source), "out": str(out), **chosen}), manifest)
     config = replace(config, run=replace(config.run, device=device))
     out.mkdir()
-    trainer = Trainer(config, RunFolder(out), manifest, None, Progress(quiet=True))
+    trainer = Trainer(build(config, manifest, RunFolder(out), Progress(quiet=True)))
     trainer.model.train()
     trainer.loss.train()
-    loader = trainer.task.loader(trainer.recipe, 0, False)
+    loader = trainer.task.batches(0, pin_memory=False)
     return trainer, lambda: [next(loader) for _ in range(config.optim.accumulate)]
 
 
@@ -97,10 +99,10 @@ def test_a_step_runs_where_there_are_no_numbers_to_wait_for(name, data, tmp_path
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float32)
     trainer, batches = trainer_for(name, data, tmp_path / "run", "meta", optimizer="lars", precision="fp32")
-    step_where = sogclr.training.trainer.step_where
+    step_where = sogclr.training.step.step_where
     # meta has neither fused nor sparse kernels: these steps are counted on the CPU, below
     monkeypatch.setattr(
-        sogclr.training.trainer,
+        sogclr.training.step,
         "step_where",
         lambda ok, what: step_where(ok, what) if what is trainer.optimizer else None,
     )
@@ -111,7 +113,7 @@ def test_a_step_runs_where_there_are_no_numbers_to_wait_for(name, data, tmp_path
     assert seen.found == []
     assert trainer.step == 2
     with pytest.raises(RuntimeError, match="meta"):
-        trainer.settle()  # here the host does ask
+        trainer.sync_outcomes()  # here the host does ask
 
 
 @pytest.mark.slow
@@ -135,7 +137,7 @@ def test_a_step_reads_nothing_back(name, optimizer, precision, data, tmp_path, m
         monkeypatch.setattr(trainer.loss, "forward", looking)
         trainer.train_step(taken)
         assert seen.found == []
-        trainer.settle()
+        trainer.sync_outcomes()
     assert seen.found == []  # of all answers one list is made, which is no operation
     assert trainer.counts["steps"] == 2 or precision == "fp16"  # which may find that its first scale is too large
 
@@ -172,5 +174,5 @@ def test_a_step_on_cuda_never_waits(name, optimizer, precision, data, tmp_path):
         trainer.train_step(taken)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    trainer.settle()
+    trainer.sync_outcomes()
     assert trainer.counts["steps"] + trainer.counts["skipped"] <= 4

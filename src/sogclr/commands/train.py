@@ -1,157 +1,249 @@
-"""`train` and `resume`: from a folder of images to a finished run. The commands of the same names call these."""
+"""`sogclr train` and `sogclr resume`: from DATA to a finished run."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
+from torch import Tensor, nn
 
 from .. import __version__, distributed
+from ..config.options import TrainOptions
 from ..config.schema import TrainConfig
 from ..config.toml import from_options, read_table, to_table, to_toml
 from ..data.bad_files import too_many_bad
-from ..data.labels import read_labels
-from ..data.manifest import Difference, Manifest
-from ..data.pairs import Pairs, holds_pairs
+from ..data.manifest import Manifest
+from ..data.source import Source, load_source, open_source
 from ..errors import BadInput
 from ..files import file_lock, write_text
 from ..hardware import choose_device
 from ..models.backbone import timm
 from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint
-from ..training.resolve import refuse_for_images, resolve
+from ..training.build import build
+from ..training.loggers import import_tracker, open_logger
+from ..training.own_config import open_own_source, settle_after, settle_before
+from ..training.own_parts import MapDataset, OwnParts
+from ..training.parts import OnMetrics
+from ..training.resolve import resolve
 from ..training.stopping import stop_on_signals
 from ..training.trainer import Trainer
 
-TRAIN_PARTS = ("train", "training")
-
 
 def train(
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
-    config: str | None = None,
+    model: str | nn.Module | None = None,
+    loss: nn.Module | None = None,
+    dataset: MapDataset | None = None,
+    transform: Callable[[Any], Tensor] | None = None,
+    head: bool = True,
+    on_metrics: OnMetrics | None = None,
+    config: str | os.PathLike[str] | None = None,
     quiet: bool = False,
-    **options: Any,
+    **options: Unpack[TrainOptions],
 ) -> RunFolder:
-    """Train an encoder on a folder of images, without labels.
+    """Train an encoder on a folder of images, without labels; or on image-caption pairs; or on parts of your own.
+
+    A model of your own maps images (N, C, H, W) to features (N, F), and gets our projection head: F is its attribute
+    `num_features` or what it makes of two blank images. Its first weights are those it has. Randomness in a data set or a
+    transform of your own is made a function of (seed, epoch, index): `random`, `numpy.random` and torch are seeded before
+    each sample is read. What is your own is not in the run's folder: give the same to `sogclr.resume`.
 
     Args:
-        data: a folder (its `train/` part, if it has one), or a .txt list of files.
+        data: a folder (its `train/` part, if it has one), a .txt list of files, a table of pairs, or tar shards; left out
+            with `dataset`.
         out: the run's folder, new or empty.
+        model: a timm name; or a module of your own.
+        loss: instead of a method: a loss of ours, built with `num_samples` of the data; or any module called with
+            (z0, z1, index), which returns one number and whose buffers are taken back where a step is skipped.
+        dataset: a map-style data set of your own, whose `dataset[i]` is (image, i) or (views, i): a PIL image, which is
+            augmented as files are; two views, a tensor (2, C, H, W) or a list; or, with `transform`, anything.
+        transform: an image, or whatever `dataset` gives -> one random view, a floating (C, H, W) tensor; called twice.
+        head: whether `model` gets our projection head; False for a module that ends with its own.
+        on_metrics: called with each row that is written to `metrics.jsonl`, a dict; on the main process.
         config: a TOML file with any of the options.
         quiet: show nothing.
-        options: any option of `sogclr train`, by its name: `batch_size=64, epochs=50, model="resnet18"`.
+        options: any option of `sogclr train`, by its name: `batch_size=64, epochs=50`.
 
     Returns:
         The run: `.encoder_file`, `.metrics()`, `.log_u()`.
 
     Raises:
         BadInput: something in the input cannot be used; nothing was written.
-        RunFailed: the run could not go on.  Interrupted: a signal came, and the state is saved.
+        RunFailed: the run could not go on.
+        Interrupted: a signal came, and the state is saved.
     """
-    table = read_table(config) if config else None
-    return start(from_options({"data": os.fspath(data), "out": os.fspath(out), **options}, table), Progress(quiet))
-
-
-def start(config: TrainConfig, screen: Progress) -> RunFolder:
-    """`train` with a configuration: check everything, write the run's folder, train.
-
-    Under torchrun the main process does so, and the others then take the run up from its first checkpoint.
-    """
-    with distributed.process_group(), ExitStack() as held:
-        screen = screen if distributed.is_rank0() else Progress(quiet=True)
-        distributed.per_rank_batch_size(config.run.batch_size)
-        out = RunFolder(config.data.out)
-        return _fit(distributed.rank0_first(lambda: _begin(config, out, screen, held), lambda: _take_up(out, screen)))
-
-
-def _begin(config: TrainConfig, run: RunFolder, screen: Progress, held: ExitStack) -> Trainer:
-    """A run's folder with its first checkpoint; `held` keeps the claim on it."""
-    run.check_free()
-    manifest = scan(config.data.data, screen, config.pairs.image_column, config.pairs.caption_column)
-    labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
-    if sentence := too_many_bad(manifest, dict(manifest.bad), config.data.max_bad):
-        raise BadInput(sentence)
-    config, lines = resolve(config, manifest)
-    trainer = Trainer(config, run, manifest, labels, screen)
-    if config.model.init_from:
-        lines.append(_start_from(trainer, config.model.init_from, manifest))
-    for line in [f"{trainer.task.things:<9} {manifest.describe()}", *lines, f"run       {run.path}"]:
-        screen.info(line)
-
-    run.path.mkdir(parents=True, exist_ok=True)
-    held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
-    run.check_free()  # again: another process may have been faster
-    trainer.task.write_inputs()
-    if trainer.bad or manifest.rejected:
-        trainer.write_bad()
-    trainer.save()
-    write_text(run.config_file, to_toml({**to_table(config), "versions": versions()}))  # last: this makes it a run
-    return trainer
+    own = OwnParts(None if isinstance(model, str) else model, loss, dataset, transform, head)
+    given = {"data": data, "out": out, "model": model if isinstance(model, str) else None}
+    chosen = {**options, **{name: os.fspath(value) for name, value in given.items() if value is not None}}
+    table = read_table(os.fspath(config)) if config is not None else {}
+    settled = from_options(settle_before(chosen, table, own), table)
+    return start(settled, Progress(quiet), own, [on_metrics] if on_metrics is not None else [])
 
 
 def resume(
-    run: str | os.PathLike[str], *, workers: int | None = None, device: str | None = None, quiet: bool = False
+    run: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    model: nn.Module | None = None,
+    loss: nn.Module | None = None,
+    dataset: MapDataset | None = None,
+    transform: Callable[[Any], Tensor] | None = None,
+    on_metrics: OnMetrics | None = None,
+    quiet: bool = False,
 ) -> RunFolder:
     """Continue a run from its last checkpoint, bit for bit as if it had never stopped.
 
     Args:
-        run: The run's folder.
-        workers: Another number of reader processes; the result does not depend on it. That of the run when left out.
-        device: Another device; the result then agrees to rounding only. That of the run when left out.
-        quiet: Show nothing.
+        run: the run's folder.
+        workers: another number of reader processes; the result does not depend on it.
+        device: another device; the result then agrees only to rounding.
+        model: the same as for `train`, if the run was trained with one of your own.
+        loss: the same as for `train`, if the run was trained with one of your own.
+        dataset: the same as for `train`, if the run was trained with one of your own.
+        transform: the same as for `train`, if the run was trained with one of your own.
+        on_metrics: called with each row that is written to `metrics.jsonl` from now on.
+        quiet: show nothing.
 
     Returns:
-        The run.
+        The finished run.
 
     Raises:
-        BadInput: no run there, its images have changed, or its checkpoint cannot be read.
+        BadInput: no run there, its images have changed, its checkpoint cannot be read, or a part of your own is missing.
     """
+    own, heard = OwnParts(model, loss, dataset, transform), [on_metrics] if on_metrics is not None else []
     with distributed.process_group(), ExitStack() as held:
-        folder, screen = RunFolder(run), Progress(quiet or not distributed.is_rank0())
-        distributed.run_on_rank0(lambda: RunFolder.open(run).path)  # there is a run
+        # is there something to resume?
+        folder, progress = RunFolder(run), Progress(quiet or not distributed.is_rank0())
+        distributed.run_on_rank0(lambda: RunFolder.open(run).path)
         if folder.encoder_file.exists():
-            screen.info(
+            progress.info(
                 f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
             )
             return folder
-        changed: dict[str, dict[str, Any]] = {"data": {}, "run": {}}
+        # the run's own configuration
+        config = folder.config()
         if workers is not None:
-            changed["data"]["workers"] = workers
+            config = replace(config, data=replace(config.data, workers=workers))
         if device is not None:
-            changed["run"]["device"] = str(choose_device(device))
-        distributed.per_rank_batch_size(folder.config().run.batch_size)
+            config = replace(config, run=replace(config.run, device=str(choose_device(device))))
+        distributed.per_rank_batch_size(config.run.batch_size)
+        # build, and load the state; the main process makes sure that nothing has changed and nobody else is at it
         trainer = distributed.rank0_first(
-            lambda: _take_up(folder, screen, changed, held), lambda: _take_up(folder, screen, changed)
+            lambda: _continue(config, folder, progress, own, heard, held),
+            lambda: _continue(config, folder, progress, own),
         )
-        screen.info(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
-        return _fit(trainer)
+        progress.info(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
+        return _fit(trainer, config)
 
 
-def _take_up(
-    run: RunFolder, screen: Progress, changed: dict[str, dict[str, Any]] | None = None, held: ExitStack | None = None
-) -> Trainer:
-    """The trainer of a run in the state of its newest checkpoint.
+def start(
+    config: TrainConfig, progress: Progress, own: OwnParts | None = None, on_metrics: Sequence[OnMetrics] = ()
+) -> RunFolder:
+    """Train with a configuration: check everything, write the run's folder, train.
+
+    Under torchrun the main process does so, and the others then take the run up from its first checkpoint.
 
     Args:
-        changed: section -> options that differ from the run's own.
-        held: on the main process of a resume: keeps the claim on the run, whose images must be as they were.
+        config: as it was given; open choices are made here.
+        progress: for messages.
+        own: parts of the user's own.
+        on_metrics: called with each row of the metrics, on the main process.
+
+    Returns:
+        The finished run.
     """
-    config = run.config()
-    for section, options in (changed or {}).items():
-        config = replace(config, **{section: replace(getattr(config, section), **options)})
-    manifest: Manifest | Pairs = run.pairs() if run.holds_pairs() else run.manifest()
-    if held is not None and (difference := _difference(manifest, config)):
-        raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {run.path}")
-    labels = read_labels(manifest, config.data.labels) if isinstance(manifest, Manifest) else None
-    trainer = Trainer(config, run, manifest, labels, screen)
+    own = own or OwnParts()
+    with distributed.process_group(), ExitStack() as held:
+        progress = progress if distributed.is_rank0() else Progress(quiet=True)
+        distributed.per_rank_batch_size(config.run.batch_size)
+        run = RunFolder(config.data.out)
+        if config.run.logger != "none":
+            import_tracker(config.run.logger)  # whether it is there, before anything is written
+        trainer = distributed.rank0_first(
+            lambda: _begin(config, run, progress, own, on_metrics, held),
+            lambda: _continue(run.config(), run, progress, own),
+        )
+        return _fit(trainer, run.config())
+
+
+def _begin(
+    config: TrainConfig,
+    run: RunFolder,
+    progress: Progress,
+    own: OwnParts,
+    on_metrics: Sequence[OnMetrics],
+    held: ExitStack,
+) -> Trainer:
+    """Return the trainer of a new run, whose folder with the first checkpoint is written; `held` keeps the lock on it."""
+    # what to train on, and every open choice
+    run.check_free()
+    source = open_own_source(own) or scan(
+        config.data.data, progress, config.pairs.image_column, config.pairs.caption_column
+    )
+    if sentence := too_many_bad(source, dict(source.bad), config.data.max_bad):
+        raise BadInput(sentence)
+    config, lines = resolve(config, source)
+    config, lines = settle_after(config, lines, source, own)
+
+    # build
+    trainer = Trainer(build(config, source, run, progress, own, on_metrics))
+    if config.model.init_from:
+        lines.append(_start_from(trainer, config, source))
+    for line in [f"{trainer.task.things:<9} {source.describe()}", *lines, f"run       {run.path}"]:
+        progress.info(line)
+
+    # write the run's folder
+    run.path.mkdir(parents=True, exist_ok=True)
+    held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
+    run.check_free()  # again: another process may have been faster
+    trainer.task.write_inputs(run)
+    if trainer.bad or source.rejected:
+        trainer.write_bad()
+    trainer.save()
+    table = {**to_table(config), "versions": versions()}
+    if parts := own.table():
+        table["own"] = parts
+    write_text(run.config_file, to_toml(table))  # last: this makes it a run
+    return trainer
+
+
+def _continue(
+    config: TrainConfig,
+    run: RunFolder,
+    progress: Progress,
+    own: OwnParts,
+    on_metrics: Sequence[OnMetrics] = (),
+    held: ExitStack | None = None,
+) -> Trainer:
+    """Return the trainer of a run in the state of its newest checkpoint.
+
+    Args:
+        config: the run's own, perhaps with another device or other workers.
+        run: its folder.
+        progress: for messages.
+        own: parts of the user's own, which must be the run's.
+        on_metrics: called with each row of the metrics.
+        held: on the main process of a resume: keeps the lock on the run, whose images must be as they were.
+    """
+    # the same samples as before
+    own = own.fit_to(run)
+    source = open_own_source(own) or load_source(run)
+    if held is not None:
+        columns = {"image_column": config.pairs.image_column, "caption_column": config.pairs.caption_column}
+        if difference := source.difference(source.rescan(columns)):
+            raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {run.path}")
+    # build, then load
+    trainer = Trainer(build(config, source, run, progress, own, on_metrics))
     if held is not None:
         held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     newest = run.latest_checkpoint()
@@ -167,28 +259,67 @@ def _take_up(
     return trainer
 
 
+def _fit(trainer: Trainer, config: TrainConfig) -> RunFolder:
+    """Train to the end, with the tracker of `--logger` on the main process."""
+    with ExitStack() as opened:
+        if config.run.logger != "none":
+            import_tracker(config.run.logger)  # on all ranks: where it is missing all say so
+            if distributed.is_rank0():
+                options = {k: v for section in to_table(config).values() for k, v in section.items()}
+                logger = open_logger(config.run.logger, trainer.run, options)
+                opened.callback(logger.close)
+                trainer.parts.on_metrics = [logger, *trainer.parts.on_metrics]
+        patient = distributed.world_size() > 1
+        stop = opened.enter_context(stop_on_signals(trainer.progress.info, patient=patient))
+        trainer.fit(stop)
+    return trainer.run
+
+
+def _start_from(trainer: Trainer, config: TrainConfig, source: Source) -> str:
+    """Take weights and normalizers of the run of `--init-from`, and return a line about it."""
+    other = RunFolder.open(str(config.model.init_from))
+    newest = other.latest_checkpoint()
+    if newest is None:
+        raise BadInput(f"{other.path} has no checkpoint to start from; give --init-from a run that has trained")
+    try:
+        carried = trainer.start_from(other, load_checkpoint(newest))
+    except RuntimeError:
+        raise BadInput(
+            f"{other.path} trained {other.config().model.model} and this run trains {config.model.model} "
+            "(or the heads differ); --init-from needs the same --model and head"
+        ) from None
+    if not isinstance(source.images, Manifest):
+        return f"starts    from {newest}"
+    difference = other.manifest().difference(source.images)
+    return f"starts    from {newest} with {carried:,} normalizers; " + (
+        difference.describe() if difference else "the same images"
+    )
+
+
 def scan(
-    data: str | os.PathLike[str], screen: Progress, image_column: str | None = None, caption_column: str | None = None
-) -> Manifest | Pairs:
-    """What to train on: the pairs of DATA; or its images, or those of its `train/` part.
+    data: str | os.PathLike[str], progress: Progress, image_column: str | None = None, caption_column: str | None = None
+) -> Source:
+    """Return what to train on: the pairs of DATA; or its images, or those of its `train/` part.
+
+    Args:
+        data: a folder, a list file, a table of pairs, or tar shards.
+        progress: for messages and a bar.
+        image_column: column of the images' paths in a table; found by its name when left out.
+        caption_column: column of the captions; found by its name when left out.
 
     Raises:
         BadInput: DATA cannot be read, or columns are given and it holds images.
     """
-    progress = screen.callback("checking images")
-    if holds_pairs(data):
-        return Pairs.scan(data, image_column=image_column, caption_column=caption_column, progress=progress)
-    columns = {"--image-column": image_column, "--caption-column": caption_column}
-    refuse_for_images([name for name, column in columns.items() if column is not None], data)
-    manifest = Manifest.scan(data, progress=progress)
-    part = manifest.part(TRAIN_PARTS) if Path(data).is_dir() else None
+    report = progress.callback("checking images")
+    source = open_source(data, image_column=image_column, caption_column=caption_column, progress=report)
+    part = source.training_part()
     if part is not None:
-        screen.info(f"training on {part.root} (the rest of {data} is left for evaluation)")
-    return part or manifest
+        progress.info(f"training on {part.root} (the rest of {data} is left for evaluation)")
+    return part or source
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with."""
+    """Return what the run is made with."""
     return {
         "sogclr": __version__,
         "python": platform.python_version(),
@@ -196,32 +327,3 @@ def versions() -> dict[str, str]:
         "timm": timm.__version__,
         "platform": sys.platform,
     }
-
-
-def _difference(found: Manifest | Pairs, config: TrainConfig) -> Difference:
-    """What has become of a run's images or pairs since."""
-    if isinstance(found, Pairs):
-        source = found.root / found.source.name if found.source.suffix else found.source
-        source = source if source.exists() else found.source
-        image, caption = config.pairs.image_column, config.pairs.caption_column
-        return found.difference(Pairs.scan(source, image_column=image, caption_column=caption, check=False))
-    source = found.root / found.source.name if found.source.suffix.lower() == ".txt" else found.root
-    return found.difference(Manifest.scan(source, check=False))
-
-
-def _start_from(trainer: Trainer, path: str, manifest: Manifest | Pairs) -> str:
-    source = RunFolder.open(path)
-    newest = source.latest_checkpoint()
-    if newest is None:
-        raise BadInput(f"{path} has no checkpoint to start from; give --init-from a run that has trained")
-    carried = trainer.start_from(source, load_checkpoint(newest))
-    difference = source.manifest().difference(manifest.images)
-    return f"starts    from {newest} with {carried:,} normalizers; " + (
-        difference.describe() if difference else "the same images"
-    )
-
-
-def _fit(trainer: Trainer) -> RunFolder:
-    with stop_on_signals(trainer.screen.info, patient=distributed.world_size() > 1) as stop:
-        trainer.fit(stop)
-    return trainer.run

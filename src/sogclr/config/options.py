@@ -17,7 +17,7 @@ from .schema import (
 
 
 class TrainOptions(TypedDict, total=False):
-    """Every option but DATA and `out`, which `train` takes by themselves; the fields of `schema` say what each does."""
+    """Every option but DATA, `out` and `model`, which `train` takes by themselves; the fields of `schema` say what each does."""
 
     # Data
     labels: str
@@ -29,7 +29,6 @@ class TrainOptions(TypedDict, total=False):
     cache: str
 
     # Model
-    model: str | None
     pretrained: str | None
     init_from: str | None
     head_layers: int

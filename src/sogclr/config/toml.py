@@ -55,6 +55,7 @@ def migrate(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tables of a configuration as this version would have written them.
 
     - [recipe] is [augment] now.
+    - [own] names parts that a run was given as objects of Python; they are no options.
     - A run's own file (it has [versions]) may hold options that its method and estimator do not take: they were written
       before they were refused, and did nothing. They are left out.
 
@@ -66,6 +67,7 @@ def migrate(table: Mapping[str, Any]) -> dict[str, Any]:
         if "augment" in new:
             raise BadInput("the configuration has [augment] and [recipe], which is its old name; keep [augment]")
         new["augment"] = new.pop("recipe")
+    new.pop("own", None)
     loss = new.get("loss")
     if new.pop("versions", None) is not None and isinstance(loss, dict):
         method, estimator = loss.get("method", "sogclr"), loss.get("estimator")

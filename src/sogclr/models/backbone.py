@@ -18,6 +18,7 @@ timm = import_timm()
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OWN = "own:"  # begins the name of a model of a user's own
 SMALL_IMAGE = 96  # below this many pixels a ResNet gets the small-image stem
 
 
@@ -78,6 +79,8 @@ def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
         BadInput: there is no such model, or it would be downloaded.
     """
     small = image_size < SMALL_IMAGE
+    if model is not None and model.startswith(OWN):
+        return model, "a model of your own"
     if model is None:
         name = "resnet18_small" if small else "resnet50"
         return name, f"chosen for {image_size}-pixel images; --model picks another"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..files import atomic_write
 from ..run_folder import RunFolder
-from .backbone import IMAGENET_MEAN, IMAGENET_STD, create_backbone, feature_width
+from .backbone import IMAGENET_MEAN, IMAGENET_STD, OWN, create_backbone, feature_width
 
 ENCODER_FORMAT = "sogclr-encoder-1"
 
@@ -147,5 +147,10 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
         raise BadInput(f"there is no run or encoder file {path}; give a run folder or an exported .safetensors file")
     metadata = read_metadata(path, ENCODER_FORMAT, "give a file made by `sogclr export`")
     info = EncoderInfo.from_json(metadata["info"])
+    if info.name.startswith(OWN):
+        raise BadInput(
+            f"{path} holds the weights of a model of your own ({info.name.removeprefix(OWN)}), which only you can build; "
+            f"load them into it: model.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
+        )
     backbone = create_backbone(info.name, info.image_size, pretrained=path)
     return Encoder(backbone, info).to(device).eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from ..config.schema import LossConfig, TrainConfig
 from ..data.pairs import Pairs
 from ..data.source import Source
 from ..losses.contrastive import ContrastiveLoss
-from ..losses.estimators import AdaptiveGamma, CosineGamma, Dictionary, Gamma, MovingAverage
+from ..losses.estimators import AdaptiveGamma, CosineGamma, Gamma, MovingAverage, QueueNormalizer
 from ..losses.estimators.moving_average import Convention
 from ..losses.memory import MemoryContrastiveLoss, TwoTowerMemoryContrastiveLoss
 from ..losses.temperatures import Global, PerSample
@@ -99,14 +99,14 @@ def build_gamma(options: LossConfig, steps: int) -> Gamma:
 
 
 # ---------------------------------------------------------------------------------------------- builders of the tables
-def dictionary(queue: int, dim: int) -> Dictionary:
+def dictionary(queue: int, dim: int) -> QueueNormalizer:
     """Return the estimator of the batch and a queue."""
-    return Dictionary(queue, dim)
+    return QueueNormalizer(queue, dim)
 
 
 def queue_average(num_samples: int, gamma: Gamma, convention: Convention, queue: int, dim: int) -> MovingAverage:
     """Return a moving average of what `dictionary` finds."""
-    return MovingAverage(num_samples, gamma, convention, Dictionary(queue, dim))
+    return MovingAverage(num_samples, gamma, convention, QueueNormalizer(queue, dim))
 
 
 def memory_loss(num_samples: int, dim: int, queue: int, temperature: float) -> MemoryContrastiveLoss:

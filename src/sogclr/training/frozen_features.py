@@ -22,9 +22,24 @@ AT_ONCE = 8192  # images or texts between two writes
 
 
 def image_features(
-    path: Path, encoder: Encoder, images: Manifest, *, workers: int, device: torch.device, progress: ProgressCallback | None = None
-) -> np.ndarray:  # fmt: skip
-    """float32 (n, F) on disk: the backbone's features of the central crops; NaN where an image cannot be read."""
+    path: Path,
+    encoder: Encoder,
+    images: Manifest,
+    *,
+    workers: int,
+    device: torch.device,
+    progress: ProgressCallback | None = None,
+) -> np.ndarray:
+    """Return the backbone's features of the central crops, float32 (n, F), mapped from `path`; NaN where an image cannot be read.
+
+    Args:
+        path: the file, which is made first where there is none.
+        encoder: on `device`, in evaluation mode.
+        images: n of them.
+        workers: reader processes.
+        device: where features are computed.
+        progress: called with (images done, images to do).
+    """
 
     def fill(out: np.ndarray) -> None:
         out[:] = np.nan
@@ -41,7 +56,14 @@ def image_features(
 
 @torch.inference_mode()
 def text_features(path: Path, towers: TwoTower, pairs: Pairs, progress: ProgressCallback | None = None) -> np.ndarray:
-    """float32 (m, T) on disk: the text backbone's features of every caption."""
+    """Return the text backbone's features of every caption, float32 (m, T), mapped from `path`.
+
+    Args:
+        path: the file, which is made first where there is none.
+        towers: in evaluation mode.
+        pairs: with m different captions.
+        progress: called with (captions done, captions to do).
+    """
 
     def fill(out: np.ndarray) -> None:
         count, step = len(pairs.captions), 256
@@ -56,9 +78,9 @@ def text_features(path: Path, towers: TwoTower, pairs: Pairs, progress: Progress
 
 
 def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """The array of a file, which is made first where there is none of this shape."""
+    """Return the array of a file, which is made first where there is none of this shape."""
     if path.is_file():
-        found = np.load(path, mmap_mode="r")
+        found: np.ndarray = np.load(path, mmap_mode="r")
         if found.shape == shape:
             return found
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,11 +88,18 @@ def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         fill(out)
         out.flush()
-    return np.load(path, mmap_mode="r")
+    made: np.ndarray = np.load(path, mmap_mode="r")
+    return made
 
 
 def lookup_loader(sampler: ResumableSampler, pairs: Pairs, features: np.ndarray) -> Iterator[Batch]:
-    """Batches of ids alone, as `training_loader` gives them with pixels: no image is opened."""
+    """Yield batches of ids alone, as `training_loader` gives them with pixels: no image is opened.
+
+    Args:
+        sampler: of the pairs' ids.
+        pairs: images with captions.
+        features: of the images, (n, F); NaN where an image could not be read.
+    """
     readable = np.isfinite(features[:, 0])
     for request in sampler:
         good = readable[pairs.image_ids[request.ids]]

@@ -1,4 +1,4 @@
-"""A large batch on a small device: embeddings first, without a graph; then the gradient, one micro-batch at a time.
+"""Gradient cache: a large batch on a small device, embeddings first and without a graph, then the gradient in micro-batches.
 
 The loss sees the embeddings of the whole batch once, so its gradient, its negatives and its state are the large batch's.
 Memory for activations is that of a micro-batch; each is encoded twice. Source: GradCache, 2101.06983.
@@ -6,30 +6,45 @@ Memory for activations is that of a micro-batch; each is encoded twice. Source: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-Outputs = tuple[Tensor, ...]
+from .task import Encode
+
+Rows = tuple[Tensor, ...]
+Generators = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What is kept of a micro-batch between its two passes."""
+
+    inputs: Rows
+    generators: Generators
+    """As they were before the first pass."""
+    embeddings: Rows
+    """Leaves, which get the loss's gradient."""
 
 
 class GradCache:
-    """Called like the model, gives embeddings that are leaves; `backward` takes their gradient on to the weights.
+    """Encode like the model, but without a graph; `backward` takes the embeddings' gradient on to the weights.
 
     BatchNorm computes its statistics of each micro-batch: only without it is the gradient that of the large batch. Its
     running statistics, and other buffers, are updated by the second pass alone.
 
     Args:
-        model: rows of inputs -> rows of embeddings, or a tuple of them.  forward: the same, as it is called for training.
+        model: rows of inputs -> rows of embeddings, or a tuple of them.
+        forward: the same, as it is called for training.
         rows: M, samples of a micro-batch.
 
     Example:
         >>> model = nn.Linear(3, 2)
-        >>> encode = MicroBatches(model, model, rows=4)
+        >>> encode = GradCache(model, model, rows=4)
         >>> encode(torch.ones(10, 3)).square().sum().backward()
         >>> model.weight.grad is None
         True
@@ -38,54 +53,55 @@ class GradCache:
         torch.Size([2, 3])
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[..., Any], rows: int) -> None:
+    def __init__(self, model: nn.Module, forward: Encode, rows: int) -> None:
         self.model, self.forward, self.rows = model, forward, rows
-        self._parts: list[tuple[Outputs, Any, Outputs]] = []  # inputs, the generators before, embeddings
-        self._precision: Any = nullcontext()
+        self._parts: list[MicroBatch] = []
+        self._precision: AbstractContextManager[None] | torch.autocast = nullcontext()
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Embeddings of all rows, cut off from the graph; a tuple where the model gives one."""
+        """Return the embeddings of all rows, cut off from the graph; a tuple where the model gives one."""
         kept = [b.clone() for b in self.model.buffers()]
         parts, several, kind = [], False, inputs[0].device.type
         self._precision = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        for part in zip(*(x.split(self.rows) for x in inputs), strict=True):
+        for part in zip(*(torch.split(x, self.rows) for x in inputs), strict=True):
             before = _generators(part[0].device)
             with torch.no_grad():
                 outputs = self.model(*part)
             several = isinstance(outputs, tuple)
             leaves = tuple(z.detach().requires_grad_() for z in (outputs if several else (outputs,)))
-            parts.append((part, before, leaves))
+            parts.append(MicroBatch(part, before, leaves))
         with torch.no_grad():
             for buffer, saved in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(saved)
         self._parts += parts
-        whole = tuple(torch.cat(of_all) for of_all in zip(*(leaves for *_, leaves in parts), strict=True))
+        whole = tuple(torch.cat(of_all) for of_all in zip(*(part.embeddings for part in parts), strict=True))
         return whole if several else whole[0]
 
     def backward(self) -> None:
         """Encode once more, with a graph, and add to the weights' gradients. Ranks are summed over in the last pass."""
         parts, self._parts = self._parts, []
-        with torch.random.fork_rng([d for d in {p[0][0].device for p in parts} if d.type == "cuda"]):
-            for k, (part, before, leaves) in enumerate(parts):
-                _restore_generators(part[0].device, before)
-                outputs = self._with_graph(part, last=k == len(parts) - 1)
-                torch.autograd.backward(outputs if isinstance(outputs, tuple) else (outputs,), [z.grad for z in leaves])
+        with torch.random.fork_rng([d for d in {p.inputs[0].device for p in parts} if d.type == "cuda"]):
+            for k, part in enumerate(parts):
+                _restore_generators(part.inputs[0].device, part.generators)
+                outputs = self._with_graph(part.inputs, last=k == len(parts) - 1)
+                rows = outputs if isinstance(outputs, tuple) else (outputs,)
+                torch.autograd.backward(rows, [z.grad for z in part.embeddings])
 
     def forget(self) -> None:
         """Drop what a loss that failed has left."""
         self._parts = []
 
-    def _with_graph(self, part: Outputs, last: bool) -> Any:
+    def _with_graph(self, inputs: Rows, last: bool) -> Any:
         apart = isinstance(self.forward, DistributedDataParallel) and not last
         with self._precision, self.forward.no_sync() if apart else nullcontext():  # type: ignore[attr-defined]
-            return self.forward(*part)
+            return self.forward(*inputs)
 
 
-def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _generators(device: torch.device) -> Generators:
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def _restore_generators(device: torch.device, states: tuple[Tensor, Tensor | None]) -> None:
+def _restore_generators(device: torch.device, states: Generators) -> None:
     torch.set_rng_state(states[0])
     if states[1] is not None:
         torch.cuda.set_rng_state(states[1], device)

@@ -1,116 +1,183 @@
-"""Training on images alone: what the trainer asks of its data."""
+"""Training on images alone: two views of each, one encoder with its head; and MoCo, which adds an encoder of keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import distributed
-from ..config.schema import TrainConfig
-from ..data.augment import Augmentation
-from ..data.decoded import require_decoded
-from ..data.labels import Labels
-from ..data.loader import Batch, training_loader
+from ..data.loader import Batch
 from ..data.manifest import Manifest
-from ..data.recipe import Recipe
-from ..losses.contrastive import ContrastiveLoss
-from ..models.backbone import create_backbone
-from ..models.encoder import EncoderInfo
-from ..models.two_view import ContrastiveModel, ProjectionHead
+from ..data.source import Source
+from ..models.encoder import EncoderInfo, save_encoder
+from ..models.two_view import ContrastiveModel
+from ..progress import Progress
 from ..run_folder import RunFolder
-from .build_loss import build_loss, transfer_state
+from .build_loss import transfer_state
 from .momentum_encoder import MomentumEncoder
-from .online_eval import OnlineDiagnosis, OnlineEvaluation
+from .task import Encode
+from .views import Views
 
 
 class ImageTask:
-    """Images for the trainer: two views of each, one encoder with its head, the methods on two views."""
+    """Images for the trainer: two views of each, one encoder with its head, the losses on two views.
+
+    Args:
+        source: the images.
+        views: makes two views of each.
+        model: backbone and head, on `device`.
+        loss: called with (z0, z1, ids), on `device`.
+        info: what the encoder file says of itself.
+        device: where the model is.
+    """
 
     things = "images"
 
-    def __init__(self, config: TrainConfig, run: RunFolder, manifest: Manifest, labels: Labels | None) -> None:
-        self.config, self.run, self.manifest = config, run, manifest
-        self.decoded = require_decoded(manifest, config.data.background, config.data.cache)
-        self.online = OnlineEvaluation(config, manifest, labels)
-        self.diagnosis = OnlineDiagnosis(config, manifest)
-
-    # --------------------------------------------------------------------------------------------------- model and loss
-    def build_model(self) -> ContrastiveModel:
-        """Backbone and head with weights drawn from the seed, or from `--pretrained`."""
-        options = self.config.model
-        torch.manual_seed(self.config.run.seed)
-        backbone = create_backbone(str(options.model), self.config.data.image_size or 0, options.pretrained)
-        width = int(backbone.num_features)  # type: ignore[arg-type]
-        head = ProjectionHead(width, options.head_hidden or width, options.head_dim, options.head_layers)
-        return ContrastiveModel(backbone, head)
-
-    def build_loss(self) -> ContrastiveLoss:
-        """The loss of `--method`."""
-        return build_loss(self.config, self.manifest)
-
-    def rates(self) -> dict[str, float]:
-        """Name of a part of the model -> its share of the learning rate; all is 1."""
-        return {}
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        model: ContrastiveModel,
+        loss: nn.Module,
+        info: EncoderInfo,
+        device: torch.device,
+    ) -> None:
+        self.source, self.views, self.model, self.loss_fn = source, views, model, loss
+        self.info, self.device = info, device
 
     # ---------------------------------------------------------------------------------------------------------- batches
-    def prepare(self, model: nn.Module, info: EncoderInfo, device: torch.device, progress: Any) -> None:
-        """Nothing is computed before the first step."""
+    def prepare(self, progress: Progress) -> None:
+        """Compute nothing: all is there before the first step."""
 
-    def loader(self, recipe: Recipe, start_step: int, pin_memory: bool) -> Iterator[Batch]:
-        """Endless batches, two views of each image."""
-        data, run = self.config.data, self.config.run
-        return training_loader(
-            self.manifest, self.manifest.usable, recipe, data.image_size or 0, run.batch_size, run.seed,
-            start_step=start_step, workers=data.workers or 0, background=data.background, pin_memory=pin_memory,
-            part=distributed.shard(), decoded=self.decoded,
-        )  # fmt: skip
+    def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
+        """Yield batches from `start` on, two views of each image."""
+        return self.views.batches(start, pin_memory)
 
-    def contrasts(self, batch: Batch) -> bool:
-        """Whether a batch, perhaps without bad files, still holds negatives."""
+    def blank_batch(self) -> Batch:
+        """Return two images without content."""
+        return self.views.blank_batch()
+
+    def has_negatives(self, batch: Batch) -> bool:
+        """Return whether a batch, perhaps without bad files, holds two images."""
         return len(batch.index) >= 2
 
+    # --------------------------------------------------------------------------------------------------------- one step
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return both views of all images, (2B, C, S, S): the first views before the second."""
+        return (self.views.inputs(batch, self.device),)
+
     def ids(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The images' ids, (B,)."""
+        """Return the images' ids, (B,)."""
         return (batch.index,)
 
-    def inputs(self, batch: Batch, augment: Augmentation, device: torch.device) -> tuple[Tensor, ...]:
-        """Both views of all images, (2B, 3, S, S)."""
-        crops, ids = batch.crops.to(device, non_blocking=True), batch.index.numpy()
-        return (torch.cat([augment(crops[view], ids, batch.epoch, view) for view in (0, 1)]),)
+    def loss(self, encode: Encode, inputs: tuple[Tensor, ...], ids: tuple[Tensor, ...]) -> Tensor:
+        """Return the loss of one forward pass for both views."""
+        (views,) = inputs
+        z0, z1 = encode(views).chunk(2)
+        return self._loss(z0, z1, *ids)
 
-    def loss_of(
-        self, forward: Callable[..., Tensor], loss: nn.Module, inputs: tuple[Tensor, ...], ids: tuple[Tensor, ...],
-        keys: MomentumEncoder | None,
-    ) -> Tensor:  # fmt: skip
-        """One forward pass for both views; with MoCo the second (or each) view's keys are the momentum encoder's."""
-        (views,), (index,) = inputs, ids
-        if keys is None:
-            z0, z1 = forward(views).chunk(2)
-            return loss(z0, z1, index)
+    def _loss(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
+        value: Tensor = self.loss_fn(z0, z1, index)
+        return value
+
+    def after_step(self, step: int, ok: Tensor) -> None:
+        """Do nothing: nothing follows the model."""
+
+    def companions(self) -> Sequence[nn.Module]:
+        """Return none: the model is alone."""
+        return ()
+
+    # ------------------------------------------------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Return that there is no encoder of keys."""
+        return {"keys": None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up nothing."""
+
+    def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
+        """Take what another run's loss kept of the images that both runs have, and return how many these are."""
+        if not isinstance(self.source, Manifest):
+            return 0  # samples without names
+        names = self.source.names, source.manifest().names
+        return transfer_state(self.loss_fn, loss_state, {"estimator.log_u": names, "temperature.tau": names})
+
+    # ------------------------------------------------------------------------------------------------- scores and files
+    def evaluate(self) -> dict[str, float]:
+        """Return the accuracy of kNN with labels, label-free scores without."""
+        return self.views.evaluate(self.model, self.device)
+
+    def diagnose(self) -> dict[str, float]:
+        """Return how far the loss's gradient is from the exact one, on a fixed part of the images."""
+        return self.views.diagnose(self.model, self.loss_fn, self.device)
+
+    def write_inputs(self, run: RunFolder) -> None:
+        """Write the manifest."""
+        self.source.save_to(run)
+
+    def finish(self, run: RunFolder) -> None:
+        """Write the encoder file."""
+        save_encoder(run.encoder_file, self.model.backbone, self.info)
+
+
+class MoCoTask(ImageTask):
+    """Images for MoCo: queries of the model against keys of its momentum encoder.
+
+    Args:
+        momentum: of the encoder of keys.
+        rising: whether its momentum rises to 1 by the end.
+        total: steps of the run.
+        symmetric: whether both views are queries.
+
+    The other arguments are those of `ImageTask`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        model: ContrastiveModel,
+        loss: nn.Module,
+        info: EncoderInfo,
+        device: torch.device,
+        *,
+        momentum: float,
+        rising: bool,
+        total: int,
+        symmetric: bool,
+    ) -> None:
+        super().__init__(source, views, model, loss, info, device)
+        self.symmetric = symmetric
+        self.keys = MomentumEncoder(self.model, momentum, rising, total).to(self.device)
+
+    def loss(self, encode: Encode, inputs: tuple[Tensor, ...], ids: tuple[Tensor, ...]) -> Tensor:
+        """Return the loss of queries of the first view, or of both, against keys of the other."""
+        (views,) = inputs
         v0, v1 = views.chunk(2)
-        if not self.config.loss.symmetric:
-            return loss(forward(v0), keys(v1), index)
-        (q0, q1), k0, k1 = forward(views).chunk(2), keys(v0), keys(v1)
-        return (loss(q0, k1, index) + loss(q1, k0, index)) / 2
+        if not self.symmetric:
+            return self._loss(encode(v0), self.keys(v1), *ids)
+        (q0, q1), k0, k1 = encode(views).chunk(2), self.keys(v0), self.keys(v1)
+        return (self._loss(q0, k1, *ids) + self._loss(q1, k0, *ids)) / 2
 
-    # ------------------------------------------------------------------------------------------- evaluation and files
-    def evaluate(
-        self, model: ContrastiveModel, info: EncoderInfo, augment: Augmentation, device: torch.device
-    ) -> dict[str, float]:
-        """KNN with labels, health without; the first score is the one that is to grow."""
-        return self.online(model, info, augment, device)
+    def after_step(self, step: int, ok: Tensor) -> None:
+        """Let the encoder of keys follow the model, where `ok`."""
+        self.keys.update(self.model, step, ok)
 
-    def write_inputs(self) -> None:
-        """What the run must keep of its data before it starts."""
-        self.manifest.save(self.run.manifest_file)
+    def companions(self) -> Sequence[nn.Module]:
+        """Return the encoder of keys."""
+        return (self.keys,)
 
-    def finish(self, model: nn.Module, info: EncoderInfo) -> None:
-        """The encoder file says it all."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the encoder of keys."""
+        return {"keys": self.keys.state_dict()}
 
-    def carry(self, source: RunFolder, old: dict[str, Tensor], loss: nn.Module) -> int:
-        """Take what another run's loss kept of the images that both runs have; how many these are."""
-        names = self.manifest.names, source.manifest().names
-        return transfer_state(loss, old, {"estimator.log_u": names, "temperature.tau": names})
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the encoder of keys."""
+        self.keys.load_state_dict(state["keys"])
+
+    def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
+        """Let the encoder of keys begin as the model that was taken over."""
+        self.keys.average.module.load_state_dict(self.model.state_dict())
+        return super().transfer(source, loss_state)

@@ -1,39 +1,68 @@
-"""What a run writes about itself: `metrics.jsonl` and TensorBoard, at once."""
+"""What a run writes about itself: `metrics.jsonl` and TensorBoard, at once, and what is said to others."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..files import write_text
 from ..run_folder import RunFolder
+
+NORM = "grad_norm"
+LARGEST = "weight_max"  # the statistic of which the largest is shown; of all others the mean
+
+
+class Writer(Protocol):
+    """Where the lines of a run's metrics go."""
+
+    def write(
+        self, kind: str, step: int, epoch: float, values: dict[str, Any], timing: dict[str, float] | None = None
+    ) -> None:
+        """Write one line."""
+        ...
+
+    def close(self) -> None:
+        """Write no more."""
+        ...
 
 
 class MetricWriter:
     """Appends to the run's metrics. A run that goes on from step s first drops what was written after s.
 
     Times are kept apart, under `timing`: all else in a line is the same for a run that was stopped and resumed.
+
+    Args:
+        run: the run's folder.
+        step: s.
+        on_metrics: called with each line, as a dict of its own.
     """
 
-    def __init__(self, run: RunFolder, step: int) -> None:
+    def __init__(self, run: RunFolder, step: int, on_metrics: Sequence[Callable[[dict[str, Any]], None]] = ()) -> None:
         rows = [row for row in run.metrics() if row["step"] <= step and row["kind"] != "end"]
         write_text(run.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
         self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        self._on_metrics = on_metrics
 
     def write(
-        self,
-        kind: str,
-        step: int,
-        epoch: float,
-        values: dict[str, Any],
-        timing: dict[str, float] | None = None,
+        self, kind: str, step: int, epoch: float, values: dict[str, Any], timing: dict[str, float] | None = None
     ) -> None:
-        """One line. Numbers that are not finite are written as null, which JSON has."""
+        """Write one line. Numbers that are not finite are written as null, which JSON has.
+
+        Args:
+            kind: train, eval, diagnosis, skipped or end.
+            step: steps done.
+            epoch: epochs done.
+            values: name -> what JSON can say.
+            timing: name -> seconds or rates, which differ from run to run.
+        """
         row: dict[str, Any] = {"kind": kind, "step": step, "epoch": round(epoch, 6)}
         row |= {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         if timing is not None:
@@ -43,8 +72,11 @@ class MetricWriter:
         for name, value in {**values, **(timing or {})}.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        for tell in self._on_metrics:
+            tell(json.loads(json.dumps(row)))
 
     def close(self) -> None:
+        """Close the files."""
         self._file.close()
         self._board.close()
 
@@ -52,11 +84,58 @@ class MetricWriter:
 class NullWriter:
     """What the processes write that are not the main one: nothing."""
 
-    def write(self, *line: Any) -> None:
-        pass
+    def write(
+        self, kind: str, step: int, epoch: float, values: dict[str, Any], timing: dict[str, float] | None = None
+    ) -> None:
+        """Write nothing."""
 
     def close(self) -> None:
-        pass
+        """Do nothing."""
+
+
+class Meters:
+    """Means of the statistics of the steps that were taken since the last line, summed on the device.
+
+    Args:
+        names: of the loss's statistics, whose means are shown.
+        device: where they are summed.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names, self.device = (*names, NORM), device
+        self.sums = torch.zeros(len(self.names), device=device)
+        self.largest = torch.zeros((), device=device)
+
+    def add(self, statistics: list[dict[str, Tensor]], norm: Tensor, ok: Tensor) -> None:
+        """Add a step of one or more batches.
+
+        Args:
+            statistics: of each batch.
+            norm: () norm of the gradient.
+            ok: () bool: elsewhere nothing is added.
+        """
+        rows = [torch.stack([*(s[name] for name in self.names[:-1]), norm]) for s in statistics]
+        self.sums = torch.where(ok, self.sums + torch.stack(rows).mean(dim=0), self.sums)
+        largest = torch.stack([self.largest, *(s[LARGEST] for s in statistics if LARGEST in s)]).max()
+        self.largest = torch.where(ok, largest, self.largest)
+
+    def means(self, count: int) -> dict[str, float]:
+        """Return the means over so many steps; none for 0."""
+        return dict(zip(self.names, (self.sums / count).tolist(), strict=True)) if count else {}
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.sums.zero_()
+        self.largest = torch.zeros((), device=self.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums."""
+        return {"sums": self.sums, LARGEST: self.largest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with these sums."""
+        self.sums.copy_(state["sums"])
+        self.largest = state[LARGEST].to(self.device)
 
 
 class Clock:
@@ -69,6 +148,7 @@ class Clock:
         self._step = step
 
     def waiting(self) -> Clock:
+        """Return a context in which time is spent waiting for data."""
         return self
 
     def __enter__(self) -> None:
@@ -78,14 +158,15 @@ class Clock:
         self._wait += time.monotonic() - self._entered
 
     def pause(self, seconds: float) -> None:
-        """Time that was spent on something else than training."""
+        """Leave out time that was spent on something else than training."""
         self._paused += seconds
 
     def total(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self._begun
 
     def lap(self, step: int, images_a_step: int) -> dict[str, float]:
+        """Return `seconds`, `images_per_s` and `data_wait` (a fraction) at this step, and begin the next lap."""
         now = time.monotonic()
         seconds = max(1e-9, now - self._lap - self._paused)
         values = {

@@ -18,8 +18,10 @@ class MomentumEncoder(nn.Module):
     as the queries' are, a positive could be told by its statistics (the paper shuffles between GPUs for that).
 
     Args:
-        model: what is averaged.  momentum: m of  key <- m key + (1 - m) model.
+        model: what is averaged.
+        momentum: m of  key <- m key + (1 - m) model.
         rising: whether m goes to 1 at step `total` (MoCo v3); otherwise it is constant.
+        total: steps of the run.
 
     Source: 1911.05722; the schedule is of 2104.02057.
     """
@@ -32,20 +34,26 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, head_dim), without gradient. The order is drawn from torch's generator of the CPU."""
+        """Return the keys of images, (B, C, S, S) -> (B, head_dim), without gradient.
+
+        The order is drawn from torch's generator of the CPU.
+        """
         if len(images) < 4:  # two samples at least, for statistics
-            return self.average(images)
+            keys: Tensor = self.average(images)
+            return keys
         order = torch.randperm(len(images)).to(images.device, non_blocking=True)
         keys = torch.cat([self.average(images[half]) for half in order.tensor_split(2)])
         return keys[order.argsort()]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, ok: Tensor | None = None) -> None:
-        """Follow the model after the optimizer's step number `step` (0-based). Buffers are the model's own.
+        """Follow the model after an optimizer's step. Buffers are the model's own.
 
         Not by `AveragedModel.update_parameters`, which asks its count of updates for a number and waits for the device.
 
         Args:
+            model: of which this is the average.
+            step: the optimizer's step, 0-based.
             ok: () bool: elsewhere nothing changes. None: it does.
         """
         if self.rising:

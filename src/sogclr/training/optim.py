@@ -23,37 +23,45 @@ _DECAY = {"lars": 1e-6, "sgd": 1e-4, "adamw": 0.05}
 
 
 def learning_rate(optimizer: str, rule: str, batch_size: int) -> float:
-    """Peak learning rate for B samples an optimizer step: LARS 0.075 sqrt(B) or 0.3 B/256 (SimCLR, appendix B.1)."""
+    """Return the peak learning rate: LARS 0.075 sqrt(B) or 0.3 B/256 (SimCLR, appendix B.1).
+
+    Args:
+        optimizer: lars, sgd or adamw.
+        rule: sqrt or linear.
+        batch_size: B, samples of an optimizer step.
+    """
     share = batch_size / 256
     return _RATE_AT_256[optimizer][rule] * (math.sqrt(share) if rule == "sqrt" else share)
 
 
 def weight_decay(optimizer: str) -> float:
-    """The default of each optimizer."""
+    """Return the default of an optimizer: lars, sgd or adamw."""
     return _DECAY[optimizer]
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, rates: Mapping[str, float] | None = None
+    model: nn.Module, config: OptimConfig, lr_scales: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """Two groups: matrices and filters; and 1-D parameters, without decay and (LARS) without adaptation.
+    """Return an optimizer of two groups: matrices and filters; and 1-D parameters, without decay and (LARS) adaptation.
 
     Args:
-        rates: beginning of parameters' names -> their share of the learning rate, which is kept as the `rate` of two
+        model: what is trained.
+        config: resolved.
+        lr_scales: beginning of parameters' names -> their share of the learning rate, which is kept as the `rate` of two
             groups of their own; 1 for all others.
     """
     if config.lr is None or config.weight_decay is None:
         raise ValueError("the learning rate and the weight decay are open; resolve the configuration first")
-    by_rate: dict[float, list[nn.Parameter]] = {}
+    by_scale: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = next((r for start, r in (rates or {}).items() if name.startswith(start)), 1.0)
-            by_rate.setdefault(rate, []).append(parameter)
+            scale = next((s for start, s in (lr_scales or {}).items() if name.startswith(start)), 1.0)
+            by_scale.setdefault(scale, []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for rate, parameters in by_rate.items():
+    for scale, parameters in by_scale.items():
         matrices, vectors = ([p for p in parameters if (p.ndim >= 2) is big] for big in (True, False))
-        groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": rate, "always_adapt": True})
-        groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate, "always_adapt": False})
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": scale, "always_adapt": True})
+        groups.append({"params": vectors, "weight_decay": 0.0, "rate": scale, "always_adapt": False})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=use_fused(list(model.parameters())))
     if config.optimizer == "sgd":
@@ -61,13 +69,18 @@ def build_optimizer(
             groups, lr=config.lr, momentum=config.momentum, fused=use_fused(list(model.parameters()))
         )
     import_timm()
-    from timm.optim import Lars
+    from timm.optim.lars import Lars
 
     return Lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=0.001)
 
 
 def warmup_cosine(total: int, warmup: int) -> Callable[[int], float]:
-    """Step -> share of the peak rate: a line from 1/warmup to 1, then a half cosine to 0 at `total`."""
+    """Return the schedule, step -> share of the peak rate: a line from 1/warmup to 1, then a half cosine to 0.
+
+    Args:
+        total: steps of the run, at whose end the share is 0.
+        warmup: steps of the line.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -17,7 +17,7 @@ _FUSED = ("cpu", "cuda")  # where torch's fused optimizers heed `found_inf`
 
 
 def use_fused(parameters: Sequence[nn.Parameter]) -> bool | None:
-    """What an optimizer of torch's is given as `fused`: True where its kernels can leave a step out by themselves."""
+    """Return what an optimizer of torch's is given as `fused`: True where its kernels can leave a step out by themselves."""
     return all(p.device.type in _FUSED for p in parameters) or None
 
 
@@ -26,6 +26,8 @@ def copy_where_(values: Sequence[Tensor], into: Sequence[Tensor], unless: Tensor
     """Copy each of `values` into a tensor of its shape.
 
     Args:
+        values: what is copied.
+        into: what is written to.
         unless: () bool, where the tensors stay as they are; None copies always.
     """
     if unless is None:
@@ -38,7 +40,7 @@ def copy_where_(values: Sequence[Tensor], into: Sequence[Tensor], unless: Tensor
 
 @torch.no_grad()
 def step_where(ok: Tensor, optimizer: Optimizer) -> None:
-    """`optimizer.step()` where `ok`; elsewhere parameters and state stay as they are, bit for bit.
+    """Make `optimizer.step()` where `ok`; elsewhere parameters and state stay as they are, bit for bit.
 
     Fused optimizers of torch leave the step out themselves, as `GradScaler` has them do. Of others the parameters and
     the state are copied before and put back; state that the step makes becomes zero. Sparse gradients, of parameters
@@ -46,6 +48,7 @@ def step_where(ok: Tensor, optimizer: Optimizer) -> None:
 
     Args:
         ok: () bool, on the parameters' device.
+        optimizer: any of torch's or timm's.
     """
     _begin_momentum(optimizer)
     if all(group.get("fused") for group in optimizer.param_groups):
@@ -69,7 +72,7 @@ def step_where(ok: Tensor, optimizer: Optimizer) -> None:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """`optimizer.load_state_dict(state)`, fused as the optimizer is and not as the one was that the state is of."""
+    """Load the state of an optimizer, which stays fused or not as it is, whatever the one was that the state is of."""
     own = optimizer.param_groups[0]
     groups = [
         {key: own[key] if key == "fused" else value for key, value in group.items() if key != "fused" or key in own}
@@ -79,7 +82,7 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def grads_finite(norm: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """() bool: whether a gradient's `norm` is, and the gradients of further `parameters`, dense or sparse, are."""
+    """Return, as () bool, whether a gradient's () `norm` and the gradients of further `parameters`, dense or sparse, are finite."""
     gradients = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.isfinite(norm)
@@ -95,7 +98,10 @@ def _state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Ten
 
 
 def _begin_momentum(optimizer: Optimizer) -> None:
-    """Zeros, from which the first step is what it would be without. Made in a step left out it would be uninitialised."""
+    """Make momentum buffers of zeros, from which the first step is what it would be without them.
+
+    Made in a step that is left out they would be uninitialised.
+    """
     for group in optimizer.param_groups:
         for p in group["params"]:
             if group.get("momentum") and p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:

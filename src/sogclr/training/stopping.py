@@ -9,12 +9,16 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_on_signals(say: Callable[[str], None], patient: bool = False) -> Iterator[Callable[[], bool]]:
-    """Yields `stop()`, true once a signal has come. A second SIGINT interrupts at once, unless `patient`.
+def stop_on_signals(info: Callable[[str], None], patient: bool = False) -> Iterator[Callable[[], bool]]:
+    """Yield `stop()`, true once a signal has come. A second SIGINT interrupts at once, unless `patient`.
 
     torchrun passes on to its processes what the terminal has sent to all of them already: one Ctrl-C comes twice.
 
     Outside the main thread, where Python cannot handle signals, `stop()` is always false.
+
+    Args:
+        info: called with a line about the first signal.
+        patient: whether further signals are ignored.
     """
     received: list[int] = []
 
@@ -23,7 +27,7 @@ def stop_on_signals(say: Callable[[str], None], patient: bool = False) -> Iterat
             raise KeyboardInterrupt
         received.append(number)
         if len(received) == 1:
-            say(f"{signal.Signals(number).name}: finishing this step, then saving")
+            info(f"{signal.Signals(number).name}: finishing this step, then saving")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -1,0 +1,93 @@
+"""What parts of a user's own mean for a run's configuration: what is left out, refused, or said differently."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from ..config.schema import LossConfig, TrainConfig
+from ..data.source import Source
+from ..errors import BadInput
+from ..losses.contrastive import ContrastiveLoss
+from ..losses.temperatures import Global, PerSample
+from .own_data import DatasetSource, view_side
+from .own_parts import OwnParts, name_of, own_name
+
+
+def settle_before(options: dict[str, Any], table: dict[str, Any], own: OwnParts) -> dict[str, Any]:
+    """Return the options of `train` with what its own parts decide.
+
+    Args:
+        options: flat, as they were given.
+        table: of a configuration file.
+        own: the parts.
+
+    Raises:
+        BadInput: an option that a part of the user's own makes meaningless.
+    """
+    settled = dict(options)
+    in_file = {name for section in table.values() if isinstance(section, dict) for name in section}
+    if own.dataset is not None:
+        if "data" in options:
+            raise BadInput(f"data {options['data']} and dataset= both say what to train on; keep one of them")
+        settled["data"] = f"dataset={name_of(own.dataset)}"
+        _refuse(options, ("labels",), "dataset=")
+        settled["labels"] = "none"
+    if own.dataset is not None or own.transform is not None:
+        _refuse(options, ("cache", "diagnose_every"), "dataset=" if own.dataset is not None else "transform=")
+        settled["cache"] = "none"
+    if own.transform is not None:
+        _refuse(options, ("recipe",), "transform=")
+    if own.model is not None:
+        _refuse(options, ("pretrained",), "model= (a module has its weights)")
+        settled["model"] = own_name(own.model)
+    elif not own.head:
+        raise BadInput("head=False is for a model of your own that ends with its own head; give model= too")
+    if own.loss is not None:
+        ours = [f.name for f in fields(LossConfig)]
+        _refuse({**options, **dict.fromkeys(in_file)}, ours, "loss=, which is built with its own")
+    if (own.dataset is not None or own.transform is not None) and "image_size" not in {*options, *in_file}:
+        side = view_side(own.dataset, own.transform)
+        settled |= {} if side is None else {"image_size": side}
+    return settled
+
+
+def _refuse(options: dict[str, Any], names: list[str] | tuple[str, ...], part: str) -> None:
+    for name in names:
+        if name in options:
+            raise BadInput(f"{name}= does not go with {part}; leave it out")
+
+
+def open_own_source(own: OwnParts) -> Source | None:
+    """Return the data set of the user's own as a source; None where DATA is given."""
+    return None if own.dataset is None else DatasetSource(own.dataset)
+
+
+def settle_after(config: TrainConfig, lines: list[str], source: Source, own: OwnParts) -> tuple[TrainConfig, list[str]]:
+    """Return a resolved configuration, and the lines about it, with what only the built parts say.
+
+    Raises:
+        BadInput: parts of the user's own for image-caption pairs.
+    """
+    if own.table() and source.kind != "images":
+        part = next(iter(own.table()))
+        raise BadInput(f"{part}= is for images and {config.data.data} holds image-caption pairs; leave it out")
+    said: dict[str, str] = {}
+    if own.loss is not None:
+        said["loss"] = f"{name_of(own.loss)}, given"
+        config = replace(config, loss=replace(config.loss, temperature_mode=_temperature_mode(own.loss)))
+    if own.transform is not None:
+        said["views"] = f"of {name_of(own.transform)}, given"
+    return config, [f"{line[:10]}{said.get(line[:10].strip(), line[10:])}" for line in lines]
+
+
+def _temperature_mode(loss: Any) -> Any:
+    """Return how a loss of ours learns its temperature: its optimizer's rate and a metric depend on it."""
+    temperature = getattr(loss, "temperature", None) if isinstance(loss, ContrastiveLoss) else None
+    return (
+        "per-sample"
+        if isinstance(temperature, PerSample)
+        else "global"
+        if isinstance(temperature, Global)
+        else "constant"
+    )

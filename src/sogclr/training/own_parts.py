@@ -1,0 +1,152 @@
+"""Parts of a user's own: a model, a loss, a data set, a transform. What a run says of them, and what resume asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from ..models.backbone import OWN
+from ..run_folder import RunFolder
+from .skip import copy_where_
+
+PARTS = ("model", "loss", "dataset", "transform")
+
+
+class MapDataset(Protocol):
+    """A map-style data set: (image, index) or (views, index) for each index 0..n-1."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What a caller of `sogclr.train` gives instead of a name or a folder; None where it is ours."""
+
+    model: nn.Module | None = None
+    """Images (N, C, H, W) -> features (N, F)."""
+    loss: nn.Module | None = None
+    """A loss of ours, or any module called with (z0, z1, index)."""
+    dataset: MapDataset | None = None
+    """Of (image, index) or (views, index)."""
+    transform: Callable[[Any], Tensor] | None = None
+    """An image, or whatever the data set gives, -> one random view, (C, H, W)."""
+    head: bool = True
+    """Whether the model gets our projection head; False for a model that has its own."""
+
+    def table(self) -> dict[str, Any]:
+        """Return what a run says of them: the table [own] of its `config.toml`; empty where there are none."""
+        table: dict[str, Any] = {part: name_of(getattr(self, part)) for part in PARTS if self.has(part)}
+        if self.dataset is not None:
+            table["samples"] = len(self.dataset)
+        return table if self.head else {**table, "head": False}
+
+    def has(self, part: str) -> bool:
+        """Return whether there is such a part of the user's own."""
+        return getattr(self, part) is not None
+
+    def fit_to(self, run: RunFolder) -> OwnParts:
+        """Return the parts with which `run` goes on.
+
+        Raises:
+            BadInput: the run was trained with other parts.
+        """
+        table = run.config_table().get("own", {})
+        for part in PARTS:
+            trained, given = table.get(part), name_of(getattr(self, part)) if self.has(part) else None
+            if trained is not None and given != trained:
+                what = f"and {part}= is a {given}; pass the same" if given else "; pass it"
+                raise BadInput(
+                    f"this run was trained with a {part} of your own ({trained}){'' if given is None else ' '}{what}: "
+                    f"sogclr.resume({str(run.path)!r}, {part}=...)"
+                )
+            if trained is None and given is not None:
+                raise BadInput(f"{run.path} was trained without a {part} of your own; leave {part}= ({given}) out")
+        if self.dataset is not None and len(self.dataset) != table["samples"]:
+            raise BadInput(
+                f"this run was trained on {table['samples']:,} samples of {table['dataset']} and the one given has "
+                f"{len(self.dataset):,}; give the same"
+            )
+        return OwnParts(self.model, self.loss, self.dataset, self.transform, table.get("head", True))
+
+
+def name_of(part: Any) -> str:
+    """Return the name of a function, or of an object's class."""
+    return str(getattr(part, "__qualname__", type(part).__qualname__))
+
+
+def own_name(model: nn.Module) -> str:
+    """Return how configurations and encoder files call a model of a user's own."""
+    return OWN + name_of(model)
+
+
+class OwnLoss(nn.Module):
+    """A loss of a user's own with what a training step asks of a loss: its buffers are taken back where a step is skipped.
+
+    Args:
+        loss: called like ours, with (z0, z1, index); returns a () tensor.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.statistics: dict[str, Tensor] = {}
+        self._buffers_before: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the loss's value, and keep it as the statistic `loss`.
+
+        Raises:
+            BadInput: it is no () tensor.
+        """
+        value = self.loss(*inputs)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise BadInput(f"{name_of(self.loss)} returned {found} and must return one number, a tensor of shape ()")
+        self.statistics = {"loss": value.detach().float()}
+        return value
+
+    def begin_step(self) -> None:
+        """Keep a copy of the buffers."""
+        self._buffers_before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+
+    def rollback(self, unless: Tensor | None = None) -> None:
+        """Put the buffers back, except where `unless`, () bool, is true."""
+        buffers, before = [b for b, _ in self._buffers_before], [v for _, v in self._buffers_before]
+        copy_where_(before, into=buffers, unless=unless)
+        self._buffers_before = []
+
+
+@torch.no_grad()
+def feature_width(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return F: the model's `num_features`, or what it makes of two blank images.
+
+    Args:
+        model: images -> features.
+        shape: (C, H, W) of an image.
+
+    Raises:
+        BadInput: it does not return rows.
+    """
+    if isinstance(width := getattr(model, "num_features", None), int):
+        return width
+    like = next(model.parameters(), torch.empty(0))
+    mode = model.training
+    model.eval()
+    try:
+        features = model(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+    finally:
+        model.train(mode)
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise BadInput(
+            f"{name_of(model)} maps images (2, {', '.join(map(str, shape))}) to {found}; a model of your own must return "
+            "rows of features, (N, F)"
+        )
+    return int(features.shape[1])

@@ -1,0 +1,95 @@
+"""Where the two views of an image come from: image files, cropped by readers and augmented on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import distributed
+from ..data.augment import Augmentation
+from ..data.labels import Labels
+from ..data.loader import Batch, training_loader
+from ..data.manifest import Manifest
+from ..models.encoder import EncoderInfo
+from ..models.two_view import ContrastiveModel
+from .online_eval import OnlineDiagnosis, OnlineEvaluation
+from .reading import Reading
+
+
+class Views(Protocol):
+    """Two views of every image of a data set: a function of (seed, epoch, id)."""
+
+    def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
+        """Yield this rank's part of batch `start` and of all that follow, without end."""
+        ...
+
+    def blank_batch(self) -> Batch:
+        """Return a batch of two samples without content, of which only the shapes count."""
+        ...
+
+    def inputs(self, batch: Batch, device: torch.device) -> Tensor:
+        """Return both views of all images, (2B, C, S, S): the first views before the second."""
+        ...
+
+    def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
+        """Return the online scores of the backbone: all on the main rank."""
+        ...
+
+    def diagnose(self, model: ContrastiveModel, loss: nn.Module, device: torch.device) -> dict[str, float]:
+        """Return how far the loss's gradient is from the exact one."""
+        ...
+
+
+class ImageViews:
+    """Views of image files.
+
+    Args:
+        manifest: the images.
+        labels: for the online evaluation; None for label-free scores.
+        info: with the normalisation of the encoder's inputs.
+        reading: how images are read.
+    """
+
+    def __init__(self, manifest: Manifest, labels: Labels | None, info: EncoderInfo, reading: Reading) -> None:
+        self.manifest, self.labels, self.info, self.reading = manifest, labels, info, reading
+        self.augment = Augmentation(reading.recipe, reading.image_size, info.mean, info.std, reading.seed)
+
+    def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
+        """Yield batches from `start` on, two crops of each image, uint8 (2, B, S, S, 3)."""
+        reading = self.reading
+        return training_loader(
+            self.manifest,
+            self.manifest.usable,
+            reading.recipe,
+            reading.image_size,
+            reading.batch_size,
+            reading.seed,
+            start_step=start,
+            workers=reading.workers,
+            background=reading.background,
+            pin_memory=pin_memory,
+            part=distributed.shard(),
+            decoded=reading.decoded,
+        )
+
+    def blank_batch(self) -> Batch:
+        """Return two black images."""
+        side = self.reading.image_size
+        blank = torch.zeros(2, 2, side, side, 3, dtype=torch.uint8)
+        return Batch(0, 0, torch.from_numpy(self.manifest.usable[:2]), blank, [])
+
+    def inputs(self, batch: Batch, device: torch.device) -> Tensor:
+        """Return both views of all images, (2B, 3, S, S), augmented on the device."""
+        crops, ids = batch.crops.to(device, non_blocking=True), batch.index.numpy()
+        return torch.cat([self.augment(crops[view], ids, batch.epoch, view) for view in (0, 1)])
+
+    def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
+        """Return the accuracy of kNN with labels, label-free scores without."""
+        return OnlineEvaluation(self.manifest, self.labels, self.reading)(model, self.info, self.augment, device)
+
+    def diagnose(self, model: ContrastiveModel, loss: nn.Module, device: torch.device) -> dict[str, float]:
+        """Return how far the loss's gradient is from the exact one, on a fixed part of the images."""
+        return OnlineDiagnosis(self.manifest, self.reading)(model, loss, self.info, self.augment, device)
