@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-unit test-triton test-integrations lint wheel bench-peers clean
+.PHONY: demo gpu test test-unit test-triton test-integrations lint wheel bench-peers clean
 demo: .venv/installed
 	$(BIN)/sogclr demo
 
@@ -40,6 +40,12 @@ lint: .venv/installed
 wheel: .venv/installed
 	rm -rf dist
 	$(BIN)/python -m build
+
+# All that a machine with a CUDA device can tell: tests marked gpu, benchmarks, a training killed and resumed, waits counted.
+# PY: a Python that has torch for this GPU and this package's dependencies; the environment of `make test` has torch for the CPU.
+PY ?= python3
+gpu:
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PY) -m benchmarks.gpu
 
 # The peers in an environment of their own, without the packages that their losses do not need; then the comparisons.
 bench-peers: .venv-peers/installed

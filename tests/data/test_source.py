@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from digits import SMALL
 from image_files import colours
 from PIL import Image
 
+import sogclr
 from sogclr.data import source
 from sogclr.data.labels import read_labels
 from sogclr.data.listing import ListingBuilder
@@ -146,3 +148,13 @@ def test_other_runs_are_none_of_a_new_kind(zipped, folder, tmp_path):
     run.path.mkdir()
     open_source(folder).save_to(run)
     assert type(load_source(run)) is Manifest
+
+
+@pytest.mark.slow
+def test_a_run_on_a_new_kind_is_the_same_as_on_its_files(zipped, folder, tmp_path):
+    options = {**SMALL, "batch_size": 4, "max_steps": 3}
+    runs = [sogclr.train(data, tmp_path / data.name[-3:], quiet=True, **options) for data in (zipped, folder)]
+    assert [row["loss"] for row in runs[0].metrics() if "loss" in row] == [
+        row["loss"] for row in runs[1].metrics() if "loss" in row
+    ]
+    assert type(load_source(runs[0])) is ZippedImages
