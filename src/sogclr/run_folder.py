@@ -123,7 +123,8 @@ class RunFolder:
         """Read the images of the run, with their ids."""
         from .data.manifest import Manifest
 
-        if name := self.config_table().get("own", {}).get("dataset"):
+        own = self.config_table().get("own", {}) if self.config_file.is_file() else {}  # it is written last of all
+        if name := own.get("dataset"):
             raise BadInput(
                 f"{self.path} was trained on a data set of your own ({name}), whose images are in no file here"
             )
