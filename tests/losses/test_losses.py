@@ -417,6 +417,18 @@ def test_a_batch_that_is_refused_is_rolled_back_with_those_before_it():
     assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
 
 
+def test_a_step_is_rolled_back_although_its_ids_were_overwritten():
+    """A loop may keep one tensor of ids and write each batch's into it."""
+    loss, index = losses()["per_view"], torch.arange(6)
+    before = loss.estimator.log_u.clone()
+    loss.begin_step()
+    loss(*embeddings(), index)
+    loss(*embeddings(seed=9), index.copy_(torch.arange(6, 12)))
+    index.zero_()
+    loss.rollback()
+    assert torch.equal(before, loss.estimator.log_u)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_loop_that_never_begins_a_step_keeps_nothing(name):
     loss = losses()[name]
