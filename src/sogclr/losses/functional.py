@@ -40,7 +40,7 @@ def count_same(ids: Tensor, others: Tensor) -> Tensor:
         ordered = others.sort().values
         return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
     (x_ids, y_ids), (x_others, y_others) = ids.T.contiguous(), others.T.contiguous()
-    base = torch.maximum(y_ids.max(), y_others.max()) + 1
+    base = 2 * torch.maximum(y_ids.abs().max(), y_others.abs().max()) + 1  # x base + y is one number a pair
     both = count_same(x_ids * base + y_ids, x_others * base + y_others)
     return count_same(x_ids, x_others) + count_same(y_ids, y_others) - both
 
