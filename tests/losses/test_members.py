@@ -191,6 +191,7 @@ def test_every_name_makes_an_estimator(name):
         (lambda: BoostedAverage(4, 10, boost=0.5), "boost must be 1 or more and was 0.5"),
         (lambda: Neural(4, 0), "prototypes of 1 or more"),
         (lambda: MoCoLoss(4)(torch.randn(3, 5), torch.randn(3, 5), torch.arange(3)), "are 5 wide .* built for 4"),
+        (lambda: MoCoLoss(4)(*torch.randn(2, 3, 4), torch.tensor([-3, 4, 5])), "index -3 is below 0"),
         (
             lambda: GlobalContrastiveLoss(9, estimator=Dictionary(8, 4))(
                 torch.randn(3, 5), torch.randn(3, 5), torch.arange(3)
