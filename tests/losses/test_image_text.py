@@ -343,7 +343,7 @@ def test_gradient_is_the_derivative_at_constant_nu():
     nu, ids = torch.randn(2, 4, dtype=torch.float64), (torch.tensor([0, 1, 1, 3]), torch.arange(4))
 
     def value(a, b):
-        a, b = functional.unit_rows(a), functional.unit_rows(b)
+        a, b = functional.normalize(a), functional.normalize(b)
         log_g = functional.log_mean_negatives_two_towers(a, b, *ids, 0.3)
         return functional.dual_loss(functional.positive_similarity(a, b), log_g, nu, 0.3).mean()
 

@@ -113,7 +113,7 @@ def test_gradient_is_the_derivative_at_constant_nu():
     index = torch.arange(4)
 
     def value(a, b):
-        a, b = functional.unit_rows(a), functional.unit_rows(b)
+        a, b = functional.normalize(a), functional.normalize(b)
         log_g = functional.log_mean_negatives(a, b, index, 0.3)
         return functional.dual_loss(functional.positive_similarity(a, b), log_g, nu, 0.3).mean()
 

@@ -23,14 +23,6 @@ def normalize(z: Tensor) -> Tensor:
     return torch.nn.functional.normalize(at_least_float32(z), dim=-1)
 
 
-unit_rows = normalize  # its first name
-
-
-def compute_dtype(z: Tensor) -> torch.dtype:
-    """Return the dtype that losses compute rows z in: float32, or float64 for float64 rows."""
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
-
-
 def count_same(ids: Tensor, others: Tensor) -> Tensor:
     """Return how many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K.
 
