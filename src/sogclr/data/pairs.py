@@ -1,6 +1,6 @@
 """Image-caption pairs with stable ids, in Arrow memory maps: which image and which text each pair is.
 
-To samplers and loaders it is a manifest whose ids are the pairs'; `image_ids` and `text_ids` say what a pair is made of.
+As a `Source` its samples are the pairs; `image_ids` and `text_ids` say what a pair is made of.
 """
 
 from __future__ import annotations
