@@ -57,7 +57,9 @@ class ContrastiveLoss(StatefulModule):
     per_temperature = False
     """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
 
-    def __init__(self, temperature: float | nn.Module, reduction: Reduction, normalize: bool) -> None:
+    def __init__(
+        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
             raise BadInput(f"reduction must be 'mean', 'sum' or 'none' and was {reduction!r}")
