@@ -38,6 +38,7 @@ _HOMES = {
     "SigLipLoss": "losses",
     "estimators": "losses.estimators",
     "temperatures": "losses.temperatures",
+    "sharded": "losses.estimators.sharded",
     # instruments, trained encoders, errors
     "exact": "evaluation.exact",
     "diagnose": "evaluation.diagnosis",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         estimators,
         temperatures,
     )
+    from .losses.estimators import sharded
     from .models.encoder import load_encoder
     from .models.two_tower import load_two_tower
     from .run_folder import RunFolder
@@ -112,6 +114,7 @@ __all__ = [
     "report",
     "resume",
     "search",
+    "sharded",
     "temperatures",
     "train",
 ]

@@ -1,6 +1,7 @@
 """The process group of a run: rank and world size, collectives, work on rank 0, DDP.
 
-Beside `kernels.ranks`, which has the collectives of the loss, the only module that calls torch.distributed.
+With `kernels.ranks` and `losses.estimators.sharded`, which have the collectives of the loss, all that calls
+torch.distributed.
 Everything works without a process group too, as with one rank.
 """
 

@@ -44,7 +44,7 @@ class Progress:
 
     def info(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
-        (self._bar.console if self._bar else self.console).print(text, markup=False)
+        self.console.print(text, markup=False)
 
     def start(self, name: str, total: int, done: int = 0) -> None:
         """Begin a progress bar.

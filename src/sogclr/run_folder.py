@@ -120,11 +120,15 @@ class RunFolder:
         return self.pairs_folder.is_dir()
 
     def manifest(self) -> Manifest:
-        """Read the images of the run, with their ids."""
+        """Read the images of the run, with their ids.
+
+        Raises:
+            BadInput: missing or damaged, or the run is on a data set of the user's own.
+        """
         from .data.manifest import Manifest
 
-        own = self.config_table().get("own", {}) if self.config_file.is_file() else {}  # it is written last of all
-        if name := own.get("dataset"):
+        no_file = not self.manifest_file.is_file()
+        if no_file and (name := self.config_table().get("own", {}).get("dataset")):
             raise BadInput(
                 f"{self.path} was trained on a data set of your own ({name}), whose images are in no file here"
             )

@@ -45,6 +45,7 @@ assert_type(sogclr.GlobalContrastiveLoss(num_samples=10), sogclr.GlobalContrasti
 encoder = sogclr.load_encoder("runs/a")
 assert_type(encoder.encode(torch.zeros(1, 8, 8, 3, dtype=torch.uint8)), Tensor)
 sogclr.estimators.MovingAverage, sogclr.temperatures.PerSample, sogclr.exact.objective, sogclr.diagnose, sogclr.BadInput
+sogclr.sharded.whole_state
 """
 
 

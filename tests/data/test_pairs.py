@@ -13,9 +13,10 @@ from PIL import Image
 from sogclr.data.listing import file_at
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
-from sogclr.data.pairs import Pairs, holds_pairs
+from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.data.shards import find_shards
+from sogclr.data.source import kind_of
 from sogclr.errors import BadInput
 
 PAIRS = [("a.png", "a red square"), ("b.png", "green"), ("sub/c.png", "blue, or so")]
@@ -74,8 +75,8 @@ def test_text_tables_by_the_usual_names_and_separators(name, text, folder):
     assert listed(pairs) == PAIRS
     assert not pairs.rejected
     assert not pairs.bad
-    assert holds_pairs(folder / name)
-    assert not holds_pairs(folder)
+    assert kind_of(folder / name).samples == "pairs"
+    assert kind_of(folder).samples == "images"
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
@@ -282,7 +283,8 @@ def test_tar_shards(shards):
         "s-01.tar/x/003": "has no image",
     }
     assert pairs.widths.tolist() == [20] * 4
-    assert holds_pairs(shards)
+    assert kind_of(shards).samples == "pairs"
+    assert kind_of(shards.rename(shards.with_name("{000..001}"))).samples == "pairs"
 
 
 def test_shards_by_pattern_and_one_alone(shards):

@@ -333,11 +333,17 @@ def test_an_anchor_without_negatives_only_pulls_at_its_positive():
             assert torch.isfinite(loss.image_estimator.log_u[:2]).all()
 
 
+def test_pairs_with_ids_below_zero_are_told_apart():
+    """Where ids are any, as hashes are; no two of these pairs share an image or a text."""
+    ids = torch.stack([torch.tensor([1, 0, 5, -6]), torch.tensor([-1, 0, -5, 6])], dim=1)
+    assert functional.count_different(ids).tolist() == [3, 3, 3, 3]
+
+
 def test_gradient_is_the_derivative_at_constant_nu():
     nu, ids = torch.randn(2, 4, dtype=torch.float64), (torch.tensor([0, 1, 1, 3]), torch.arange(4))
 
     def value(a, b):
-        a, b = functional.unit_rows(a), functional.unit_rows(b)
+        a, b = functional.normalize(a), functional.normalize(b)
         log_g = functional.log_mean_negatives_two_towers(a, b, *ids, 0.3)
         return functional.dual_loss(functional.positive_similarity(a, b), log_g, nu, 0.3).mean()
 

@@ -113,7 +113,7 @@ def test_gradient_is_the_derivative_at_constant_nu():
     index = torch.arange(4)
 
     def value(a, b):
-        a, b = functional.unit_rows(a), functional.unit_rows(b)
+        a, b = functional.normalize(a), functional.normalize(b)
         log_g = functional.log_mean_negatives(a, b, index, 0.3)
         return functional.dual_loss(functional.positive_similarity(a, b), log_g, nu, 0.3).mean()
 
@@ -415,6 +415,18 @@ def test_a_batch_that_is_refused_is_rolled_back_with_those_before_it():
         loss(z0 * math.inf, z1, torch.arange(6))
     loss.rollback()
     assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
+
+
+def test_a_step_is_rolled_back_although_its_ids_were_overwritten():
+    """A loop may keep one tensor of ids and write each batch's into it."""
+    loss, index = losses()["per_view"], torch.arange(6)
+    before = loss.estimator.log_u.clone()
+    loss.begin_step()
+    loss(*embeddings(), index)
+    loss(*embeddings(seed=9), index.copy_(torch.arange(6, 12)))
+    index.zero_()
+    loss.rollback()
+    assert torch.equal(before, loss.estimator.log_u)
 
 
 @pytest.mark.parametrize("name", ALL)

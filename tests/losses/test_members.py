@@ -133,7 +133,7 @@ def test_a_queue_finds_a_better_normalizer_than_the_batch():
     """Embeddings held still: the error of nu against log g over all samples, from batches of 4."""
     n, generator = 64, torch.Generator().manual_seed(0)
     z = torch.randn(2, n, 8, generator=generator)
-    truth = sogclr.losses.functional.log_mean_negatives(*sogclr.losses.functional.unit_rows(z), torch.arange(n), TAU)
+    truth = sogclr.losses.functional.log_mean_negatives(*sogclr.losses.functional.normalize(z), torch.arange(n), TAU)
     errors = {}
     for name in ("mini-batch", "dictionary", "queue-average", "moving-average", "neural"):
         estimator = create(name, n, 8, gamma=0.1, queue=256, prototypes=64)
@@ -191,6 +191,7 @@ def test_every_name_makes_an_estimator(name):
         (lambda: BoostedAverage(4, 10, boost=0.5), "boost must be 1 or more and was 0.5"),
         (lambda: Neural(4, 0), "prototypes of 1 or more"),
         (lambda: MoCoLoss(4)(torch.randn(3, 5), torch.randn(3, 5), torch.arange(3)), "are 5 wide .* built for 4"),
+        (lambda: MoCoLoss(4)(*torch.randn(2, 3, 4), torch.tensor([-3, 4, 5])), "index -3 is below 0"),
         (
             lambda: GlobalContrastiveLoss(9, estimator=Dictionary(8, 4))(
                 torch.randn(3, 5), torch.randn(3, 5), torch.arange(3)

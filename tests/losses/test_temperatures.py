@@ -15,7 +15,7 @@ INDEX = torch.tensor([3, 0, 5, 3, 7])
 
 def unit_views(b=5, d=4):
     generator = torch.Generator().manual_seed(0)
-    return (functional.unit_rows(torch.randn(b, d, generator=generator, dtype=torch.float64)) for _ in range(2))
+    return (functional.normalize(torch.randn(b, d, generator=generator, dtype=torch.float64)) for _ in range(2))
 
 
 def kinds():

@@ -161,7 +161,7 @@ def write_decoded(
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path.with_suffix(".lock"), f"decodes the images of {manifest.root}"):
         for left in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
-            left.unlink(missing_ok=True)  # of a command that was killed: it no longer holds the claim
+            left.unlink(missing_ok=True)  # of a command that was killed: it holds the lock no more
         _check_room(manifest, side, path.parent)
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             bad = _write(file, manifest, side, background, threads, progress)

@@ -24,8 +24,6 @@ from .recipe import Recipe
 from .sampler import Request, ResumableSampler
 from .source import Source
 
-__all__ = ["Batch", "RandomCrops", "evaluation_loader", "read_batches", "training_loader"]
-
 _CACHE_BYTES = 256 << 20
 
 

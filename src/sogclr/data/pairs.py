@@ -1,6 +1,6 @@
 """Image-caption pairs with stable ids, in Arrow memory maps: which image and which text each pair is.
 
-To samplers and loaders it is a manifest whose ids are the pairs'; `image_ids` and `text_ids` say what a pair is made of.
+As a `Source` its samples are the pairs; `image_ids` and `text_ids` say what a pair is made of.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .column_files import read_columns, read_head, saved_root, write_columns
 from .headers import check_headers
 from .listing import Listing, list_paths, relative_to
 from .manifest import CHECK_AT_MOST, Difference, Manifest
-from .shards import find_shards, is_shards, read_shards
+from .shards import find_shards, read_shards
 from .tables import PairRows, is_table, read_rows
 from .text_columns import column_of, release_memory, text_bytes, unique_texts
 
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from ..run_folder import RunFolder
 
 _IMAGES = "images.arrow"
-
-
-def holds_pairs(data: str | os.PathLike[str]) -> bool:
-    """Return whether DATA is a table or tar shards, and so pairs; else it is images."""
-    return is_table(Path(data)) or is_shards(Path(data))
 
 
 class Pairs:

@@ -54,8 +54,6 @@ def is_shards(path: Path) -> bool:
     """Return whether DATA is tar shards: a .tar file, a pattern of them, or a folder that holds some."""
     if path.suffix.lower() == ".tar":
         return True
-    if "*" in path.name or "{" in path.name:
-        return path.suffix == ".tar"
     return path.is_dir() and any(p.suffix == ".tar" for p in path.iterdir())
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..kernels import at_least_float32
-from ..losses.functional import expand_temperature, log_mean, unit_rows
+from ..losses.functional import expand_temperature, log_mean, normalize
 
 Variant = Literal["F1", "F2"]
 _ENTRIES = 1 << 22  # similarities at a time
@@ -274,7 +274,7 @@ def _normalize(embeddings: Tensor, temperature: float | Tensor, dtype: torch.dty
         )
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise BadInput(f"temperature must be greater than 0 and was {temperature}")
-    return unit_rows(embeddings if dtype is None else embeddings.to(dtype))
+    return normalize(embeddings if dtype is None else embeddings.to(dtype))
 
 
 def _check_variant(variant: str) -> None:

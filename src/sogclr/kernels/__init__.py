@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import BadInput
 from . import dense
 from .choice import Kernel, choose, use
-from .dense import same_ids
+from .dense import at_least_float32
 from .operators import log_sums, log_sums_gradient
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "log_sum_between",
     "log_sum_negatives",
     "log_sum_rows",
-    "same_ids",
     "use",
 ]
 
@@ -205,11 +204,6 @@ def _inverse(temperature: Temperature, like: Tensor) -> Tensor:
 
 def _factor(temperature: Temperature, like: Tensor) -> Tensor | float:
     return _inverse(temperature, like) if isinstance(temperature, Tensor) else LOG2_E / temperature
-
-
-def at_least_float32(z: Tensor) -> Tensor:
-    """Return half precisions as float32; float32 and float64 stay."""
-    return z if z.dtype == torch.float64 else z.float()
 
 
 def _check(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> None:

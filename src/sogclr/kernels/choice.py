@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,11 +13,9 @@ from torch import Tensor
 from ..errors import BadInput
 
 Kernel = Literal["dense", "tiled", "triton"]
-KERNELS = ("dense", "tiled", "triton")
 
 # similarities up to which all of them are kept: measured, beyond it making them twice is as fast or faster
-DENSE_CPU = 1024 * 1024
-DENSE_CUDA = 1024 * 1024  # launches, not bytes, are what a small batch costs there
+DENSE = 1024 * 1024  # on a GPU too, where launches, not bytes, are what a small batch costs
 WIDEST_TRITON = 256  # wider rows do not fit a program's registers: strips of large matrix products do better
 
 _TRITON = find_spec("triton") is not None
@@ -41,8 +39,8 @@ def known(kernel: Kernel) -> Kernel:
     Raises:
         BadInput: there is none of that name, or it needs a package that is not installed.
     """
-    if kernel not in KERNELS:
-        raise BadInput(f"kernel must be one of {', '.join(KERNELS)} and was {kernel!r}")
+    if kernel not in (kernels := get_args(Kernel)):
+        raise BadInput(f"kernel must be one of {', '.join(kernels)} and was {kernel!r}")
     if kernel == "triton" and not _TRITON:
         raise BadInput("the triton kernel was asked for and triton is not installed; install it, or use 'tiled'")
     return kernel
@@ -55,7 +53,7 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
         return "tiled"  # an empty queue: no tiles, no special case, whatever is named
     if named is not None:
         return named
-    if is_dense(x, len(x), len(y)):
+    if len(x) * len(y) <= DENSE:
         return "dense"
     fits = x.device.type == "cuda" and _TRITON and x.shape[1] <= WIDEST_TRITON and x.dtype != torch.float64
     return "triton" if fits else "tiled"
@@ -64,10 +62,3 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
 def can_sync(z: Tensor) -> bool:
     """Return whether sizes may depend on values: on the CPU, where nothing waits, and outside of `torch.compile`."""
     return z.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def is_dense(like: Tensor, rows: int, candidates: int) -> bool:
-    """Return whether so many rows and candidates, one or more, on the device of `like` are the dense kernel's."""
-    if _named is not None:
-        return _named == "dense"
-    return rows * candidates <= (DENSE_CPU if like.device.type == "cpu" else DENSE_CUDA)

@@ -68,6 +68,11 @@ def log_sum_between(
     return _log_sum(sim, same, x_inverse), _log_sum(sim.T, same.T, y_inverse)
 
 
+def at_least_float32(z: Tensor) -> Tensor:
+    """Return half precisions as float32; float32 and float64 stay."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
 def same_ids(x_ids: Tensor, y_ids: Tensor) -> Tensor:
     """Return where a row of x and one of y share an id, of any kind: (R, C), from (R,) and (C,) or (·, kinds) ids."""
     if x_ids.ndim == 1:

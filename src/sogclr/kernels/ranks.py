@@ -1,4 +1,4 @@
-"""Anchors of this rank against candidates of all ranks. With `distributed` and `sharded`, all that knows of ranks.
+"""Log-sums of this rank's anchors over candidates of all ranks.
 
 Embeddings are gathered once. Each rank computes the log-sums of its own anchors and gathers those of the others, so all
 go on with the same numbers and compute the same loss. The weights dL/d lse that come back are then the same everywhere

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .dense import LN2, needs_no_shift, same_ids
+from .dense import LN2, at_least_float32, needs_no_shift, same_ids
 
 TILE = 512  # rows and columns; 1 MiB of float32, which with the tile of weights stays in a core's second-level cache
 TILE_ELSEWHERE = 4096  # on a GPU large products matter more than caches
@@ -25,7 +25,7 @@ class _Side:
     """One side of the tiles: rows, their ids, 1 / tau, and what is summed up for them."""
 
     def __init__(self, z: Tensor, ids: Tensor, inverse: Tensor | None) -> None:
-        self.z = (z if z.dtype == torch.float64 else z.float()).contiguous()
+        self.z = at_least_float32(z).contiguous()
         self.ids, self.inverse = ids, inverse if inverse is None else inverse.to(self.z.dtype)
         self.tile = TILE if z.device.type == "cpu" else TILE_ELSEWHERE
 

@@ -181,9 +181,8 @@ def _blocks(z: Tensor) -> dict[str, Any]:
 
 def _launch(kernel: Any, x: Tensor, *arguments: object, **constants: object) -> None:
     blocks = _blocks(x)
-    with torch.cuda.device_of(
-        x
-    ):  # Triton launches on the current device; on the CPU, the interpreter's, this does nothing
+    # Triton launches on the current device; on the CPU, the interpreter's, this does nothing
+    with torch.cuda.device_of(x):
         kernel[(triton.cdiv(len(x), blocks["ROWS"]),)](*arguments, **blocks, **constants)
 
 

@@ -24,18 +24,18 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True)
 class Anchors:
-    """What a loss sees of the batch of all ranks. B samples, two views: (2, B) are the 2B anchors."""
+    """What a loss sees of the batch of all ranks: B samples, and V views of each that are anchors, 1 for MoCo, else 2."""
 
     z: Tensor
-    """(2, B, D) unit rows."""
+    """(V, B, D) unit rows."""
     index: Tensor
     """(B,) ids."""
     temperature: float | Tensor
-    """A float, () or (B,)."""
+    """A float, () or (B,); or, where images and texts have their own, (2, B)."""
     s_pos: Tensor
     """(B,): similarity of the two views."""
     log_g: Tensor
-    """(2, B): log ĝ over the negatives in the batch."""
+    """(V, B): log ĝ over the negatives in the batch."""
     negatives: float | Tensor = 0.0
     """How many negatives each anchor has: a number, or (B,)."""
 
@@ -48,7 +48,7 @@ class Anchors:
 class ContrastiveLoss(StatefulModule):
     """What all losses have in common, of views or of pairs: their arguments, reduction over ranks, statistics.
 
-    After a call, `nu` holds the (2, B) normalizers, and `statistics` what can be said of them. Between `begin_step` and
+    After a call, `nu` holds the (V, B) normalizers, and `statistics` what can be said of them. Between `begin_step` and
     `rollback` a loss keeps what it needs to take its updates back.
     """
 
@@ -57,7 +57,9 @@ class ContrastiveLoss(StatefulModule):
     per_temperature = False
     """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
 
-    def __init__(self, temperature: float | nn.Module, reduction: Reduction, normalize: bool) -> None:
+    def __init__(
+        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
+    ) -> None:
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
             raise BadInput(f"reduction must be 'mean', 'sum' or 'none' and was {reduction!r}")
@@ -82,7 +84,7 @@ class ContrastiveLoss(StatefulModule):
         return scale_gradient(values, world_size())
 
     def dual_values(self, anchors: Anchors, nu: Tensor) -> Tensor:
-        """Return the (B,) dual values at nu, (2, B), and record them."""
+        """Return the (B,) dual values at nu, (V, B), and record them."""
         self.record(anchors, nu)
         return F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
 
@@ -93,7 +95,7 @@ class ContrastiveLoss(StatefulModule):
 
     @property
     def nu(self) -> Tensor | None:
-        """Return the normalizers of the last call, (2, B); None before it."""
+        """Return the normalizers of the last call, (V, B); None before it."""
         return None if self._last is None else self._last[0]
 
     @staticmethod

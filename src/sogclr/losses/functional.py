@@ -23,14 +23,6 @@ def normalize(z: Tensor) -> Tensor:
     return torch.nn.functional.normalize(at_least_float32(z), dim=-1)
 
 
-unit_rows = normalize  # its first name
-
-
-def compute_dtype(z: Tensor) -> torch.dtype:
-    """Return the dtype that losses compute rows z in: float32, or float64 for float64 rows."""
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
-
-
 def count_same(ids: Tensor, others: Tensor) -> Tensor:
     """Return how many of `others`, (K,), are each of `ids`, (R,): (R,) int64, in memory linear in R + K.
 
@@ -40,7 +32,7 @@ def count_same(ids: Tensor, others: Tensor) -> Tensor:
         ordered = others.sort().values
         return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
     (x_ids, y_ids), (x_others, y_others) = ids.T.contiguous(), others.T.contiguous()
-    base = torch.maximum(y_ids.max(), y_others.max()) + 1
+    base = 2 * torch.maximum(y_ids.abs().max(), y_others.abs().max()) + 1  # x base + y is one number a pair
     both = count_same(x_ids * base + y_ids, x_others * base + y_others)
     return count_same(x_ids, x_others) + count_same(y_ids, y_others) - both
 

@@ -17,8 +17,6 @@ from .queue import EmbeddingQueue
 from .rollback import StatefulModule
 from .two_view import GlobalContrastiveLoss
 
-BATCHES = 32  # the queue's default length, in batches of B embeddings: 16 steps
-WITH_SCHEDULES = 512  # the queue's default length with `steps`: it makes up for a small batch
 _RATE = 0.02  # of the running means that tell how late the queue is
 
 

@@ -10,6 +10,7 @@ from . import temperatures
 from .contrastive import Anchors, Reduction, replicated
 from .queue import EmbeddingQueue
 from .two_view import TwoViewLoss
+from .validation import check_not_negative
 
 
 class MoCoLoss(TwoViewLoss):
@@ -55,6 +56,7 @@ class MoCoLoss(TwoViewLoss):
     def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         """Return the (B,) losses of queries z0 against keys z1, (B, D) each, and push the keys."""
         self.queue.check_width(z0)
+        check_not_negative(index)
         z1 = z1.detach()
         tau = temperatures.temperature_at(self.temperature, index, z0)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau

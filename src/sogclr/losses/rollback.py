@@ -61,7 +61,8 @@ class StatefulModule(nn.Module):
             rows: (R,) int64; where a row stands twice both have the same new value. None: all of it.
         """
         if self._changes is not None:
-            self._changes.append((state, rows, state.clone() if rows is None else state[rows]))
+            # of the rows a copy: a loop may write its next batch's ids into the same tensor
+            self._changes.append((state, None, state.clone()) if rows is None else (state, rows.clone(), state[rows]))
         if rows is None:
             state.copy_(new)
         else:

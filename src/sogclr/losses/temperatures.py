@@ -34,7 +34,8 @@ class PerSample(nn.Module):
         num_samples: n; ids run from 0 to n - 1.
         initial: tau of every sample at the start.
         rho: what the divergence of the negatives' weights from uniform tends to; in (0, log(negatives)).
-        minimum, maximum: bounds of tau.
+        minimum: lower bound of tau.
+        maximum: upper bound of tau.
 
     Attributes:
         tau: (n,) float32 parameter.
@@ -92,7 +93,8 @@ class Global(nn.Module):
     Args:
         initial: tau at the start.
         rho: what the mean divergence of the negatives' weights from uniform tends to; in (0, log(negatives)).
-        minimum, maximum: bounds of tau.
+        minimum: lower bound of tau.
+        maximum: upper bound of tau.
 
     Attributes:
         tau: () float32 parameter.

@@ -152,11 +152,6 @@ class NTXentLoss(TwoViewLoss):
 
     per_temperature = True
 
-    def __init__(
-        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
-    ) -> None:
-        super().__init__(temperature, reduction, normalize)
-
     def per_sample(self, anchors: Anchors) -> Tensor:
         """Return  log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ) - s/tau, the mean over the views: (B,)."""
         self.record(anchors, anchors.log_g)
@@ -183,11 +178,6 @@ class DecoupledContrastiveLoss(TwoViewLoss):
     """
 
     per_temperature = True
-
-    def __init__(
-        self, temperature: float | nn.Module = 0.1, reduction: Reduction = "mean", normalize: bool = True
-    ) -> None:
-        super().__init__(temperature, reduction, normalize)
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         """Return  log( sum over N(a) of exp(s_ab/tau) ) - s/tau, the mean over the views: (B,)."""

@@ -104,6 +104,16 @@ def check_negatives(index: Tensor) -> None:
         )
 
 
+def check_not_negative(index: Tensor) -> None:
+    """Refuse ids (B,) below 0, which a queue takes for empty places; ids on CUDA are not looked at.
+
+    Raises:
+        BadInput: there is one.
+    """
+    if can_sync(index) and (lowest := _range(index)[0]) < 0:
+        raise BadInput(f"index {lowest} is below 0, which means an empty place in the queue; give ids of 0 or more")
+
+
 def check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
     """Refuse (B, D) embeddings on the CPU that are not finite.
 

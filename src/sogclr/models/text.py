@@ -26,7 +26,6 @@ from ..files import write_text
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PAD, START = "<pad>", "<start>"
-ALPHABET = 256 + 2  # smallest vocabulary: the bytes, PAD and START
 
 
 class Tokenizer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.loader import Batch
+from ..data.crops import Batch
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.loader import Batch
+from ..data.crops import Batch
 from ..data.manifest import Manifest
 from ..data.source import Source
 from ..models.encoder import EncoderInfo, save_encoder

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from .. import distributed
 from ..data.augment import Augmentation
+from ..data.crops import Batch, RandomCrops
 from ..data.images import resized_crop
 from ..data.labels import Labels
-from ..data.loader import Batch, RandomCrops, read_batches
+from ..data.loader import read_batches
 from ..data.sampler import Request, ResumableSampler
 from ..data.source import Source
 from ..errors import BadImage, BadInput

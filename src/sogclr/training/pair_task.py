@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..data.augment import Augmentation
-from ..data.loader import Batch, training_loader
+from ..data.crops import Batch
+from ..data.loader import training_loader
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler
 from ..evaluation.image_text import score_pairs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import distributed
-from ..data.loader import Batch
+from ..data.crops import Batch
 from ..losses import NonFinite
 from .grad_cache import GradCache
 from .metrics import Meters

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..data.loader import Batch
+from ..data.crops import Batch
 from ..progress import Progress
 from ..run_folder import RunFolder
 

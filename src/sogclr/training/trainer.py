@@ -14,7 +14,7 @@ import torch
 
 from .. import __version__, distributed
 from ..data.bad_files import too_many_bad, write_bad_files
-from ..data.loader import Batch
+from ..data.crops import Batch
 from ..errors import BadInput, Interrupted, RunFailed
 from ..evaluation.scores import select
 from ..kernels import ranks

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..data.augment import Augmentation
+from ..data.crops import Batch
 from ..data.labels import Labels
-from ..data.loader import Batch, training_loader
+from ..data.loader import training_loader
 from ..data.manifest import Manifest
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel

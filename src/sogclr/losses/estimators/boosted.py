@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
-from .gamma import CosineGamma
+from .gamma import CosineGamma, half_cosine
 from .moving_average import Convention, MovingAverage
 from .protocol import EstimatorInput
 from .queue_normalizer import QueueNormalizer
@@ -54,8 +54,7 @@ class BoostedAverage(MovingAverage):
 
     def falling(self) -> Tensor:
         """Return what falls from 1 at the first update to 0 at the end of the run, along a half cosine: () float32."""
-        share = (self.step / self.steps).clamp(max=1.0)
-        return 0.5 * (1 + torch.cos(math.pi * share))
+        return half_cosine(self.step, self.steps)
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         """Return  log u_i - log b  after the update of u; see `Estimator.forward` for the arguments."""

@@ -10,6 +10,11 @@ from torch import Tensor
 from ...errors import BadInput
 
 
+def half_cosine(step: Tensor, steps: int) -> Tensor:
+    """Return what falls from 1 at step 0 to 0 at `steps`, then stays: () float32, of a () integer."""
+    return 0.5 * (1 + torch.cos(math.pi * (step / steps).clamp(max=1.0)))
+
+
 class CosineGamma:
     """gamma falls along a half cosine from `start` to `end` over `steps` updates, then stays (FastCLIP, 2407.01445).
 
@@ -25,8 +30,7 @@ class CosineGamma:
 
     def __call__(self, step: Tensor, log_u: Tensor | None = None) -> Tensor:
         """Return the gamma of the update numbered `step`, 0-based, () integer: () float32, on the same device."""
-        share = (step / self.steps).clamp(max=1.0)
-        return self.end + (self.start - self.end) * 0.5 * (1 + torch.cos(math.pi * share))
+        return self.end + (self.start - self.end) * half_cosine(step, self.steps)
 
     def __repr__(self) -> str:
         return f"CosineGamma({self.start} to {self.end} in {self.steps} steps)"
