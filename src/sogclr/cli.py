@@ -62,16 +62,6 @@ COMMANDS = {
     "inspect": Command("inspect:inspect", "what is in a run, a folder of images or an encoder", ("path",)),
 }
 
-SECTION_TITLES = {
-    "data": "data",
-    "model": "model",
-    "loss": "loss",
-    "optim": "optimizer",
-    "run": "run",
-    "pairs": "image-caption pair",
-}
-"""Section of the configuration -> how the help calls its group of options."""
-
 
 def usage() -> str:
     """Return the text of `sogclr --help`."""
@@ -169,10 +159,7 @@ def _run_train(name: str, words: list[str]) -> None:
     table = read_table(file) if file else {}
     needed = [option for option in ("data", "out") if option not in table.get("data", {})]
     base = from_options(dict.fromkeys(needed, ""), table)
-    options = [
-        replace(option, default=REQUIRED) if option.name in needed else option
-        for option in read_sections(base, SECTION_TITLES)
-    ]
+    options = [replace(option, default=REQUIRED) if option.name in needed else option for option in read_sections(base)]
     options.append(Option("config", str | None, "A TOML file with any of these options.", None))
     values = _parse(name, words, options, f"{COMMANDS[name].summary.capitalize()}.", (*BASIC_OPTIONS, "config"))
     if values is None:
