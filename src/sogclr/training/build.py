@@ -15,7 +15,6 @@ from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..data.recipe import Recipe, recipe_from_table
-from ..data.sampler import ResumableSampler
 from ..data.source import Source
 from ..errors import BadInput
 from ..losses import MoCoLoss
@@ -36,6 +35,7 @@ from .own_views import OwnViews
 from .pair_task import PairTask
 from .parts import OnMetrics, Parts
 from .reading import Reading
+from .resolve import count_steps_per_epoch
 from .skip import use_fused
 from .views import ImageViews, Views
 
@@ -67,7 +67,7 @@ def build(
     if not (config.data.image_size and options.max_steps):
         raise ValueError("choices are open in this configuration; resolve makes them")
     device = distributed.local_device(torch.device(options.device))
-    steps_per_epoch = _steps_per_epoch(config, source)
+    steps_per_epoch = count_steps_per_epoch(config, source)
 
     # model, loss, and what is special about DATA or a method
     pairs = source if isinstance(source, Pairs) else None
@@ -112,13 +112,6 @@ def build(
         max_bad=config.data.max_bad,
         learned_temperature=config.loss.temperature_mode != "constant",
     )
-
-
-def _steps_per_epoch(config: TrainConfig, source: Source) -> int:
-    """Return the optimizer steps of an epoch, whose batches the ranks can divide."""
-    distributed.per_rank_batch_size(config.run.batch_size)
-    sampler = ResumableSampler(source.usable, config.run.batch_size, config.run.seed)
-    return max(1, sampler.steps_per_epoch // config.optim.accumulate)
 
 
 def _encoder_info(config: TrainConfig) -> EncoderInfo:

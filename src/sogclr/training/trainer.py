@@ -45,6 +45,7 @@ class Trainer:
         self.task, self.model, self.loss = parts.task, parts.model, parts.loss
         self.optimizer, self.loss_optimizers = parts.optimizer, parts.loss_optimizers
         self.total, self.steps_per_epoch = parts.total_steps, parts.steps_per_epoch
+        self.per_rank = distributed.per_rank_batch_size(parts.batch_size)
         self.meters = Meters(("loss",) if isinstance(parts.loss, OwnLoss) else STATISTICS, parts.device)
         self.one_step = TrainStep(parts, self.meters)
         self.scaler = self.one_step.scaler
@@ -119,8 +120,7 @@ class Trainer:
 
     def _distribute(self) -> None:
         """Let the ranks train one model."""
-        each = self.parts.batch_size // distributed.world_size()
-        self.progress.info(f"processes {distributed.world_size()}, {each} samples of each batch on each")
+        self.progress.info(f"processes {distributed.world_size()}, {self.per_rank} samples of each batch on each")
         # normalizers
         if self.parts.shard_state:
             for estimator in self._averages():
@@ -179,7 +179,7 @@ class Trainer:
             RunFailed: too many files cannot be read.
         """
         count = distributed.all_reduce_min(len(batch.index))
-        if count == self.parts.batch_size // distributed.world_size():
+        if count == self.per_rank:
             return batch
         bad = [entry for entries in distributed.all_gather_object(batch.bad) for entry in entries]
         for id, reason in bad:
