@@ -1,11 +1,11 @@
-"""What a run writes about itself: `metrics.jsonl` and TensorBoard, at once, and what is said to others."""
+"""The metrics of a run: `metrics.jsonl` and TensorBoard, written at once, and the means and times that go there."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..files import write_text
 from ..run_folder import RunFolder
+from .parts import OnMetrics
 
 NORM = "grad_norm"
 LARGEST = "weight_max"  # the statistic of which the largest is shown; of all others the mean
@@ -44,7 +45,7 @@ class MetricWriter:
         on_metrics: called with each line, as a dict of its own.
     """
 
-    def __init__(self, run: RunFolder, step: int, on_metrics: Sequence[Callable[[dict[str, Any]], None]] = ()) -> None:
+    def __init__(self, run: RunFolder, step: int, on_metrics: Sequence[OnMetrics] = ()) -> None:
         rows = [row for row in run.metrics() if row["step"] <= step and row["kind"] != "end"]
         write_text(run.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)

@@ -116,9 +116,8 @@ class OwnViews:
                     views = self.reader.views(id, 0)
                 except BadImage:
                     continue
-                return tuple(
-                    self._augmented(Batch(0, 0, torch.tensor([id]), views[:, None], []), torch.device("cpu")).shape[1:]
-                )
+                batch = Batch(0, 0, torch.tensor([id]), views[:, None], [])
+                return tuple(self.inputs(batch, torch.device("cpu")).shape[1:])
         raise BadInput("none of the first 100 images can be read; give others")
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
@@ -134,9 +133,6 @@ class OwnViews:
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
         """Return both views of all samples, (2B, C, H, W): the first views before the second."""
-        return self._augmented(batch, device)
-
-    def _augmented(self, batch: Batch, device: torch.device) -> Tensor:
         crops = batch.crops.to(device, non_blocking=True)
         if crops.dtype != torch.uint8:  # views already
             return crops.float().flatten(0, 1)
@@ -159,7 +155,7 @@ class OwnViews:
         try:
             batches = [self.reader[Request(0, 0, part)] for part in np.array_split(ids, -(-len(ids) // 64))]
             rows = [
-                model.backbone(self._augmented(b, device)).float().view(2, len(b.index), -1)
+                model.backbone(self.inputs(b, device)).float().view(2, len(b.index), -1)
                 for b in batches
                 if len(b.index)
             ]

@@ -8,10 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .. import distributed
 from ..data.augment import Augmentation
 from ..data.labels import Labels
-from ..data.loader import Batch, training_loader
+from ..data.loader import Batch
 from ..data.manifest import Manifest
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel
@@ -59,27 +58,11 @@ class ImageViews:
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield batches from `start` on, two crops of each image, uint8 (2, B, S, S, 3)."""
-        reading = self.reading
-        return training_loader(
-            self.manifest,
-            self.manifest.usable,
-            reading.recipe,
-            reading.image_size,
-            reading.batch_size,
-            reading.seed,
-            start_step=start,
-            workers=reading.workers,
-            background=reading.background,
-            pin_memory=pin_memory,
-            part=distributed.shard(),
-            decoded=reading.decoded,
-        )
+        return self.reading.batches(self.manifest, start, 2, pin_memory)
 
     def blank_batch(self) -> Batch:
         """Return two black images."""
-        side = self.reading.image_size
-        blank = torch.zeros(2, 2, side, side, 3, dtype=torch.uint8)
-        return Batch(0, 0, torch.from_numpy(self.manifest.usable[:2]), blank, [])
+        return self.reading.blank_batch(self.manifest, 2)
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
         """Return both views of all images, (2B, 3, S, S), augmented on the device."""
