@@ -14,7 +14,7 @@ from ..data.loader import Batch
 from ..data.manifest import Manifest
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel
-from .online_eval import OnlineDiagnosis, OnlineEvaluation
+from .online_eval import online_diagnosis, online_scores
 from .reading import Reading
 
 
@@ -71,8 +71,8 @@ class ImageViews:
 
     def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
         """Return the accuracy of kNN with labels, label-free scores without."""
-        return OnlineEvaluation(self.manifest, self.labels, self.reading)(model, self.info, self.augment, device)
+        return online_scores(self.manifest, self.labels, self.reading, model, self.info, self.augment, device)
 
     def diagnose(self, model: ContrastiveModel, loss: nn.Module, device: torch.device) -> dict[str, float]:
         """Return how far the loss's gradient is from the exact one, on a fixed part of the images."""
-        return OnlineDiagnosis(self.manifest, self.reading)(model, loss, self.info, self.augment, device)
+        return online_diagnosis(self.manifest, self.reading, model, loss, self.augment, device)
