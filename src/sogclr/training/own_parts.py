@@ -134,7 +134,7 @@ class OwnLoss(nn.Module):
 
 
 @torch.no_grad()
-def feature_width(model: nn.Module, shape: tuple[int, ...]) -> int:
+def probe_width(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Return F: the model's `num_features`, or what it makes of two blank images.
 
     Args:
