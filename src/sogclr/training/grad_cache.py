@@ -87,7 +87,7 @@ class GradCache:
                 torch.autograd.backward(rows, [z.grad for z in part.embeddings])
 
     def forget(self) -> None:
-        """Drop what a loss that failed has left."""
+        """Drop the micro-batches of a forward pass whose loss failed."""
         self._parts = []
 
     def _with_graph(self, inputs: Rows, last: bool) -> Any:

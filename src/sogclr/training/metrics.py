@@ -30,7 +30,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the files: nothing is written afterwards."""
         ...
 
 
@@ -83,7 +83,7 @@ class MetricWriter:
 
 
 class NullWriter:
-    """What the processes write that are not the main one: nothing."""
+    """A writer that writes nothing, for all ranks but the main one."""
 
     def write(
         self, kind: str, step: int, epoch: float, values: dict[str, Any], timing: dict[str, float] | None = None
@@ -121,11 +121,11 @@ class Meters:
         self.largest = torch.where(ok, largest, self.largest)
 
     def means(self, count: int) -> dict[str, float]:
-        """Return the means over so many steps; none for 0."""
+        """Return the mean of each statistic over `count` steps; an empty dict for 0."""
         return dict(zip(self.names, (self.sums / count).tolist(), strict=True)) if count else {}
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Set all sums to zero, for the next line."""
         self.sums.zero_()
         self.largest = torch.zeros((), device=self.device)
 
@@ -134,7 +134,7 @@ class Meters:
         return {"sums": self.sums, LARGEST: self.largest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with these sums."""
+        """Load the sums."""
         self.sums.copy_(state["sums"])
         self.largest = state[LARGEST].to(self.device)
 
@@ -159,7 +159,7 @@ class Clock:
         self._wait += time.monotonic() - self._entered
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was spent on something else than training."""
+        """Subtract from the current lap seconds that were spent on something else than training."""
         self._paused += seconds
 
     def total(self) -> float:

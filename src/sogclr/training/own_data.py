@@ -148,7 +148,7 @@ def two_views(content: Any, name: str) -> Tensor:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put the global generators back at the end: a reader may be in the training process itself."""
+    """Restore the states of the global random generators at the end: a reader may be in the training process itself."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

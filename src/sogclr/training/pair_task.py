@@ -135,11 +135,11 @@ class PairTask:
 
     # ------------------------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Return that there is no encoder of keys."""
+        """Return the key `keys`, None: there is no encoder of keys."""
         return {"keys": None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up nothing."""
+        """Do nothing: the task has no state."""
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
         """Take what another run's loss kept of the images and captions that both runs have, and return how many images."""

@@ -119,7 +119,7 @@ class Trainer:
             del loader  # ends the reader processes
 
     def _distribute(self) -> None:
-        """Let the ranks train one model."""
+        """Set up what the ranks share: normalizers, BatchNorm's statistics, gradients."""
         self.progress.info(f"processes {distributed.world_size()}, {self.per_rank} samples of each batch on each")
         # normalizers
         if self.parts.shard_state:
@@ -140,7 +140,7 @@ class Trainer:
         self.step += 1
 
     def sync_outcomes(self) -> None:
-        """Learn which steps since the last call were taken, and account for them in their order; all ranks call together.
+        """Read from the device which steps since the last call were taken, and count them in their order; all ranks call together.
 
         Waits for the device, so it is called where the run waits anyway: for a line of metrics, a score, a checkpoint.
 
@@ -173,7 +173,7 @@ class Trainer:
             )
 
     def _without_bad(self, batch: Batch) -> Batch:
-        """Return as many samples as the rank has that could read the fewest, and account for the others.
+        """Return a batch cut to the length of the rank that could read the fewest samples, and record the unreadable ones.
 
         Raises:
             RunFailed: too many files cannot be read.
