@@ -86,12 +86,8 @@ def train(
     given = {"data": data, "out": out, "model": model if isinstance(model, str) else None}
     chosen = {**options, **{name: os.fspath(value) for name, value in given.items() if value is not None}}
     table = read_table(os.fspath(config)) if config is not None else {}
-    return start(
-        from_options(adapt_options(chosen, table, own), table),
-        Progress(quiet),
-        own,
-        [on_metrics] if on_metrics is not None else [],
-    )
+    full = from_options(adapt_options(chosen, table, own), table)
+    return start(full, Progress(quiet), own, [on_metrics] if on_metrics is not None else [])
 
 
 def resume(
@@ -192,11 +188,8 @@ def _begin(
     """Return the trainer of a new run, whose folder with the first checkpoint is written; `held` keeps the lock on it."""
     # what to train on, and every open choice
     run.check_free()
-    source: Source
-    if own.dataset is not None:
-        source = DatasetSource(own.dataset)
-    else:
-        source = scan(config.data.data, progress, config.pairs.image_column, config.pairs.caption_column)
+    data, columns = config.data.data, (config.pairs.image_column, config.pairs.caption_column)
+    source: Source = scan(data, progress, *columns) if own.dataset is None else DatasetSource(own.dataset)
     if sentence := too_many_bad(source, dict(source.bad), config.data.max_bad):
         raise BadInput(sentence)
     config, lines = resolve(config, source)
