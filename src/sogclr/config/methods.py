@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..errors import BadInput
-from .rows import EstimatorRow as EstimatorRow
-from .rows import Method as Method
-from .rows import QueueLength, Row
+from .rows import EstimatorRow, Method, QueueLength, Row
 
 COMMON = ("method", "temperature", "temperature_mode", "rho", "temperature_lr", "queue")
 """Options of `LossConfig` that go with every row. The queue's length is among them, as each run's configuration holds one."""

@@ -66,16 +66,16 @@ class NameIn:
 
 @dataclass(frozen=True)
 class Check:
-    """What a function says of a value: the sentence's end, or None."""
+    """Values that a function accepts: it returns None, or the end of the sentence that refuses one."""
 
     refusal: Callable[[Any], str | None]
 
 
 def limits_of(section: type) -> dict[str, list[Range | NameIn | Check]]:
-    """Return field name -> what its annotation says of its values, of a dataclass."""
+    """Return the limits in the annotations of a dataclass, by the name of the field."""
     hints = get_type_hints(section, include_extras=True)
     found = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {name: [m for m in said if isinstance(m, Range | NameIn | Check)] for name, said in found.items()}
+    return {name: [m for m in marks if isinstance(m, Range | NameIn | Check)] for name, marks in found.items()}
 
 
 def check_fields(section: Any) -> None:
@@ -90,5 +90,5 @@ def check_fields(section: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise BadInput(f"{option} must be a finite number and was {value}")
         for limit in limits[name] if value is not None else ():
-            if said := limit.refusal(value):
-                raise BadInput(f"{option} {said}")
+            if refusal := limit.refusal(value):
+                raise BadInput(f"{option} {refusal}")

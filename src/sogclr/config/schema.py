@@ -1,6 +1,7 @@
 """The configuration of a run: one tree of small frozen dataclasses. No torch here: `sogclr --help` must not wait for it.
 
-A field's annotation holds the limits of its values, the text below it says what it does; `title` heads a section's options.
+A field's annotation holds the limits of its values, the text below it says what it does; `title`
+heads a section's options in the help.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _width_refusal(value: int) -> str | None:
 class DataConfig:
     """What to train on, and where the run goes."""
 
-    title: ClassVar[str] = "Data"
+    title: ClassVar[str] = "data"
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """Images: a folder (its train/ part, if it has one) or a .txt list. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards."""
@@ -101,7 +102,7 @@ class DataConfig:
 class ModelConfig:
     """What is trained."""
 
-    title: ClassVar[str] = "Model"
+    title: ClassVar[str] = "model"
 
     model: str | None = None
     """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. Chosen by the image size when left out."""
@@ -126,7 +127,7 @@ class ModelConfig:
 class LossConfig:
     """What is minimised."""
 
-    title: ClassVar[str] = "Loss"
+    title: ClassVar[str] = "loss"
 
     method: Annotated[str, _methods, _names(_methods.literal, f"The loss. {_methods.help()}.")] = "sogclr"
     """The loss, a row of `METHODS`."""
@@ -180,7 +181,7 @@ class LossConfig:
 class OptimConfig:
     """How it is minimised."""
 
-    title: ClassVar[str] = "Optimization"
+    title: ClassVar[str] = "optimizer"
 
     optimizer: Optimizer | None = None
     """lars, or adamw for pairs, when left out."""
@@ -209,7 +210,7 @@ class OptimConfig:
 class RunConfig:
     """How long, on what, and what is written down."""
 
-    title: ClassVar[str] = "Run"
+    title: ClassVar[str] = "run"
 
     epochs: Annotated[int, Range(1)] = 100
     """Passes over the data."""
@@ -260,7 +261,7 @@ class RunConfig:
 class PairsConfig:
     """For image-caption pairs: the columns, and the text tower."""
 
-    title: ClassVar[str] = "Pairs"
+    title: ClassVar[str] = "image-caption pair"
 
     image_column: str | None = None
     """Column of the images' paths; found by its name when left out."""

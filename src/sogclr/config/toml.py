@@ -133,8 +133,8 @@ def _build(section: type[S], values: dict[str, Any]) -> S:
         name = f"{section.__name__.removesuffix('Config').lower()}.{key}"
         checked[key] = _checked(name, value, hints[key])
         for limit in limits[key]:
-            if isinstance(limit, NameIn) and value is not None and (said := limit.refusal(value)):
-                raise BadInput(f"{name} {said}")
+            if isinstance(limit, NameIn) and value is not None and (refusal := limit.refusal(value)):
+                raise BadInput(f"{name} {refusal}")
     return section(**checked)
 
 

@@ -15,12 +15,11 @@ from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..data.recipe import Recipe, recipe_from_table
-from ..data.sampler import ResumableSampler
 from ..data.source import Source
 from ..errors import BadInput
 from ..losses import MoCoLoss
 from ..losses.contrastive import ContrastiveLoss
-from ..models.backbone import create_backbone
+from ..models.backbone import create_backbone, feature_width
 from ..models.encoder import EncoderInfo
 from ..models.text import TextSetup
 from ..models.two_tower import TwoTowerModel
@@ -31,11 +30,12 @@ from .build_loss import build_loss, build_loss_optimizers
 from .image_task import ImageTask, MoCoTask
 from .optim import build_optimizer, warmup_cosine
 from .own_data import ManifestImages
-from .own_parts import OwnLoss, OwnParts, feature_width
+from .own_parts import OwnLoss, OwnParts, probe_width
 from .own_views import OwnViews
 from .pair_task import PairTask
 from .parts import OnMetrics, Parts
 from .reading import Reading
+from .resolve import count_steps_per_epoch
 from .skip import use_fused
 from .views import ImageViews, Views
 
@@ -67,7 +67,7 @@ def build(
     if not (config.data.image_size and options.max_steps):
         raise ValueError("choices are open in this configuration; resolve makes them")
     device = distributed.local_device(torch.device(options.device))
-    steps_per_epoch = _steps_per_epoch(config, source)
+    steps_per_epoch = count_steps_per_epoch(config, source)
 
     # model, loss, and what is special about DATA or a method
     pairs = source if isinstance(source, Pairs) else None
@@ -114,20 +114,13 @@ def build(
     )
 
 
-def _steps_per_epoch(config: TrainConfig, source: Source) -> int:
-    """Return the optimizer steps of an epoch, whose batches the ranks can divide."""
-    distributed.per_rank_batch_size(config.run.batch_size)
-    sampler = ResumableSampler(source.usable, config.run.batch_size, config.run.seed)
-    return max(1, sampler.steps_per_epoch // config.optim.accumulate)
-
-
 def _encoder_info(config: TrainConfig) -> EncoderInfo:
-    """Return what the encoder file will say of itself."""
+    """Return the metadata of the encoder file."""
     return EncoderInfo(str(config.model.model), config.data.image_size or 0, background=config.data.background)
 
 
 def _reading(config: TrainConfig, source: Source) -> Reading:
-    """Return how samples are read, from decoded images where the configuration names some."""
+    """Return how samples are read: from decoded images where the configuration asks for them, else from files."""
     data, cached = config.data, config.data.cache != "none"
     return Reading(
         recipe=recipe_from_table(Recipe(), config.augment),
@@ -192,9 +185,9 @@ def build_image_model(config: TrainConfig, own: OwnParts, shape: tuple[int, ...]
     torch.manual_seed(config.run.seed)
     if own.model is None:
         backbone = create_backbone(str(options.model), config.data.image_size or 0, options.pretrained)
-        width = int(backbone.num_features)  # type: ignore[arg-type]
+        width = feature_width(backbone)
     else:
-        backbone, width = own.model, feature_width(own.model, shape)
+        backbone, width = own.model, probe_width(own.model, shape)
         backbone.num_features = width  # type: ignore[assignment]  # what an encoder says of itself
         if not own.head:
             return ContrastiveModel(backbone, nn.Identity())
@@ -203,7 +196,7 @@ def build_image_model(config: TrainConfig, own: OwnParts, shape: tuple[int, ...]
 
 
 def own_loss(loss: nn.Module, source: Source) -> ContrastiveLoss | OwnLoss:
-    """Return a loss that was given instead of a method: one of ours as it is, another with what a step asks of it.
+    """Return a loss that was given instead of a method, ready for a training step: one of ours as it is, another wrapped.
 
     Raises:
         BadInput: it was built for another number of samples, or another is to train on several processes.
@@ -248,7 +241,7 @@ def _check_frozen(config: TrainConfig) -> None:
 
 
 def _text_setup(config: TrainConfig, pairs: Pairs, run: RunFolder) -> TextSetup:
-    """Return the run's own, if it has begun; that of the run it starts from; else a new one."""
+    """Return the text tower's description and tokenizer: the run's own if it has begun, that of `--init-from`, or a new one."""
     options = config.pairs
     if run.config_file.is_file():
         return TextSetup.load(run.text_folder)

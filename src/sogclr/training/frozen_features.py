@@ -13,6 +13,7 @@ from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler
 from ..files import atomic_write
+from ..models.backbone import feature_width
 from ..models.encoder import Encoder
 from ..models.features import compute_features
 from ..models.two_tower import TwoTower
@@ -73,7 +74,7 @@ def text_features(path: Path, towers: TwoTower, pairs: Pairs, progress: Progress
             if progress is not None:
                 progress(stop, count)
 
-    width = int(towers.model.text_backbone.num_features)  # type: ignore[arg-type]
+    width = feature_width(towers.model.text_backbone)
     return _once(path, (len(pairs.captions), width), fill)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .skip import copy_where_
 from .task import Encode
 
 Rows = tuple[Tensor, ...]
@@ -70,9 +71,7 @@ class GradCache:
             several = isinstance(outputs, tuple)
             leaves = tuple(z.detach().requires_grad_() for z in (outputs if several else (outputs,)))
             parts.append(MicroBatch(part, before, leaves))
-        with torch.no_grad():
-            for buffer, saved in zip(self.model.buffers(), kept, strict=True):
-                buffer.copy_(saved)
+        copy_where_(kept, into=list(self.model.buffers()))
         self._parts += parts
         whole = tuple(torch.cat(of_all) for of_all in zip(*(part.embeddings for part in parts), strict=True))
         return whole if several else whole[0]
@@ -88,7 +87,7 @@ class GradCache:
                 torch.autograd.backward(rows, [z.grad for z in part.embeddings])
 
     def forget(self) -> None:
-        """Drop what a loss that failed has left."""
+        """Drop the micro-batches of a forward pass whose loss failed."""
         self._parts = []
 
     def _with_graph(self, inputs: Rows, last: bool) -> Any:

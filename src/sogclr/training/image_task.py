@@ -91,11 +91,11 @@ class ImageTask:
 
     # ------------------------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Return that there is no encoder of keys."""
+        """Return the key `keys`, None: there is no encoder of keys."""
         return {"keys": None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up nothing."""
+        """Do nothing: the task has no state."""
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
         """Take what another run's loss kept of the images that both runs have, and return how many these are."""
@@ -174,7 +174,7 @@ class MoCoTask(ImageTask):
         return {"keys": self.keys.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the encoder of keys."""
+        """Load the state of the encoder of keys."""
         self.keys.load_state_dict(state["keys"])
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:

@@ -1,11 +1,11 @@
-"""What a run writes about itself: `metrics.jsonl` and TensorBoard, at once, and what is said to others."""
+"""The metrics of a run: `metrics.jsonl` and TensorBoard, written at once, and the means and times that go there."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..files import write_text
 from ..run_folder import RunFolder
+from .parts import OnMetrics
 
 NORM = "grad_norm"
 LARGEST = "weight_max"  # the statistic of which the largest is shown; of all others the mean
@@ -29,7 +30,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the files: nothing is written afterwards."""
         ...
 
 
@@ -44,7 +45,7 @@ class MetricWriter:
         on_metrics: called with each line, as a dict of its own.
     """
 
-    def __init__(self, run: RunFolder, step: int, on_metrics: Sequence[Callable[[dict[str, Any]], None]] = ()) -> None:
+    def __init__(self, run: RunFolder, step: int, on_metrics: Sequence[OnMetrics] = ()) -> None:
         rows = [row for row in run.metrics() if row["step"] <= step and row["kind"] != "end"]
         write_text(run.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
@@ -82,7 +83,7 @@ class MetricWriter:
 
 
 class NullWriter:
-    """What the processes write that are not the main one: nothing."""
+    """A writer that writes nothing, for all ranks but the main one."""
 
     def write(
         self, kind: str, step: int, epoch: float, values: dict[str, Any], timing: dict[str, float] | None = None
@@ -120,11 +121,11 @@ class Meters:
         self.largest = torch.where(ok, largest, self.largest)
 
     def means(self, count: int) -> dict[str, float]:
-        """Return the means over so many steps; none for 0."""
+        """Return the mean of each statistic over `count` steps; an empty dict for 0."""
         return dict(zip(self.names, (self.sums / count).tolist(), strict=True)) if count else {}
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Set all sums to zero, for the next line."""
         self.sums.zero_()
         self.largest = torch.zeros((), device=self.device)
 
@@ -133,7 +134,7 @@ class Meters:
         return {"sums": self.sums, LARGEST: self.largest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with these sums."""
+        """Load the sums."""
         self.sums.copy_(state["sums"])
         self.largest = state[LARGEST].to(self.device)
 
@@ -158,7 +159,7 @@ class Clock:
         self._wait += time.monotonic() - self._entered
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was spent on something else than training."""
+        """Subtract from the current lap seconds that were spent on something else than training."""
         self._paused += seconds
 
     def total(self) -> float:

@@ -47,7 +47,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, ok: Tensor | None = None) -> None:
-        """Follow the model after an optimizer's step. Buffers are the model's own.
+        """Move the average towards the model after an optimizer's step. Buffers are copied from the model.
 
         Not by `AveragedModel.update_parameters`, which asks its count of updates for a number and waits for the device.
 

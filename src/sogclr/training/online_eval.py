@@ -33,94 +33,100 @@ def choose(ids: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(np.random.Generator(np.random.Philox(key=seed)).choice(ids, most, replace=False))
 
 
-class OnlineEvaluation:
-    """Scores on a fixed sample of at most 2,000 training images; `evaluation.scores.select` says which is to grow.
+def scored_ids(usable: np.ndarray, labels: Labels | None, seed: int) -> np.ndarray:
+    """Return the ids of the fixed sample that is scored: of at most 2,000 images, of those with a label where there are labels."""
+    return choose(usable if labels is None else usable[labels.values[usable] >= 0], IMAGES, seed)
+
+
+def knn_score(features: np.ndarray, ids: np.ndarray, labels: Labels) -> dict[str, float]:
+    """Return `knn_top1`, the leave-one-out accuracy of features (m, F) of the ids (m,)."""
+    return {"knn_top1": knn_leave_one_out(features, labels.values[ids], num_classes=len(labels.classes))}
+
+
+def online_scores(
+    manifest: Manifest,
+    labels: Labels | None,
+    reading: Reading,
+    model: ContrastiveModel,
+    info: EncoderInfo,
+    augment: Augmentation,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return scores on a fixed sample of training images; `evaluation.scores.select` says which is to grow.
 
     With labels: leave-one-out kNN accuracy of the backbone's features. Without: RankMe and uniformity of the features,
-    and alignment between two views. All ranks compute features; the main one goes on to the scores, and the others get none.
+    and alignment between two views. All ranks compute features; the main one goes on to the scores.
 
     Args:
         manifest: the training images.
         labels: of them, or None.
         reading: how they are read; its seed decides which they are.
+        model: whose backbone is scored.
+        info: with the normalisation of its inputs.
+        augment: draws the two views.
+        device: where the model is.
+
+    Returns:
+        `knn_top1`, or `rankme`, `alignment` and `uniformity`; nothing on other ranks than the main one.
     """
-
-    def __init__(self, manifest: Manifest, labels: Labels | None, reading: Reading) -> None:
-        self.manifest, self.labels, self.reading = manifest, labels, reading
-        ids = manifest.usable if labels is None else manifest.usable[labels.values[manifest.usable] >= 0]
-        self.ids = choose(ids, IMAGES, reading.seed)
-
-    def __call__(
-        self, model: ContrastiveModel, info: EncoderInfo, augment: Augmentation, device: torch.device
-    ) -> dict[str, float]:
-        """Return `knn_top1`, or `rankme`, `alignment` and `uniformity`; nothing on other ranks than the main one."""
-        model.eval()
-        broadcast_buffers(model)
-        encoder = Encoder(model.backbone, info)
-        try:
-            features, kept, _ = features_over_ranks(
-                encoder, self.manifest, self.ids, workers=self.reading.workers, device=device
-            )
-            if not distributed.is_rank0():
-                return {}
-            if self.labels is not None:
-                y = self.labels.values[kept]
-                return {"knn_top1": knn_leave_one_out(features, y, num_classes=len(self.labels.classes))}
-            some = self.ids[:: max(1, len(self.ids) // VIEWED)]
-            z0, z1 = compute_views(
-                encoder, self.manifest, some, augment, batch_size=self.reading.batch_size, device=device
-            )
-            return compute(online=True, features=features, views=(z0, z1))
-        finally:
-            model.train()
+    ids = scored_ids(manifest.usable, labels, reading.seed)
+    model.eval()
+    broadcast_buffers(model)
+    encoder = Encoder(model.backbone, info)
+    try:
+        features, kept, _ = features_over_ranks(encoder, manifest, ids, workers=reading.workers, device=device)
+        if not distributed.is_rank0():
+            return {}
+        if labels is not None:
+            return knn_score(features, kept, labels)
+        some = ids[:: max(1, len(ids) // VIEWED)]
+        views = compute_views(encoder, manifest, some, augment, batch_size=reading.batch_size, device=device)
+        return compute(online=True, features=features, views=views)
+    finally:
+        model.train()
 
 
-class OnlineDiagnosis:
-    """`diagnose` on a fixed random part of the images in a fixed set of views, in float32 with frozen BatchNorm.
+def online_diagnosis(
+    manifest: Manifest,
+    reading: Reading,
+    model: ContrastiveModel,
+    loss: nn.Module,
+    augment: Augmentation,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return what `diagnose` finds on a fixed sample of images in fixed views, in float32 with BatchNorm at its running statistics.
 
-    Over that part the objective, the gradient and the normalizers are exact; of the whole data set they are estimates
-    (the objective's negatives are a sample), and exactly so where the part is all of it.
+    Over that sample the objective, the gradient and the normalizers are exact; of the whole data set they are estimates
+    (the objective's negatives are a sample), and exactly so where the sample is all of it.
 
     Args:
         manifest: the training images.
         reading: how they are read; its seed decides which they are.
+        model: backbone and head.
+        loss: what is diagnosed.
+        augment: draws the views: those of epoch 0.
+        device: where the model is.
     """
-
-    def __init__(self, manifest: Manifest, reading: Reading) -> None:
-        self.manifest, self.reading = manifest, reading
-        most = DIAGNOSED_BYTES // (DIAGNOSED_VIEWS * 3 * 4 * reading.image_size**2)
-        count = min(len(manifest.usable), DIAGNOSED, max(2, most))
-        draw = np.random.Generator(np.random.Philox(key=reading.seed + 1))
-        self.ids = np.sort(draw.choice(manifest.usable, count, replace=False))
-
-    def __call__(
-        self,
-        model: ContrastiveModel,
-        loss: nn.Module,
-        info: EncoderInfo,
-        augment: Augmentation,
-        device: torch.device,
-    ) -> dict[str, float]:
-        """Return what `diagnose` finds."""
-        index, views = self._views(info, augment, device)
-        batch = min(self.reading.batch_size, len(index))
-        with eval_mode(model):
-            return diagnose(loss, model, views, index=index, batch_size=batch, batches=200, single_batches=16)
-
-    def _views(
-        self, info: EncoderInfo, augment: Augmentation, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids, (m,), and (V, m, 3, S, S) views: those of the epoch 0."""
-        loader = training_loader(
-            self.manifest,
-            self.ids,
-            augment.recipe,
-            augment.image_size,
-            len(self.ids),
-            augment.seed,
-            views=DIAGNOSED_VIEWS,
-            background=info.background,
-        )
-        batch = next(loader)
-        crops, ids = batch.crops.to(device), batch.index.numpy()
-        return batch.index, torch.stack([augment(crops[v], ids, 0, v) for v in range(DIAGNOSED_VIEWS)])
+    # which images
+    most = DIAGNOSED_BYTES // (DIAGNOSED_VIEWS * 3 * 4 * reading.image_size**2)
+    count = min(len(manifest.usable), DIAGNOSED, max(2, most))
+    draw = np.random.Generator(np.random.Philox(key=reading.seed + 1))
+    ids = np.sort(draw.choice(manifest.usable, count, replace=False))
+    # their views, (V, m, 3, S, S)
+    loader = training_loader(
+        manifest,
+        ids,
+        reading.recipe,
+        reading.image_size,
+        len(ids),
+        reading.seed,
+        views=DIAGNOSED_VIEWS,
+        background=reading.background,
+    )
+    batch = next(loader)
+    crops = batch.crops.to(device)
+    views = torch.stack([augment(crops[v], batch.index.numpy(), 0, v) for v in range(DIAGNOSED_VIEWS)])
+    # the diagnosis
+    size = min(reading.batch_size, len(ids))
+    with eval_mode(model):
+        return diagnose(loss, model, views, index=batch.index, batch_size=size, batches=200, single_batches=16)

@@ -19,6 +19,7 @@ _RATE_AT_256 = {
     "sgd": {"sqrt": 0.06, "linear": 0.06},
     "adamw": {"sqrt": 1e-3, "linear": 1e-3},
 }
+LR_SCALE = "rate"  # the key of a parameter group's learning-rate scale, as checkpoints hold it
 _DECAY = {"lars": 1e-6, "sgd": 1e-4, "adamw": 0.05}
 
 
@@ -35,7 +36,7 @@ def learning_rate(optimizer: str, rule: str, batch_size: int) -> float:
 
 
 def weight_decay(optimizer: str) -> float:
-    """Return the default of an optimizer: lars, sgd or adamw."""
+    """Return the weight decay that an optimizer, lars, sgd or adamw, has by default."""
     return _DECAY[optimizer]
 
 
@@ -47,8 +48,8 @@ def build_optimizer(
     Args:
         model: what is trained.
         config: resolved.
-        lr_scales: beginning of parameters' names -> their share of the learning rate, which is kept as the `rate` of two
-            groups of their own; 1 for all others.
+        lr_scales: beginning of parameters' names -> their learning-rate scale, the `LR_SCALE` of two groups of their own;
+            1 for all others.
     """
     if config.lr is None or config.weight_decay is None:
         raise ValueError("the learning rate and the weight decay are open; resolve the configuration first")
@@ -60,8 +61,8 @@ def build_optimizer(
     groups: list[dict[str, Any]] = []
     for scale, parameters in by_scale.items():
         matrices, vectors = ([p for p in parameters if (p.ndim >= 2) is big] for big in (True, False))
-        groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": scale, "always_adapt": True})
-        groups.append({"params": vectors, "weight_decay": 0.0, "rate": scale, "always_adapt": False})
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, LR_SCALE: scale, "always_adapt": True})
+        groups.append({"params": vectors, "weight_decay": 0.0, LR_SCALE: scale, "always_adapt": False})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=use_fused(list(model.parameters())))
     if config.optimizer == "sgd":
@@ -75,10 +76,10 @@ def build_optimizer(
 
 
 def warmup_cosine(total: int, warmup: int) -> Callable[[int], float]:
-    """Return the schedule, step -> share of the peak rate: a line from 1/warmup to 1, then a half cosine to 0.
+    """Return the schedule, step -> factor of the peak learning rate: a line from 1/warmup to 1, then a half cosine to 0.
 
     Args:
-        total: steps of the run, at whose end the share is 0.
+        total: steps of the run, at whose end the factor is 0.
         warmup: steps of the line.
     """
 

@@ -1,21 +1,23 @@
-"""What parts of a user's own mean for a run's configuration: what is left out, refused, or said differently."""
+"""What parts of a user's own change in a run's configuration: options that they set or refuse, and lines about it."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 from typing import Any
 
-from ..config.schema import LossConfig, TrainConfig
+from torch import nn
+
+from ..config.schema import LossConfig, TemperatureMode, TrainConfig
 from ..data.source import Source
 from ..errors import BadInput
 from ..losses.contrastive import ContrastiveLoss
 from ..losses.temperatures import Global, PerSample
-from .own_data import DatasetSource, view_side
+from .own_data import view_side
 from .own_parts import OwnParts, name_of, own_name
 
 
-def settle_before(options: dict[str, Any], table: dict[str, Any], own: OwnParts) -> dict[str, Any]:
-    """Return the options of `train` with what its own parts decide.
+def adapt_options(options: dict[str, Any], table: dict[str, Any], own: OwnParts) -> dict[str, Any]:
+    """Return the options of `train` with those that parts of the user's own set.
 
     Args:
         options: flat, as they were given.
@@ -58,13 +60,14 @@ def _refuse(options: dict[str, Any], names: list[str] | tuple[str, ...], part: s
             raise BadInput(f"{name}= does not go with {part}; leave it out")
 
 
-def open_own_source(own: OwnParts) -> Source | None:
-    """Return the data set of the user's own as a source; None where DATA is given."""
-    return None if own.dataset is None else DatasetSource(own.dataset)
+def adapt_config(config: TrainConfig, lines: list[str], source: Source, own: OwnParts) -> tuple[TrainConfig, list[str]]:
+    """Return a resolved configuration, and the lines about it, with what parts of the user's own change.
 
-
-def settle_after(config: TrainConfig, lines: list[str], source: Source, own: OwnParts) -> tuple[TrainConfig, list[str]]:
-    """Return a resolved configuration, and the lines about it, with what only the built parts say.
+    Args:
+        config: resolved.
+        lines: about it, as `resolve` returned them.
+        source: the samples.
+        own: the parts.
 
     Raises:
         BadInput: parts of the user's own for image-caption pairs.
@@ -72,22 +75,18 @@ def settle_after(config: TrainConfig, lines: list[str], source: Source, own: Own
     if own.table() and source.kind != "images":
         part = next(iter(own.table()))
         raise BadInput(f"{part}= is for images and {config.data.data} holds image-caption pairs; leave it out")
-    said: dict[str, str] = {}
+    replaced: dict[str, str] = {}
     if own.loss is not None:
-        said["loss"] = f"{name_of(own.loss)}, given"
+        replaced["loss"] = f"{name_of(own.loss)}, given"
         config = replace(config, loss=replace(config.loss, temperature_mode=_temperature_mode(own.loss)))
     if own.transform is not None:
-        said["views"] = f"of {name_of(own.transform)}, given"
-    return config, [f"{line[:10]}{said.get(line[:10].strip(), line[10:])}" for line in lines]
+        replaced["views"] = f"of {name_of(own.transform)}, given"
+    return config, [f"{line[:10]}{replaced.get(line[:10].strip(), line[10:])}" for line in lines]
 
 
-def _temperature_mode(loss: Any) -> Any:
-    """Return how a loss of ours learns its temperature: its optimizer's rate and a metric depend on it."""
+def _temperature_mode(loss: nn.Module) -> TemperatureMode:
+    """Return how a loss of ours learns its temperature, on which its optimizer and a metric depend."""
     temperature = getattr(loss, "temperature", None) if isinstance(loss, ContrastiveLoss) else None
-    return (
-        "per-sample"
-        if isinstance(temperature, PerSample)
-        else "global"
-        if isinstance(temperature, Global)
-        else "constant"
-    )
+    if isinstance(temperature, PerSample):
+        return "per-sample"
+    return "global" if isinstance(temperature, Global) else "constant"

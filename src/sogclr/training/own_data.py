@@ -39,10 +39,6 @@ class DatasetSource:
     bad: list[tuple[int, str]] = []  # noqa: RUF012
 
     def __init__(self, dataset: MapDataset) -> None:
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise BadInput(
-                f"dataset= is a {name_of(dataset)} without a length; give a map-style data set of (image, index)"
-            )
         self.dataset, self.name, self.count = dataset, name_of(dataset), len(dataset)
         self.root = self.source = Path(f"dataset={self.name}")
         self.fingerprint = hashlib.sha256(f"{self.name} of {self.count}".encode()).hexdigest()
@@ -58,7 +54,7 @@ class DatasetSource:
 
     @property
     def images(self) -> Any:
-        """Return the source itself: each sample is an image."""
+        """Return the source itself: each sample is an image. It is no `Manifest`, as there are no files."""
         return self
 
     @property
@@ -74,7 +70,7 @@ class DatasetSource:
         """Raise BadInput: there are no files."""
         raise BadInput(f"{self.relative(id)} is of a data set of your own and has no file")
 
-    def image_of(self, ids: Any) -> Any:
+    def image_of(self, ids: np.ndarray) -> np.ndarray:
         """Return the ids: each sample is an image."""
         return ids
 
@@ -152,7 +148,7 @@ def two_views(content: Any, name: str) -> Tensor:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put the global generators back at the end: a reader may be in the training process itself."""
+    """Restore the states of the global random generators at the end: a reader may be in the training process itself."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -40,6 +40,16 @@ class OwnParts:
     head: bool = True
     """Whether the model gets our projection head; False for a model that has its own."""
 
+    def __post_init__(self) -> None:
+        if self.dataset is None:
+            return
+        if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
+            raise BadInput(
+                f"dataset= is a {name_of(self.dataset)} without a length; give a map-style data set of (image, index)"
+            )
+        if not len(self.dataset):
+            raise BadInput(f"dataset= is a {name_of(self.dataset)} of 0 samples; give one that is not empty")
+
     def table(self) -> dict[str, Any]:
         """Return what a run says of them: the table [own] of its `config.toml`; empty where there are none."""
         table: dict[str, Any] = {part: name_of(getattr(self, part)) for part in PARTS if self.has(part)}
@@ -124,7 +134,7 @@ class OwnLoss(nn.Module):
 
 
 @torch.no_grad()
-def feature_width(model: nn.Module, shape: tuple[int, ...]) -> int:
+def probe_width(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Return F: the model's `num_features`, or what it makes of two blank images.
 
     Args:

@@ -20,12 +20,11 @@ from ..data.loader import read_batches
 from ..data.sampler import Request, ResumableSampler
 from ..data.source import Source
 from ..errors import BadImage, BadInput
-from ..evaluation.knn import knn_leave_one_out
 from ..evaluation.scores import compute
 from ..models.encoder import EncoderInfo
 from ..models.features import broadcast_buffers
 from ..models.two_view import ContrastiveModel
-from .online_eval import IMAGES, VIEWED, choose
+from .online_eval import VIEWED, knn_score, scored_ids
 from .own_data import generators_kept, item_of, seed_generators, two_views
 from .own_parts import MapDataset, name_of
 from .reading import Reading
@@ -117,9 +116,8 @@ class OwnViews:
                     views = self.reader.views(id, 0)
                 except BadImage:
                     continue
-                return tuple(
-                    self._augmented(Batch(0, 0, torch.tensor([id]), views[:, None], []), torch.device("cpu")).shape[1:]
-                )
+                batch = Batch(0, 0, torch.tensor([id]), views[:, None], [])
+                return tuple(self.inputs(batch, torch.device("cpu")).shape[1:])
         raise BadInput("none of the first 100 images can be read; give others")
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
@@ -135,9 +133,6 @@ class OwnViews:
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
         """Return both views of all samples, (2B, C, H, W): the first views before the second."""
-        return self._augmented(batch, device)
-
-    def _augmented(self, batch: Batch, device: torch.device) -> Tensor:
         crops = batch.crops.to(device, non_blocking=True)
         if crops.dtype != torch.uint8:  # views already
             return crops.float().flatten(0, 1)
@@ -152,15 +147,12 @@ class OwnViews:
         broadcast_buffers(model)
         if not distributed.is_rank0():
             return {}
-        ids = self.source.usable
-        if self.labels is not None:
-            ids = ids[self.labels.values[ids] >= 0]
-        ids = choose(ids, IMAGES, self.reading.seed)
+        ids = scored_ids(self.source.usable, self.labels, self.reading.seed)
         model.eval()
         try:
             batches = [self.reader[Request(0, 0, part)] for part in np.array_split(ids, -(-len(ids) // 64))]
             rows = [
-                model.backbone(self._augmented(b, device)).float().view(2, len(b.index), -1)
+                model.backbone(self.inputs(b, device)).float().view(2, len(b.index), -1)
                 for b in batches
                 if len(b.index)
             ]
@@ -169,9 +161,7 @@ class OwnViews:
         z = torch.cat(rows, dim=1)
         features = z[0].cpu().numpy()
         if self.labels is not None:
-            kept = torch.cat([b.index for b in batches]).numpy()
-            y = self.labels.values[kept]
-            return {"knn_top1": knn_leave_one_out(features, y, num_classes=len(self.labels.classes))}
+            return knn_score(features, torch.cat([b.index for b in batches]).numpy(), self.labels)
         some = slice(None, None, max(1, len(features) // VIEWED))
         return compute(online=True, features=features, views=(z[0, some], z[1, some]))
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from .. import distributed
 from ..data.augment import Augmentation
 from ..data.crops import Batch
-from ..data.loader import training_loader
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler
 from ..evaluation.image_text import score_pairs
@@ -93,27 +92,11 @@ class PairTask:
         if self._images is not None:
             sampler = ResumableSampler(self.pairs.usable, reading.batch_size, reading.seed, start, distributed.shard())
             return lookup_loader(sampler, self.pairs, self._images)
-        return training_loader(
-            self.pairs,
-            self.pairs.usable,
-            reading.recipe,
-            reading.image_size,
-            reading.batch_size,
-            reading.seed,
-            start_step=start,
-            workers=reading.workers,
-            views=1,
-            background=reading.background,
-            pin_memory=pin_memory,
-            part=distributed.shard(),
-            decoded=reading.decoded,
-        )
+        return reading.batches(self.pairs, start, 1, pin_memory)
 
     def blank_batch(self) -> Batch:
         """Return two black images with the captions of two pairs."""
-        side = self.reading.image_size
-        blank = torch.zeros(1, 2, side, side, 3, dtype=torch.uint8)
-        return Batch(0, 0, torch.from_numpy(self.pairs.usable[:2]), blank, [])
+        return self.reading.blank_batch(self.pairs, 1)
 
     def has_negatives(self, batch: Batch) -> bool:
         """Return whether a batch, perhaps without bad files, holds two different images and two different texts."""
@@ -152,11 +135,11 @@ class PairTask:
 
     # ------------------------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Return that there is no encoder of keys."""
+        """Return the key `keys`, None: there is no encoder of keys."""
         return {"keys": None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up nothing."""
+        """Do nothing: the task has no state."""
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
         """Take what another run's loss kept of the images and captions that both runs have, and return how many images."""

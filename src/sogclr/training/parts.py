@@ -33,7 +33,7 @@ class Parts:
     loss: ContrastiveLoss | OwnLoss
     """On `device`."""
     optimizer: torch.optim.Optimizer
-    """Of the model. Each group's `rate` is its share of the learning rate."""
+    """Of the model. Each group's `LR_SCALE` multiplies the learning rate."""
     loss_optimizers: list[torch.optim.Optimizer]
     """Of what the loss itself learns, at constant rates."""
     learning_rate: Callable[[int], float]

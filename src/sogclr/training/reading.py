@@ -1,11 +1,18 @@
-"""How samples are read: for training, for the scores and for the diagnosis alike."""
+"""How samples are read, and the batches that training reads of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
+from .. import distributed
+from ..data.crops import Batch
 from ..data.decoded import DecodedImages
+from ..data.loader import training_loader
 from ..data.recipe import Recipe
+from ..data.source import Source
 
 
 @dataclass(frozen=True)
@@ -25,3 +32,27 @@ class Reading:
     """What transparent pixels are laid on."""
     decoded: DecodedImages | None = None
     """Where images are taken from instead of their files."""
+
+    def batches(self, source: Source, start: int, views: int, pin_memory: bool) -> Iterator[Batch]:
+        """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (views, B, S, S, 3)."""
+        return training_loader(
+            source,
+            source.usable,
+            self.recipe,
+            self.image_size,
+            self.batch_size,
+            self.seed,
+            start_step=start,
+            workers=self.workers,
+            views=views,
+            background=self.background,
+            pin_memory=pin_memory,
+            part=distributed.shard(),
+            decoded=self.decoded,
+        )
+
+    def blank_batch(self, source: Source, views: int) -> Batch:
+        """Return black crops of two samples, of which only the shapes count."""
+        side = self.image_size
+        blank = torch.zeros(views, 2, side, side, 3, dtype=torch.uint8)
+        return Batch(0, 0, torch.from_numpy(source.usable[:2]), blank, [])

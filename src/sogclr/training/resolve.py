@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -34,10 +32,10 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     size = config.data.image_size or image_size_for(source)
     model, why = resolve_name(config.model.model, size)
     named = "caption" if source.kind == "pairs" and config.data.recipe == "auto" else config.data.recipe
-    steps_per_epoch = _steps_per_epoch(config, source)
+    steps_per_epoch = count_steps_per_epoch(config, source)
     total = min(config.run.epochs * steps_per_epoch, config.run.max_steps or config.run.epochs * steps_per_epoch)
     run, workers = _resolve_run(config, total, steps_per_epoch)
-    cache, said = choose_cache(config, source)
+    cache, cache_lines = choose_cache(config, source)
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
@@ -47,7 +45,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         run=run,
         augment=asdict(recipe_from_table(named_recipe(named, size), config.augment)),
     )
-    return resolved, [*said, *_lines(resolved, why, source, steps_per_epoch)]
+    return resolved, [*cache_lines, *_lines(resolved, why, source, steps_per_epoch)]
 
 
 # ------------------------------------------------------------------------------------------------------ the kind of DATA
@@ -69,18 +67,10 @@ def check_kind(config: TrainConfig, kind: str) -> None:
     if kind == "pairs" and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
     if kind != "pairs":
-        options = [f for f in fields(PairsConfig) if getattr(config.pairs, f.name) != f.default]
-        refuse_for_images([f"--{f.name.replace('_', '-')}" for f in options], config.data.data)
-
-
-def refuse_for_images(given: Sequence[str], data: str | os.PathLike[str]) -> None:
-    """Refuse the options of pairs that were `given` where DATA holds images.
-
-    Raises:
-        BadInput: there is one.
-    """
-    if given:
-        raise BadInput(f"{given[0]} is for image-caption pairs and {data} holds images; leave it out")
+        for f in fields(PairsConfig):
+            if getattr(config.pairs, f.name) != f.default:
+                option = f"--{f.name.replace('_', '-')}"
+                raise BadInput(f"{option} is for image-caption pairs and {config.data.data} holds images; leave it out")
 
 
 def image_size_for(source: Source) -> int:
@@ -106,7 +96,7 @@ def choose_cache(config: TrainConfig, source: Source) -> tuple[str, list[str]]:
 
 # -------------------------------------------------------------------------------------------------------- the sections
 def resolve_loss(loss: LossConfig, batch_size: int, kind: str) -> LossConfig:
-    """Return what the method, its estimator and the kind of DATA mean by the options that were left out."""
+    """Return the section with the defaults of its method and estimator for this kind of DATA in the place of open options."""
     method, estimator = METHODS[loss.method], estimator_of(loss.method, loss.estimator)
     row: Row = estimator or method
     meant: dict[str, Any] = {
@@ -119,7 +109,12 @@ def resolve_loss(loss: LossConfig, batch_size: int, kind: str) -> LossConfig:
     return replace(loss, **{k: v for k, v in meant.items() if getattr(loss, k) is None})
 
 
-def _steps_per_epoch(config: TrainConfig, source: Source) -> int:
+def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
+    """Return the optimizer steps of an epoch.
+
+    Raises:
+        BadInput: there are fewer samples than a batch.
+    """
     batch, usable = config.run.batch_size, len(source.usable)
     if usable < batch:
         raise BadInput(
@@ -159,7 +154,7 @@ def _resolve_run(config: TrainConfig, total: int, steps_per_epoch: int) -> tuple
 
 # ----------------------------------------------------------------------------------------------------------- the lines
 def loss_words(loss: LossConfig) -> list[str]:
-    """Return what is special about a resolved loss: temperature, normalizer, rate."""
+    """Return the words of the line on a resolved loss: temperature, normalizer, gamma and what else it takes."""
     row: Row = estimator_of(loss.method, loss.estimator) or METHODS[loss.method]
     taken = options_of(loss.method, loss.estimator)
     learned = f" ({loss.temperature_mode}, learned, rho {loss.rho})" if loss.temperature_mode != "constant" else ""
@@ -182,8 +177,8 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
     run, optim, loss, pairs = config.run, config.optim, config.loss, config.pairs
     texts = pairs.text_model or f"a transformer of {pairs.text_layers} layers, {pairs.text_width} wide"
     lines = [
-        f"encoder   {config.model.model} ({why}){_rate_words(pairs.image_rate)}",
-        f"texts     {texts}{_rate_words(pairs.text_rate)}",
+        f"encoder   {config.model.model} ({why}){_lr_scale_words(pairs.image_rate)}",
+        f"texts     {texts}{_lr_scale_words(pairs.text_rate)}",
         f"views     {config.data.image_size} pixels",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
@@ -193,6 +188,6 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
     return [line for line in lines if source.kind == "pairs" or not line.startswith("texts")]
 
 
-def _rate_words(rate: float) -> str:
-    """Return what is special about a tower's share of the learning rate."""
-    return ", frozen" if rate == 0 else f", at {rate:g} times the rate" if rate != 1 else ""
+def _lr_scale_words(scale: float) -> str:
+    """Return the words on a tower that does not train at the learning rate itself; none for one that does."""
+    return ", frozen" if scale == 0 else f", at {scale:g} times the rate" if scale != 1 else ""

@@ -18,6 +18,7 @@ from ..data.crops import Batch
 from ..losses import NonFinite
 from .grad_cache import GradCache
 from .metrics import Meters
+from .optim import LR_SCALE
 from .parts import Parts
 from .skip import copy_where_, grads_finite, step_where
 from .task import Encode
@@ -80,7 +81,7 @@ class TrainStep:
         # what a backbone may draw: dropout, drop path; on each rank something else
         torch.manual_seed((parts.seed * 1_000_003 + step + (distributed.rank() << 53)) % 2**64)
         for group in parts.optimizer.param_groups:
-            group["lr"] = parts.learning_rate(step) * group["rate"]
+            group["lr"] = parts.learning_rate(step) * group[LR_SCALE]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 

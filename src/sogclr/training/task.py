@@ -52,7 +52,7 @@ class Task(Protocol):
         ...
 
     def after_step(self, step: int, ok: Tensor) -> None:
-        """Follow the optimizer's step number `step`, 0-based, where `ok`, () bool, is true."""
+        """Update what follows the model, after step number `step`, 0-based, where `ok`, () bool, is true."""
         ...
 
     def companions(self) -> Sequence[nn.Module]:
@@ -65,11 +65,11 @@ class Task(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned, from a whole checkpoint."""
+        """Load what `state_dict` returned, from a whole checkpoint."""
         ...
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
-        """Take from another run, whose weights the model has, what its loss kept of the samples that both runs have.
+        """Copy what the loss of another run, whose weights the model has, kept for the samples that both runs have.
 
         Returns:
             How many samples these are; 0 if the losses keep nothing of a sample in common.

@@ -45,6 +45,7 @@ class Trainer:
         self.task, self.model, self.loss = parts.task, parts.model, parts.loss
         self.optimizer, self.loss_optimizers = parts.optimizer, parts.loss_optimizers
         self.total, self.steps_per_epoch = parts.total_steps, parts.steps_per_epoch
+        self.per_rank = distributed.per_rank_batch_size(parts.batch_size)
         self.meters = Meters(("loss",) if isinstance(parts.loss, OwnLoss) else STATISTICS, parts.device)
         self.one_step = TrainStep(parts, self.meters)
         self.scaler = self.one_step.scaler
@@ -118,9 +119,8 @@ class Trainer:
             del loader  # ends the reader processes
 
     def _distribute(self) -> None:
-        """Let the ranks train one model."""
-        each = self.parts.batch_size // distributed.world_size()
-        self.progress.info(f"processes {distributed.world_size()}, {each} samples of each batch on each")
+        """Set up what the ranks share: normalizers, BatchNorm's statistics, gradients."""
+        self.progress.info(f"processes {distributed.world_size()}, {self.per_rank} samples of each batch on each")
         # normalizers
         if self.parts.shard_state:
             for estimator in self._averages():
@@ -140,7 +140,7 @@ class Trainer:
         self.step += 1
 
     def sync_outcomes(self) -> None:
-        """Learn which steps since the last call were taken, and account for them in their order; all ranks call together.
+        """Read from the device which steps since the last call were taken, and count them in their order; all ranks call together.
 
         Waits for the device, so it is called where the run waits anyway: for a line of metrics, a score, a checkpoint.
 
@@ -173,13 +173,13 @@ class Trainer:
             )
 
     def _without_bad(self, batch: Batch) -> Batch:
-        """Return as many samples as the rank has that could read the fewest, and account for the others.
+        """Return a batch cut to the length of the rank that could read the fewest samples, and record the unreadable ones.
 
         Raises:
             RunFailed: too many files cannot be read.
         """
         count = distributed.all_reduce_min(len(batch.index))
-        if count == self.parts.batch_size // distributed.world_size():
+        if count == self.per_rank:
             return batch
         bad = [entry for entries in distributed.all_gather_object(batch.bad) for entry in entries]
         for id, reason in bad:

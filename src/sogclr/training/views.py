@@ -8,15 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .. import distributed
 from ..data.augment import Augmentation
 from ..data.crops import Batch
 from ..data.labels import Labels
-from ..data.loader import training_loader
 from ..data.manifest import Manifest
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel
-from .online_eval import OnlineDiagnosis, OnlineEvaluation
+from .online_eval import online_diagnosis, online_scores
 from .reading import Reading
 
 
@@ -60,27 +58,11 @@ class ImageViews:
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield batches from `start` on, two crops of each image, uint8 (2, B, S, S, 3)."""
-        reading = self.reading
-        return training_loader(
-            self.manifest,
-            self.manifest.usable,
-            reading.recipe,
-            reading.image_size,
-            reading.batch_size,
-            reading.seed,
-            start_step=start,
-            workers=reading.workers,
-            background=reading.background,
-            pin_memory=pin_memory,
-            part=distributed.shard(),
-            decoded=reading.decoded,
-        )
+        return self.reading.batches(self.manifest, start, 2, pin_memory)
 
     def blank_batch(self) -> Batch:
         """Return two black images."""
-        side = self.reading.image_size
-        blank = torch.zeros(2, 2, side, side, 3, dtype=torch.uint8)
-        return Batch(0, 0, torch.from_numpy(self.manifest.usable[:2]), blank, [])
+        return self.reading.blank_batch(self.manifest, 2)
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
         """Return both views of all images, (2B, 3, S, S), augmented on the device."""
@@ -89,8 +71,8 @@ class ImageViews:
 
     def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
         """Return the accuracy of kNN with labels, label-free scores without."""
-        return OnlineEvaluation(self.manifest, self.labels, self.reading)(model, self.info, self.augment, device)
+        return online_scores(self.manifest, self.labels, self.reading, model, self.info, self.augment, device)
 
     def diagnose(self, model: ContrastiveModel, loss: nn.Module, device: torch.device) -> dict[str, float]:
         """Return how far the loss's gradient is from the exact one, on a fixed part of the images."""
-        return OnlineDiagnosis(self.manifest, self.reading)(model, loss, self.info, self.augment, device)
+        return online_diagnosis(self.manifest, self.reading, model, loss, self.augment, device)

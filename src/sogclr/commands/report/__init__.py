@@ -57,6 +57,3 @@ def report(
     # File names may hold half a surrogate pair, which UTF-8 has no bytes for.
     write_text(path, page(summary, found).encode("utf-8", "replace").decode("utf-8"))
     return path
-
-
-__all__ = ["report"]

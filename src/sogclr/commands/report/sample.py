@@ -17,7 +17,7 @@ from ...models.backbone import create_backbone
 from ...models.encoder import Encoder, EncoderInfo, load_encoder
 from ...models.features import compute_features
 from ...progress import ProgressCallback
-from ...run_folder import RunFolder
+from ...run_folder import RunFolder, load_checkpoint
 
 QUERIES, NEIGHBOURS = 12, 8
 
@@ -49,8 +49,6 @@ def encoder_of(run: RunFolder, device: str) -> Encoder | None:
     newest = run.latest_checkpoint()
     if newest is None:
         return None
-    from ...run_folder import load_checkpoint
-
     config = run.config()
     size, name = config.data.image_size or 224, str(config.model.model)
     backbone = create_backbone(name, size)
