@@ -28,9 +28,9 @@ from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint
 from ..training.build import build
 from ..training.loggers import import_tracker, open_logger
-from ..training.own_config import adapt_config, adapt_options
-from ..training.own_data import DatasetSource
-from ..training.own_parts import MapDataset, OwnParts
+from ..training.own.config import adapt_config, adapt_options
+from ..training.own.data import DatasetSource
+from ..training.own.parts import MapDataset, OwnParts
 from ..training.parts import OnMetrics
 from ..training.resolve import resolve
 from ..training.stopping import stop_on_signals

@@ -29,9 +29,9 @@ from ..run_folder import RunFolder
 from .build_loss import build_loss, build_loss_optimizers
 from .image_task import ImageTask, MoCoTask
 from .optim import build_optimizer, warmup_cosine
-from .own_data import ManifestImages
-from .own_parts import OwnLoss, OwnParts, probe_width
-from .own_views import OwnViews
+from .own.data import ManifestImages
+from .own.parts import OwnLoss, OwnParts, probe_width
+from .own.views import OwnViews
 from .pair_task import PairTask
 from .parts import OnMetrics, Parts
 from .reading import Reading

@@ -14,7 +14,7 @@ from ..hardware import Precision
 from ..losses.contrastive import ContrastiveLoss
 from ..progress import Progress
 from ..run_folder import RunFolder
-from .own_parts import OwnLoss
+from .own.parts import OwnLoss
 from .task import Task
 
 OnMetrics = Callable[[dict[str, Any]], None]

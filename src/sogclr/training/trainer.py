@@ -24,7 +24,7 @@ from ..models.two_view import convert_sync_batchnorm
 from ..progress import clock
 from ..run_folder import RunFolder, save_checkpoint
 from .metrics import Clock, Meters, MetricWriter, NullWriter, Writer
-from .own_parts import OwnLoss
+from .own.parts import OwnLoss
 from .parts import Parts
 from .skip import load_optimizer_state
 from .step import StepOutcome, TrainStep, sync_outcomes

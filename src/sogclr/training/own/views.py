@@ -11,23 +11,23 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .. import distributed
-from ..data.augment import Augmentation
-from ..data.crops import Batch, RandomCrops
-from ..data.images import resized_crop
-from ..data.labels import Labels
-from ..data.loader import read_batches
-from ..data.sampler import Request, ResumableSampler
-from ..data.source import Source
-from ..errors import BadImage, BadInput
-from ..evaluation.scores import compute
-from ..models.encoder import EncoderInfo
-from ..models.features import broadcast_buffers
-from ..models.two_view import ContrastiveModel
-from .online_eval import VIEWED, knn_score, scored_ids
-from .own_data import generators_kept, item_of, seed_generators, two_views
-from .own_parts import MapDataset, name_of
-from .reading import Reading
+from ... import distributed
+from ...data.augment import Augmentation
+from ...data.crops import Batch, RandomCrops
+from ...data.images import resized_crop
+from ...data.labels import Labels
+from ...data.loader import read_batches
+from ...data.sampler import Request, ResumableSampler
+from ...data.source import Source
+from ...errors import BadImage, BadInput
+from ...evaluation.scores import compute
+from ...models.encoder import EncoderInfo
+from ...models.features import broadcast_buffers
+from ...models.two_view import ContrastiveModel
+from ..online_eval import VIEWED, knn_score, scored_ids
+from ..reading import Reading
+from .data import generators_kept, item_of, seed_generators, two_views
+from .parts import MapDataset, name_of
 
 
 class _Reader(Dataset[Batch]):

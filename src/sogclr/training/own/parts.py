@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadInput
-from ..models.backbone import OWN
-from ..run_folder import RunFolder
-from .skip import copy_where_
+from ...errors import BadInput
+from ...models.backbone import OWN
+from ...run_folder import RunFolder
+from ..skip import copy_where_
 
 PARTS = ("model", "loss", "dataset", "transform")
 

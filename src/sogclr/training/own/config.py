@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from ..config.schema import LossConfig, TemperatureMode, TrainConfig
-from ..data.source import Source
-from ..errors import BadInput
-from ..losses.contrastive import ContrastiveLoss
-from ..losses.temperatures import Global, PerSample
-from .own_data import view_side
-from .own_parts import OwnParts, name_of, own_name
+from ...config.schema import LossConfig, TemperatureMode, TrainConfig
+from ...data.source import Source
+from ...errors import BadInput
+from ...losses.contrastive import ContrastiveLoss
+from ...losses.temperatures import Global, PerSample
+from .data import view_side
+from .parts import OwnParts, name_of, own_name
 
 
 def adapt_options(options: dict[str, Any], table: dict[str, Any], own: OwnParts) -> dict[str, Any]:

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import opened
-from ..data.manifest import Difference, Manifest
-from ..errors import BadInput
-from ..run_folder import RunFolder
-from .own_parts import MapDataset, name_of
+from ...data.images import opened
+from ...data.manifest import Difference, Manifest
+from ...errors import BadInput
+from ...run_folder import RunFolder
+from .parts import MapDataset, name_of
 
 PROBED = 8  # samples whose size says how large the images are
 

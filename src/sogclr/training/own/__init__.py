@@ -1,0 +1,1 @@
+"""Parts of a user's own: a model, a loss, a data set, a transform."""
