@@ -61,16 +61,30 @@ epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 torch.manual_seed(0)
 data = Generated()
 model = CLIP(
-    embed_dim=64, output_dict=True,
+    embed_dim=64,
+    output_dict=True,
     vision_cfg={"image_size": 32, "patch_size": 4, "width": 64, "layers": 2, "head_width": 32},
     text_cfg={"context_length": 8, "vocab_size": 100, "width": 64, "heads": 2, "layers": 2},
-)  # fmt: skip
+)
 loss = GlobalLoss(data)  # was: open_clip.ClipLoss()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 args = SimpleNamespace(
-    device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=True, horovod=False, grad_clip_norm=None,
-    rank=0, local_rank=0, log_local=False, log_every_n_steps=N, batch_size=BATCH, world_size=1, wandb=False, save_logs=False,
-)  # fmt: skip
+    device="cpu",
+    precision="fp32",
+    distill=False,
+    accum_freq=1,
+    skip_scheduler=True,
+    horovod=False,
+    grad_clip_norm=None,
+    rank=0,
+    local_rank=0,
+    log_local=False,
+    log_every_n_steps=N,
+    batch_size=BATCH,
+    world_size=1,
+    wandb=False,
+    save_logs=False,
+)
 
 
 @torch.no_grad()

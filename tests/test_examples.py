@@ -20,8 +20,12 @@ def test_the_loss_alone_in_a_loop_of_ones_own_learns():
     script = EXAMPLES / "loss_only.py"
     result = subprocess.run(
         [sys.executable, "-W", "error", str(script), "200"],
-        capture_output=True, text=True, timeout=120, env=environment(), check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(),
+        check=True,
+    )
     before, objective, after = (float(x) for x in re.findall(r"-?\d+\.\d+", result.stdout))
     assert "step 0: objective" in result.stdout
     assert -20 < objective < 20

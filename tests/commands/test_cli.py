@@ -221,9 +221,16 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stands(data, tmp_path):
     out = tmp_path / "e.npz"
     out.write_bytes(b"old")
     limited = sogclr(
-        "embed", tmp_path / "run", data, "--out", out, "--workers", 0, check=1,
+        "embed",
+        tmp_path / "run",
+        data,
+        "--out",
+        out,
+        "--workers",
+        0,
+        check=1,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY)),
-    )  # fmt: skip
+    )
     lines = [line for line in limited.stderr.splitlines() if line.startswith("sogclr: ")]
     assert len(lines) == 1, limited.stderr
     assert "Traceback" not in limited.stderr

@@ -75,12 +75,21 @@ def test_a_users_script_has_types(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     source = Path(sogclr.__file__).parent.parent
     result = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", tmp_path / "cache", "script.py"],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--follow-imports=silent",
+            "--cache-dir",
+            tmp_path / "cache",
+            "script.py",
+        ],
         env={**environment(), "MYPYPATH": str(source)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stdout
 
 

@@ -70,9 +70,21 @@ def test_embeddings_of_other_weights_are_refused(run, data, embeddings, tmp_path
 @pytest.mark.slow
 def test_the_command_prints_paths_and_scores(run, data, tmp_path):
     said = sogclr(
-        "search", run, "a handwritten zero", "--in", data.parent, "--top", 5, "--out", tmp_path / "page.html",
-        "--workers", 0, "--device", "cpu", check=0,
-    ).stdout.splitlines()  # fmt: skip
+        "search",
+        run,
+        "a handwritten zero",
+        "--in",
+        data.parent,
+        "--top",
+        5,
+        "--out",
+        tmp_path / "page.html",
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        check=0,
+    ).stdout.splitlines()
     assert len(said) == 6
     score, path = said[0].split()
     assert -1 <= float(score) <= 1
@@ -115,7 +127,10 @@ def test_retrieval_by_hand(run, data):
     """The command's R@1 from the embeddings of `embed` and of the texts, by slow comparison."""
     towers = load_two_tower(run)
     collection = open_collection(data, towers)
-    captions = sorted({f"the digit {p.split('/')[0]}" for p in collection.paths} | {f"a handwritten {p.split('/')[0]}" for p in collection.paths})  # fmt: skip
+    captions = sorted(
+        {f"the digit {p.split('/')[0]}" for p in collection.paths}
+        | {f"a handwritten {p.split('/')[0]}" for p in collection.paths}
+    )
     nearest = (collection.rows @ towers.encode_texts(captions).T).argmax(dim=1).tolist()
     right = [captions[k].split()[-1] == p.split("/")[0] for k, p in zip(nearest, collection.paths, strict=True)]
     scores = package.evaluate(run, data, device="cpu", workers=0)

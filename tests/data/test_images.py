@@ -183,9 +183,16 @@ def test_no_warning_leaks_and_the_filters_survive_threads(tmp_path):
     assert list(warnings.filters) == before
 
 
-@pytest.mark.parametrize(("format", "name", "noted"), [
-    ("PNG", "a.jpg", True), ("PNG", "a.PNG", False), ("JPEG", "a.jpeg", False), ("GIF", "a.png", True), ("JPEG", "a", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("format", "name", "noted"),
+    [
+        ("PNG", "a.jpg", True),
+        ("PNG", "a.PNG", False),
+        ("JPEG", "a.jpeg", False),
+        ("GIF", "a.png", True),
+        ("JPEG", "a", False),
+    ],
+)
 def test_a_name_that_promises_another_format_is_noted(format, name, noted):
     assert (images.name_mismatch(format, name) is not None) is noted
 

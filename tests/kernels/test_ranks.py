@@ -35,13 +35,37 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 BATCH, STEPS, N = 16, 4, 30
 NAMES = (
-    "per_view", "per_sample", "ntxent", "dcl", "moco", "adaptive", "dictionary", "queue_average", "neural", "isogclr",
-    "global_tau", "memory", "two_towers_memory", "sharded", "sharded_adaptive", "sharded_memory",
-)  # fmt: skip
+    "per_view",
+    "per_sample",
+    "ntxent",
+    "dcl",
+    "moco",
+    "adaptive",
+    "dictionary",
+    "queue_average",
+    "neural",
+    "isogclr",
+    "global_tau",
+    "memory",
+    "two_towers_memory",
+    "sharded",
+    "sharded_adaptive",
+    "sharded_memory",
+)
 UNEVEN = (
-    "per_view", "ntxent", "isogclr", "moco", "memory", "queue_average", "sharded", "two_towers", "two_towers_isogclr", "siglip",
-    "captions", "fsdp",
-)  # fmt: skip
+    "per_view",
+    "ntxent",
+    "isogclr",
+    "moco",
+    "memory",
+    "queue_average",
+    "sharded",
+    "two_towers",
+    "two_towers_isogclr",
+    "siglip",
+    "captions",
+    "fsdp",
+)
 DIVIDED = ("sharded", "sharded_adaptive", "sharded_memory", "captions")
 SIZES = {2: [[13, 3], [8, 8], [1, 15], [16, 0]], 4: [[7, 1, 0, 8], [4, 4, 4, 4], [1, 1, 1, 13], [0, 0, 9, 7]]}
 

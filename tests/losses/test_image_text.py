@@ -185,10 +185,13 @@ def test_value_gradient_and_both_states_over_many_steps(gamma, texts, kind):
         "batch": lambda: TwoTowerGlobalContrastiveLoss(12, 0.2, gamma, num_texts=20),
         "balanced": lambda: TwoTowerGlobalContrastiveLoss(12, 0.2, gamma, num_texts=20, balanced=True),
         "queue": lambda: TwoTowerGlobalContrastiveLoss(
-            12, 0.2, num_texts=20, estimator=tuple(MovingAverage(n, gamma, dictionary=Dictionary(21, 5)) for n in (12, 20))
+            12,
+            0.2,
+            num_texts=20,
+            estimator=tuple(MovingAverage(n, gamma, dictionary=Dictionary(21, 5)) for n in (12, 20)),
         ),
         "memory": lambda: TwoTowerMemoryContrastiveLoss(12, 5, 21, 0.2, gamma, num_texts=20),
-    }[kind]()  # fmt: skip
+    }[kind]()
     slow = SlowTwoTower(0.2, gamma, 21 * (kind in ("queue", "memory")), kind == "memory", kind == "balanced")
     for step in range(15):
         index = torch.from_numpy(generator.choice(12, 8, replace=texts))

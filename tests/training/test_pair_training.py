@@ -45,9 +45,17 @@ def run(data, tmp_path_factory):
 
 def test_a_run_leaves_what_is_needed_to_use_it(run, data):
     assert {p.name for p in run.path.iterdir()} == {
-        "config.toml", "manifest.parquet", "pairs", "text", "metrics.jsonl", "tensorboard", "checkpoints",
-        "encoder.safetensors", "two_tower.safetensors", "bad_files.txt",
-    }  # fmt: skip
+        "config.toml",
+        "manifest.parquet",
+        "pairs",
+        "text",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "encoder.safetensors",
+        "two_tower.safetensors",
+        "bad_files.txt",
+    }
     assert run.bad_file.read_text() == "captions.csv:83\thas an empty caption\nzero/gone.png\tdoes not exist\n"
     kinds = [row["kind"] for row in run.metrics()]
     assert kinds.count("eval") == 2
@@ -113,12 +121,27 @@ def test_a_changed_table_is_named_on_resume(data, run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [
-    {"method": "clip"}, {"method": "siglip"}, {"method": "isogclr"}, {"temperature_mode": "global"}, {"method": "neuclip"},
-    {"gamma_schedule": "cosine", "gamma": 0.2}, {"estimator": "boosted"}, {"estimator": "dictionary", "queue": 40},
-    {"estimator": "queue-average", "queue": 40, "balanced": True}, {"estimator": "memory", "precision": "fp16"}, {"estimator": "boosted-memory", "queue": 40}, {"accumulate": 2}, {"precision": "fp16"},
-    {"method": "isogclr", "accumulate": 2, "precision": "fp16"}, {"method": "siglip", "precision": "fp16"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "clip"},
+        {"method": "siglip"},
+        {"method": "isogclr"},
+        {"temperature_mode": "global"},
+        {"method": "neuclip"},
+        {"gamma_schedule": "cosine", "gamma": 0.2},
+        {"estimator": "boosted"},
+        {"estimator": "dictionary", "queue": 40},
+        {"estimator": "queue-average", "queue": 40, "balanced": True},
+        {"estimator": "memory", "precision": "fp16"},
+        {"estimator": "boosted-memory", "queue": 40},
+        {"accumulate": 2},
+        {"precision": "fp16"},
+        {"method": "isogclr", "accumulate": 2, "precision": "fp16"},
+        {"method": "siglip", "precision": "fp16"},
+    ],
+    ids=str,
+)
 def test_every_method_trains_and_resumes(options, data, tmp_path):
     """What the loss itself learns moves, and is the same after a stop."""
     how = RUN | {"max_steps": 6, "max_bad": 0.1, "quiet": True, "save_every": 3} | options

@@ -30,9 +30,17 @@ pytestmark = [
 
 RUN = SMALL | {"epochs": 8, "save_every": 4, "log_every": 2, "eval_every": 4, "max_bad": 0.1}  # 40 steps
 PLAIN = SMALL | {
-    "model": "test_vit", "image_size": 32, "precision": "fp32", "optimizer": "sgd", "lr": 0.05,
-    "max_steps": 6, "log_every": 1, "labels": "none", "eval_every": 3, "diagnose_every": 3,
-}  # fmt: skip
+    "model": "test_vit",
+    "image_size": 32,
+    "precision": "fp32",
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "max_steps": 6,
+    "log_every": 1,
+    "labels": "none",
+    "eval_every": 3,
+    "diagnose_every": 3,
+}
 
 # the same command, with a head without BatchNorm, whose statistics depend on how a batch is split, and one bad sample
 WITHOUT_BATCH_NORM = """
@@ -135,8 +143,12 @@ def torchrun(*args, program=("-m", "sogclr"), ranks=2):
     """The command on several processes, started."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *program]
     return subprocess.Popen(
-        [str(word) for word in (*launcher, *args)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+        [str(word) for word in (*launcher, *args)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finished(process, code=0):
@@ -155,7 +167,11 @@ def wait_for_step(run, step, process):
 
 def pid_of_rank(process, rank):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return next(int(pid) for pid in children if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))  # fmt: skip
+    return next(
+        int(pid)
+        for pid in children
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    )
 
 
 def state_of(run):
@@ -193,9 +209,14 @@ def uninterrupted(data, tmp_path_factory):
 
 def test_two_processes_leave_one_run(uninterrupted):
     assert {p.name for p in uninterrupted.path.iterdir()} == {
-        "config.toml", "manifest.parquet", "metrics.jsonl", "tensorboard", "checkpoints", "encoder.safetensors",
+        "config.toml",
+        "manifest.parquet",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "encoder.safetensors",
         "bad_files.txt",
-    }  # fmt: skip
+    }
     assert len(list(uninterrupted.tensorboard.iterdir())) == 1
     rows = uninterrupted.metrics()
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(2, 41, 2))
@@ -292,9 +313,10 @@ def test_every_rank_ends_with_the_same_state(data, tmp_path):
 def test_what_cannot_be_used_is_refused_once(data, tmp_path):
     script, run = tmp_path / "refused.py", tmp_path / "run"
     script.write_text(REFUSED)
-    commands = [["train", str(source), "--out", str(run), *words(options)] for source, options in (
-        (data, RUN | {"batch_size": 9}), (tmp_path / "gone", RUN)
-    )]  # fmt: skip
+    commands = [
+        ["train", str(source), "--out", str(run), *words(options)]
+        for source, options in ((data, RUN | {"batch_size": 9}), (tmp_path / "gone", RUN))
+    ]
     _, error = finished(torchrun(json.dumps(commands), program=(script,)))
     assert error.count("--batch-size 9 is the batch of all processes together") == 1
     assert "give 8" in error

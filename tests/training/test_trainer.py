@@ -43,8 +43,13 @@ def trainer_for(data, out, **options):
 def test_a_run_learns_and_leaves_everything_where_it_belongs(data, tmp_path):
     run = package.train(data, tmp_path / "run", epochs=15, optimizer="adamw", lr=3e-3, quiet=True, **SMALL)
     assert {p.name for p in run.path.iterdir()} == {
-        "config.toml", "manifest.parquet", "metrics.jsonl", "tensorboard", "checkpoints", "encoder.safetensors",
-    }  # fmt: skip
+        "config.toml",
+        "manifest.parquet",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "encoder.safetensors",
+    }
     rows = run.metrics()
     train = [row for row in rows if row["kind"] == "train"]
     assert train[-1]["objective"] < train[0]["objective"] - 0.1

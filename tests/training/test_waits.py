@@ -26,9 +26,18 @@ from sogclr.training.trainer import Trainer
 
 aten = torch.ops.aten
 READS = (  # a number for Python, or a shape that depends on values
-    aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select,
-    aten._unique2, aten.unique_dim, aten.unique_consecutive, aten._coalesce, aten.repeat_interleave, aten.bincount,
-)  # fmt: skip
+    aten._local_scalar_dense,
+    aten.is_nonzero,
+    aten.equal,
+    aten.nonzero,
+    aten.masked_select,
+    aten._unique2,
+    aten.unique_dim,
+    aten.unique_consecutive,
+    aten._coalesce,
+    aten.repeat_interleave,
+    aten.bincount,
+)
 INDEXED = (aten.index, aten.index_put, aten.index_put_)  # by a mask they look for what is true
 
 METHODS = {
@@ -152,8 +161,11 @@ def test_what_waits_is_seen():
         x.to("meta", non_blocking=True)
         torch.empty(4, device="meta").copy_(x)
     assert [word.split(".")[1].split(" ")[0] for word in seen.found] == [
-        "_local_scalar_dense", "index", "_to_copy", "copy_",
-    ]  # fmt: skip
+        "_local_scalar_dense",
+        "index",
+        "_to_copy",
+        "copy_",
+    ]
     for ask in (bool, float, int, torch.Tensor.tolist, torch.Tensor.cpu):
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
             ask(torch.ones((), device="meta"))
