@@ -94,3 +94,12 @@ def test_the_reference_is_what_the_commands_say():
         pytest.skip("each release of tyro lays its help out anew: compared under the pinned one")
     written = runpy.run_path(str(ROOT / "docs" / "write_reference.py"))["reference"]()
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == written, "run python docs/write_reference.py"
+
+
+def test_the_glossary_names_places_that_exist():
+    rows = [line.split("|") for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if line.startswith("|")]
+    places = {place for row in rows for place in re.findall(r"`([a-z_/]+)`", row[3])}
+    assert len(places) > 20
+    for place in places:
+        path = ROOT / "src" / "sogclr" / place
+        assert path.is_dir() or path.with_suffix(".py").is_file(), place
