@@ -216,7 +216,9 @@ def test_a_run_on_a_data_set_of_ones_own_is_used_like_any_other(data, tmp_path):
     sogclr("embed", run.path, data, "--out", tmp_path / "f.npz", check=0)
     sogclr("eval", run.path, data, "--json", check=0)
     sogclr("report", run.path, check=0)  # the page goes without pictures
-    assert "was trained on a data set of your own (Images)" in sogclr("inspect", run.path, check=2).stderr
+    assert "40 in dataset=Images" in sogclr("inspect", run.path, check=0).stdout
+    with pytest.raises(BadInput, match=r"was trained on a data set of your own \(Images\)"):
+        run.manifest()
 
 
 def test_resume_asks_for_the_very_parts(data, tmp_path):

@@ -125,6 +125,7 @@ class RunInspection(Inspection):
     images: int
     pairs: int | None
     root: str
+    """The folder of the images, or dataset=NAME."""
     bad: dict[str, str]
     checkpoints: list[str]
     latest_checkpoint: str | None
