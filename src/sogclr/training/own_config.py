@@ -43,6 +43,8 @@ def settle_before(options: dict[str, Any], table: dict[str, Any], own: OwnParts)
         settled["model"] = own_name(own.model)
     elif not own.head:
         raise BadInput("head=False is for a model of your own that ends with its own head; give model= too")
+    if not own.head:
+        _refuse(options, ("head_layers", "head_dim", "head_hidden"), "head=False")
     if own.loss is not None:
         ours = [f.name for f in fields(LossConfig)]
         _refuse({**options, **dict.fromkeys(in_file)}, ours, "loss=, which is built with its own")

@@ -39,10 +39,6 @@ class DatasetSource:
     bad: list[tuple[int, str]] = []  # noqa: RUF012
 
     def __init__(self, dataset: MapDataset) -> None:
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise BadInput(
-                f"dataset= is a {name_of(dataset)} without a length; give a map-style data set of (image, index)"
-            )
         self.dataset, self.name, self.count = dataset, name_of(dataset), len(dataset)
         self.root = self.source = Path(f"dataset={self.name}")
         self.fingerprint = hashlib.sha256(f"{self.name} of {self.count}".encode()).hexdigest()
