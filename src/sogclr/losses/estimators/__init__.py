@@ -15,6 +15,7 @@ from .moving_average import Convention, MovingAverage
 from .protocol import Estimator, EstimatorInput
 from .prototypes import PrototypeNormalizer
 from .queue_normalizer import QueueNormalizer
+from .sharded import whole_state
 
 Dictionary, Neural = QueueNormalizer, PrototypeNormalizer  # their first names
 
@@ -32,4 +33,5 @@ __all__ = [
     "Neural",
     "PrototypeNormalizer",
     "QueueNormalizer",
+    "whole_state",
 ]

@@ -72,7 +72,7 @@ class MovingAverage(Estimator):
         """Keep from now on this rank's part of log_u, 4 n / R bytes instead of 4 n; all ranks call together.
 
         Gradients and values stay those of a whole log_u, and `state_dict()` becomes the part's own.
-        `sogclr.sharded.whole_state` puts the parts together, and estimators load that on any number of ranks, divided
+        `sogclr.estimators.whole_state` puts the parts together, and estimators load that on any number of ranks, divided
         or not. Does nothing on one rank.
         """
         if self.part is None and (part := shards.Part.own(self.num_samples)) is not None:
@@ -132,7 +132,7 @@ class MovingAverage(Estimator):
                 raise BadInput(
                     f"the loss state is the part that rank {int(kept_by[0])} of {int(kept_by[1])} kept, and this one "
                     f"keeps {'all of it' if here is None else f'that of rank {int(here[0])} of {int(here[1])}'}; "
-                    "save sogclr.sharded.whole_state(loss), which every rank loads"
+                    "save sogclr.estimators.whole_state(loss), which every rank loads"
                 )
         elif isinstance(saved, Tensor) and len(saved) != self.num_samples:
             raise BadInput(
