@@ -167,6 +167,11 @@ def _run_train(name: str, words: list[str]) -> None:
     """As `_run`, with the options of the configuration, which may stand in a file too."""
     words, file = _take_config(words)
     table = read_table(file) if file else {}
+    if "own" in table:
+        from .training.own_config import check_given
+        from .training.own_parts import OwnParts
+
+        check_given(table, OwnParts())
     needed = [option for option in ("data", "out") if option not in table.get("data", {})]
     base = from_options(dict.fromkeys(needed, ""), table)
     options = [

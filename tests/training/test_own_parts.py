@@ -325,6 +325,21 @@ def test_a_model_is_as_wide_as_what_it_makes(data, tmp_path):
     assert load_checkpoint(run.latest_checkpoint())["model"]["head.0.weight"].shape[1] == 12
 
 
+def test_a_configuration_with_parts_of_ones_own_asks_for_them(data, tmp_path):
+    """It does the run again with the same parts; without them it would train something else."""
+    runs = {name: train(name, data, tmp_path / name.replace(" ", "-")) for name in ("views", "transform")}
+    again = package.train(
+        out=tmp_path / "again", config=runs["views"].config_file, quiet=True, **parts_of("views", data)
+    )
+    assert_equal_runs(again, runs["views"])
+    for name, part in (("views", "model"), ("transform", "transform")):
+        with pytest.raises(BadInput, match=rf"of a run with a {part} of your own \(.*\); pass one: .*{part}=\.\.\."):
+            package.train(data, tmp_path / "other", config=runs[name].config_file, quiet=True)
+        words = ["train", data, "--out", tmp_path / "other", "--config", runs[name].config_file]
+        assert f"with a {part} of your own" in sogclr(*words, check=2).stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_parts_of_ones_own_are_refused_on_pairs(tmp_path):
     data = write_pairs(tmp_path / "digits", per_digit=1)
     with pytest.raises(BadInput, match=r"model= is for images and .* holds image-caption pairs"):

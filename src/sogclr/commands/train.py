@@ -28,7 +28,7 @@ from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint
 from ..training.build import build
 from ..training.loggers import import_tracker, open_logger
-from ..training.own_config import open_own_source, settle_after, settle_before
+from ..training.own_config import listeners, open_own_source, path_of, settle_after, settle_before
 from ..training.own_parts import MapDataset, OwnParts
 from ..training.parts import OnMetrics
 from ..training.resolve import resolve
@@ -52,10 +52,9 @@ def train(
 ) -> RunFolder:
     """Train an encoder on a folder of images, without labels; or on image-caption pairs; or on parts of your own.
 
-    A model of your own maps images (N, C, H, W) to features (N, F), and gets our projection head: F is what it
-    makes of two blank images. Its first weights are those it has. Randomness in a data set or a
-    transform of your own is made a function of (seed, epoch, index): `random`, `numpy.random` and torch are seeded before
-    each sample is read. What is your own is not in the run's folder: give the same to `sogclr.resume`.
+    A model of your own maps images (N, C, H, W) to features (N, F), and gets our projection head. Its first weights are those
+    it has. In a data set or a transform of your own, `random`, `numpy.random` and torch are seeded by (seed, epoch, index)
+    before each sample is read. What is your own is not in the run's folder: give the same to `sogclr.resume`.
 
     Args:
         data: a folder (its `train/` part, if it has one), a .txt list of files, a table of pairs, or tar shards; left out
@@ -81,15 +80,11 @@ def train(
         RunFailed: the run could not go on.
         Interrupted: a signal came, and the state is saved.
     """
-    own = OwnParts(None if isinstance(model, str) else model, loss, dataset, transform, head)
-    for name, value in {"data": data, "out": out}.items():
-        if value is not None and not isinstance(value, str | os.PathLike):
-            hint = "; a data set of your own goes to dataset=" if name == "data" else ""
-            raise BadInput(f"{name} is a {type(value).__qualname__} and must be a path{hint}")
-    given = {"data": data, "out": out, "model": model if isinstance(model, str) else None}
-    chosen = {**options, **{name: os.fspath(value) for name, value in given.items() if value is not None}}
     table = read_table(os.fspath(config)) if config is not None else {}
-    heard = _listeners(on_metrics)
+    name, module = (model, None) if isinstance(model, str) else (None, model)
+    own = OwnParts(module, loss, dataset, transform, head and table.get("own", {}).get("head", True))
+    given, heard = {"data": data, "out": out, "model": name}, listeners(on_metrics)
+    chosen = {**options, **{key: path_of(key, value) for key, value in given.items() if value is not None}}
     settled = from_options(settle_before(chosen, table, own), table)
     return start(settled, Progress(quiet), own, heard)
 
@@ -125,7 +120,7 @@ def resume(
     Raises:
         BadInput: no run there, its images have changed, its checkpoint cannot be read, or a part of your own is missing.
     """
-    own, heard = OwnParts(model, loss, dataset, transform), _listeners(on_metrics)
+    own, heard = OwnParts(model, loss, dataset, transform), listeners(on_metrics)
     with distributed.process_group(), ExitStack() as held:
         # is there something to resume?
         folder, progress = RunFolder(run), Progress(quiet or not distributed.is_rank0())
@@ -149,13 +144,6 @@ def resume(
         )
         progress.info(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
         return _fit(trainer, config)
-
-
-def _listeners(on_metrics: OnMetrics | None) -> list[OnMetrics]:
-    """Return the functions that hear of the metrics: the one that was given, or none."""
-    if on_metrics is not None and not callable(on_metrics):
-        raise BadInput(f"on_metrics= is a {type(on_metrics).__qualname__}; give a function of a dict")
-    return [] if on_metrics is None else [on_metrics]
 
 
 def start(
