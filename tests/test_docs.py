@@ -97,7 +97,9 @@ def test_the_reference_is_what_the_commands_say():
 
 
 def test_the_glossary_names_places_that_exist():
-    rows = [line.split("|") for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if line.startswith("|")]
+    rows = [
+        line.split("|") for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if line.startswith("|")
+    ]
     places = {place for row in rows for place in re.findall(r"`([a-z_/]+)`", row[3])}
     assert len(places) > 20
     for place in places:

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
-from rich.console import Console, RichCast
-
 from . import __version__
 from .config.schema import BASIC_OPTIONS
 from .config.toml import from_options, read_table
@@ -155,6 +153,11 @@ def _run_train(name: str, words: list[str]) -> None:
     """As `_run`, with the options of the configuration, which may stand in a file too."""
     words, file = _take_config(words)
     table = read_table(file) if file else {}
+    if "own" in table:
+        from .training.own.config import check_given
+        from .training.own.parts import OwnParts
+
+        check_given(table, OwnParts())
     needed = [option for option in ("data", "out") if option not in table.get("data", {})]
     base = from_options(dict.fromkeys(needed, ""), table)
     options = [replace(option, default=REQUIRED) if option.name in needed else option for option in read_sections(base)]
@@ -229,13 +232,6 @@ def _show(result: Any, as_json: bool = False) -> None:
         print(json.dumps(result.to_json(), indent=2))
     elif isinstance(result, RunFolder):
         _show_run(result)
-    elif isinstance(result, RichCast):
-        terminal = sys.stdout is not None and sys.stdout.isatty()
-        # in a file or a pipe a line of the table is one line, unless the user says how wide it may be
-        console = Console(highlight=False, width=None if terminal or "COLUMNS" in os.environ else 200)
-        with console.capture() as shown:
-            console.print(result)
-        print("\n".join(line.rstrip() for line in shown.get().splitlines()))
     else:
         print(result)
 

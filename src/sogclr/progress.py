@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import rich.progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -120,6 +122,21 @@ def progress_bar(
         return
     with Progress(quiet) as progress:
         yield progress.callback(name)
+
+
+class RichText:
+    """A result whose text is the table that it is for people."""
+
+    def __rich__(self) -> RenderableType:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        # in a file or a pipe a line of the table is one line, unless the user says how wide it may be
+        console = Console(highlight=False, width=None if terminal or "COLUMNS" in os.environ else 200)
+        with console.capture() as shown:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in shown.get().splitlines())
 
 
 def clock(seconds: float) -> str:

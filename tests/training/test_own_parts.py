@@ -216,7 +216,9 @@ def test_a_run_on_a_data_set_of_ones_own_is_used_like_any_other(data, tmp_path):
     sogclr("embed", run.path, data, "--out", tmp_path / "f.npz", check=0)
     sogclr("eval", run.path, data, "--json", check=0)
     sogclr("report", run.path, check=0)  # the page goes without pictures
-    assert "was trained on a data set of your own (Images)" in sogclr("inspect", run.path, check=2).stderr
+    assert "40 in dataset=Images" in sogclr("inspect", run.path, check=0).stdout
+    with pytest.raises(BadInput, match=r"was trained on a data set of your own \(Images\)"):
+        run.manifest()
 
 
 def test_resume_asks_for_the_very_parts(data, tmp_path):
@@ -270,8 +272,26 @@ class ManyValues(MyLoss):
         (lambda data: {"dataset": Labelled(data)}, r"Labelled\[5\] gave the index 1, not 5; return \(image, index\)"),
         (lambda data: {"dataset": Images(data, np.asarray)}, "gave a ndarray; give PIL images, two views"),
         (lambda data: {"dataset": Images(data, lambda i: [random_view(i)] * 3)}, "gives 3 views"),
-        (lambda data: {"dataset": iter(())}, "without a length"),
-        (lambda data: {"dataset": []}, "dataset= is a list of 0 samples"),
+        (lambda data: {"dataset": iter(())}, "dataset= is a tuple_iterator; give a map-style data set, with a length"),
+        (lambda data: {"dataset": Images}, "dataset= is the class Images; give a map-style"),
+        (lambda data: {"dataset": []}, r"dataset= \(list\) has no samples"),
+        (lambda data: {"data": Images(data)}, "data is a Images and must be a path; a data set of your own goes to"),
+        (
+            lambda data: {"data": data, "model": MyNet},
+            "model= is the class MyNet; give the name of a model, or a module",
+        ),
+        (lambda data: {"data": data, "loss": MyLoss}, "loss= is the class MyLoss; give a module"),
+        (lambda data: {"data": data, "transform": 3}, "transform= is a int; give a function"),
+        (lambda data: {"data": data, "on_metrics": 3}, "on_metrics= is a int; give a function of a dict"),
+        (lambda data: {"data": data, "model": MyNet(1)}, r"MyNet cannot take images \(2, 3, 16, 16\): "),
+        (
+            lambda data: {"data": data, "model": MyNet(), "head": False, "head_dim": 8},
+            "head_dim= does not go with head=",
+        ),
+        (
+            lambda data: {"dataset": Images(data, lambda i: [random_view(i)[:1]] * 2), "model": "resnet10_mini"},
+            "resnet10_mini takes images of 3 channels and the views have 1; give a model of your own",
+        ),
         (lambda data: {"dataset": Images(data), "labels": "folder"}, "labels= does not go with dataset="),
         (lambda data: {"dataset": Images(data), "diagnose_every": 1}, "diagnose_every= does not go with dataset="),
         (lambda data: {"data": data, "dataset": Images(data)}, "both say what to train on"),
@@ -294,6 +314,30 @@ def test_what_cannot_be_is_refused_in_words(parts, message, data, tmp_path):
     recipe = {} if "transform" in parts else {"recipe": "character"}
     with pytest.raises(BadInput, match=message):
         package.train(out=tmp_path / "run", **(RUN | recipe | parts))
+    assert not (tmp_path / "run").exists() or "loss" in parts  # what a loss returns is seen at the first step
+
+
+def test_a_model_is_as_wide_as_what_it_makes(data, tmp_path):
+    """And not what an attribute says, as `num_features` of a timm model that ends with a classifier."""
+    model = MyNet()
+    model.num_features = 99
+    run = package.train(data, out=tmp_path / "run", model=model, recipe="character", **(RUN | {"max_steps": 1}))
+    assert load_checkpoint(run.latest_checkpoint())["model"]["head.0.weight"].shape[1] == 12
+
+
+def test_a_configuration_with_parts_of_ones_own_asks_for_them(data, tmp_path):
+    """It does the run again with the same parts; without them it would train something else."""
+    runs = {name: train(name, data, tmp_path / name.replace(" ", "-")) for name in ("views", "transform")}
+    again = package.train(
+        out=tmp_path / "again", config=runs["views"].config_file, quiet=True, **parts_of("views", data)
+    )
+    assert_equal_runs(again, runs["views"])
+    for name, part in (("views", "model"), ("transform", "transform")):
+        with pytest.raises(BadInput, match=rf"of a run with a {part} of your own \(.*\); pass one: .*{part}=\.\.\."):
+            package.train(data, tmp_path / "other", config=runs[name].config_file, quiet=True)
+        words = ["train", data, "--out", tmp_path / "other", "--config", runs[name].config_file]
+        assert f"with a {part} of your own" in sogclr(*words, check=2).stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_parts_of_ones_own_are_refused_on_pairs(tmp_path):

@@ -18,8 +18,10 @@ class CacheResult:
     """What `cache` wrote; as text, one line for people."""
 
     path: Path
-    images: str
-    """What the file holds, in words."""
+    images: int
+    """Images that the file holds."""
+    description: str
+    """What it holds, in words."""
     bad: int
     """Images that could not be decoded."""
     first_bad: str | None
@@ -27,7 +29,7 @@ class CacheResult:
 
     def __str__(self) -> str:
         left_out = f"; {self.bad:,} could not be decoded, first: {self.first_bad}" if self.bad else ""
-        return f"{self.images} ({self.path.stat().st_size / 2**20:,.0f} MiB){left_out}"
+        return f"{self.description} ({self.path.stat().st_size / 2**20:,.0f} MiB){left_out}"
 
 
 def cache(
@@ -61,4 +63,4 @@ def cache(
         manifest = scan(data, progress, image_column, caption_column).images
         images, bad = write_decoded(manifest, side, background, cores(), progress.callback("decoding"))
     first = f"{manifest.relative(bad[0][0])} ({bad[0][1]})" if bad else None
-    return CacheResult(images.path, images.describe(), len(bad), first)
+    return CacheResult(images.path, len(manifest) - len(bad), images.describe(), len(bad), first)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..errors import BadInput, RunFailed
 from ..files import cache_folder
-from ..progress import Progress, clock
+from ..progress import Progress, RichText, clock
 from ..run_folder import RunFolder
 from .eval_result import comparisons
 
@@ -31,7 +31,7 @@ CommandLine = Callable[[list[str]], int]
 
 
 @dataclass(frozen=True)
-class DemoResult:
+class DemoResult(RichText):
     """What a demo found: the scores of its methods and baselines, as in the table."""
 
     title: str

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..evaluation.scores import SCORES
 from ..files import write_text
-from ..progress import ProgressCallback
+from ..progress import ProgressCallback, RichText
 from ..run_folder import RunFolder
 
 
@@ -35,7 +35,7 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
-class EvalResult(Mapping[str, float]):
+class EvalResult(RichText, Mapping[str, float]):
     """Scores of an encoder, by name: `result["knn_top1"]`; accuracies are fractions."""
 
     scores: dict[str, float]

@@ -118,7 +118,12 @@ def _undecodable(manifest: Manifest, progress: ProgressCallback) -> dict[int, st
 # ----------------------------------------------------------------------------------------------------------------- run
 def _inspect_run(run: RunFolder) -> RunInspection:
     rows, config = run.metrics(), run.config_table()
-    manifest = run.manifest()
+    own = config.get("own", {})
+    if "dataset" in own:  # its images are in no file
+        images, root = own["samples"], f"dataset={own['dataset']}"
+    else:
+        manifest = run.manifest()
+        images, root = len(manifest), str(manifest.root)
     train, evaluation = _last(rows, "train"), _last(rows, "eval")
     newest = run.latest_checkpoint()
     log_u, damaged = None, None
@@ -131,9 +136,9 @@ def _inspect_run(run: RunFolder) -> RunInspection:
         state="finished" if run.encoder_file.exists() else "unfinished",
         step=int(train["step"]) if train else 0,
         steps=config.get("run", {}).get("max_steps"),
-        images=len(manifest),
+        images=images,
         pairs=len(run.pairs()) if run.holds_pairs() else None,
-        root=str(manifest.root),
+        root=root,
         bad=dict(line.split("\t", 1) for line in _lines(run.bad_file)),
         checkpoints=[p.name for p in run.checkpoint_files()],
         latest_checkpoint=None if newest is None else str(newest),

@@ -11,12 +11,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ..progress import RichText
+
 FILES_SHOWN = 20  # on a screen; the JSON has all
 CLASSES_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection:
+class Inspection(RichText):
     """What is at a path."""
 
     kind: ClassVar[str]
@@ -125,6 +127,7 @@ class RunInspection(Inspection):
     images: int
     pairs: int | None
     root: str
+    """The folder of the images, or dataset=NAME."""
     bad: dict[str, str]
     checkpoints: list[str]
     latest_checkpoint: str | None

@@ -28,7 +28,7 @@ from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint
 from ..training.build import build
 from ..training.loggers import import_tracker, open_logger
-from ..training.own.config import adapt_config, adapt_options
+from ..training.own.config import adapt_config, adapt_options, listeners, path_of
 from ..training.own.data import DatasetSource
 from ..training.own.parts import MapDataset, OwnParts
 from ..training.parts import OnMetrics
@@ -53,10 +53,9 @@ def train(
 ) -> RunFolder:
     """Train an encoder on a folder of images, without labels; or on image-caption pairs; or on parts of your own.
 
-    A model of your own maps images (N, C, H, W) to features (N, F), and gets our projection head: F is its attribute
-    `num_features` or what it makes of two blank images. Its first weights are those it has. Randomness in a data set or a
-    transform of your own is made a function of (seed, epoch, index): `random`, `numpy.random` and torch are seeded before
-    each sample is read. What is your own is not in the run's folder: give the same to `sogclr.resume`.
+    A model of your own maps images (N, C, H, W) to features (N, F), and gets our projection head. Its first weights are those
+    it has. In a data set or a transform of your own, `random`, `numpy.random` and torch are seeded by (seed, epoch, index)
+    before each sample is read. What is your own is not in the run's folder: give the same to `sogclr.resume`.
 
     Args:
         data: a folder (its `train/` part, if it has one), a .txt list of files, a table of pairs, or tar shards; left out
@@ -82,12 +81,13 @@ def train(
         RunFailed: the run could not go on.
         Interrupted: a signal came, and the state is saved.
     """
-    own = OwnParts(None if isinstance(model, str) else model, loss, dataset, transform, head)
-    given = {"data": data, "out": out, "model": model if isinstance(model, str) else None}
-    chosen = {**options, **{name: os.fspath(value) for name, value in given.items() if value is not None}}
     table = read_table(os.fspath(config)) if config is not None else {}
+    name, module = (model, None) if isinstance(model, str) else (None, model)
+    own = OwnParts(module, loss, dataset, transform, head and table.get("own", {}).get("head", True))
+    given, heard = {"data": data, "out": out, "model": name}, listeners(on_metrics)
+    chosen = {**options, **{key: path_of(key, value) for key, value in given.items() if value is not None}}
     full = from_options(adapt_options(chosen, table, own), table)
-    return start(full, Progress(quiet), own, [on_metrics] if on_metrics is not None else [])
+    return start(full, Progress(quiet), own, heard)
 
 
 def resume(
@@ -121,7 +121,7 @@ def resume(
     Raises:
         BadInput: no run there, its images have changed, its checkpoint cannot be read, or a part of your own is missing.
     """
-    own, heard = OwnParts(model, loss, dataset, transform), [on_metrics] if on_metrics is not None else []
+    own, heard = OwnParts(model, loss, dataset, transform), listeners(on_metrics)
     with distributed.process_group(), ExitStack() as held:
         # is there something to resume?
         folder, progress = RunFolder(run), Progress(quiet or not distributed.is_rank0())

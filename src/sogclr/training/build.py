@@ -147,6 +147,10 @@ def _image_task(config: TrainConfig, source: Source, device: torch.device, own: 
     labels = read_labels(source, config.data.labels) if isinstance(source, Manifest) else None
     views = build_views(source, labels, info, reading, own)
     shape = views.view_shape() if isinstance(views, OwnViews) else (3, reading.image_size, reading.image_size)
+    if own.model is None and shape[0] != 3:
+        raise BadInput(
+            f"{info.name} takes images of 3 channels and the views have {shape[0]}; give a model of your own"
+        )
     model = build_image_model(config, own, shape)
     _to_device(model, config, device)
     loss = own_loss(own.loss, source) if own.loss is not None else build_loss(config, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from typing import Any
 
@@ -12,8 +13,45 @@ from ...data.source import Source
 from ...errors import BadInput
 from ...losses.contrastive import ContrastiveLoss
 from ...losses.temperatures import Global, PerSample
+from ..parts import OnMetrics
 from .data import view_side
-from .parts import OwnParts, name_of, own_name
+from .parts import PARTS, OwnParts, name_of, own_name
+
+
+def path_of(name: str, value: Any) -> str:
+    """Return a path that was given as text.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if not isinstance(value, str | os.PathLike):
+        hint = "; a data set of your own goes to dataset=" if name == "data" else ""
+        raise BadInput(f"{name} is a {type(value).__qualname__} and must be a path{hint}")
+    return str(os.fspath(value))
+
+
+def listeners(on_metrics: OnMetrics | None) -> list[OnMetrics]:
+    """Return the functions that hear of the metrics: the one that was given, or none.
+
+    Raises:
+        BadInput: it cannot be called.
+    """
+    if on_metrics is not None and not callable(on_metrics):
+        raise BadInput(f"on_metrics= is a {type(on_metrics).__qualname__}; give a function of a dict")
+    return [] if on_metrics is None else [on_metrics]
+
+
+def check_given(table: dict[str, Any], own: OwnParts) -> None:
+    """Check that a configuration of a run with parts of the user's own comes with such parts.
+
+    Raises:
+        BadInput: one is missing: what trained would be another run, or none.
+    """
+    for part, name in table.get("own", {}).items():
+        if part in PARTS and not own.has(part):
+            raise BadInput(
+                f"the configuration is of a run with a {part} of your own ({name}); pass one: sogclr.train(config=..., {part}=...)"
+            )
 
 
 def adapt_options(options: dict[str, Any], table: dict[str, Any], own: OwnParts) -> dict[str, Any]:
@@ -27,6 +65,7 @@ def adapt_options(options: dict[str, Any], table: dict[str, Any], own: OwnParts)
     Raises:
         BadInput: an option that a part of the user's own makes meaningless.
     """
+    check_given(table, own)
     settled = dict(options)
     in_file = {name for section in table.values() if isinstance(section, dict) for name in section}
     if own.dataset is not None:
@@ -45,9 +84,12 @@ def adapt_options(options: dict[str, Any], table: dict[str, Any], own: OwnParts)
         settled["model"] = own_name(own.model)
     elif not own.head:
         raise BadInput("head=False is for a model of your own that ends with its own head; give model= too")
+    if not own.head:
+        _refuse(options, ("head_layers", "head_dim", "head_hidden"), "head=False")
     if own.loss is not None:
         ours = [f.name for f in fields(LossConfig)]
-        _refuse({**options, **dict.fromkeys(in_file)}, ours, "loss=, which is built with its own")
+        unused = in_file if "loss" not in table.get("own", {}) else ()  # a run's own file has all options
+        _refuse({**options, **dict.fromkeys(unused)}, ours, "loss=, which is built with its own")
     if (own.dataset is not None or own.transform is not None) and "image_size" not in {*options, *in_file}:
         side = view_side(own.dataset, own.transform)
         settled |= {} if side is None else {"image_size": side}

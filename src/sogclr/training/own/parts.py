@@ -41,14 +41,19 @@ class OwnParts:
     """Whether the model gets our projection head; False for a model that has its own."""
 
     def __post_init__(self) -> None:
-        if self.dataset is None:
-            return
-        if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
-            raise BadInput(
-                f"dataset= is a {name_of(self.dataset)} without a length; give a map-style data set of (image, index)"
-            )
-        if not len(self.dataset):
-            raise BadInput(f"dataset= is a {name_of(self.dataset)} of 0 samples; give one that is not empty")
+        """Raise BadInput for what can be no such part: most often a class in the place of an object."""
+        if self.model is not None and not isinstance(self.model, nn.Module):
+            raise BadInput(f"model= is {_kind(self.model)}; give the name of a model, or a module (torch.nn.Module)")
+        for part, value in (("loss", self.loss), ("transform", self.transform)):
+            if value is not None and (not callable(value) or (part == "loss" and isinstance(value, type))):
+                raise BadInput(f"{part}= is {_kind(value)}; give {'a module' if part == 'loss' else 'a function'}")
+        if self.dataset is not None:
+            if isinstance(self.dataset, type) or not all(hasattr(self.dataset, f"__{n}__") for n in ("len", "getitem")):
+                raise BadInput(
+                    f"dataset= is {_kind(self.dataset)}; give a map-style data set, with a length and (image, i) at i"
+                )
+            if len(self.dataset) == 0:
+                raise BadInput(f"dataset= ({name_of(self.dataset)}) has no samples; give some")
 
     def table(self) -> dict[str, Any]:
         """Return what a run says of them: the table [own] of its `config.toml`; empty where there are none."""
@@ -89,6 +94,11 @@ class OwnParts:
 def name_of(part: Any) -> str:
     """Return the name of a function, or of an object's class."""
     return str(getattr(part, "__qualname__", type(part).__qualname__))
+
+
+def _kind(part: Any) -> str:
+    """Return what something is, in words: the class NAME, or a NAME."""
+    return f"the class {part.__qualname__}" if isinstance(part, type) else f"a {type(part).__qualname__}"
 
 
 def own_name(model: nn.Module) -> str:
@@ -135,22 +145,25 @@ class OwnLoss(nn.Module):
 
 @torch.no_grad()
 def probe_width(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return F: the model's `num_features`, or what it makes of two blank images.
+    """Return F: how wide the features are that the model makes of two blank images.
 
     Args:
         model: images -> features.
         shape: (C, H, W) of an image.
 
     Raises:
-        BadInput: it does not return rows.
+        BadInput: it cannot take them, or does not return rows.
     """
-    if isinstance(width := getattr(model, "num_features", None), int):
-        return width
     like = next(model.parameters(), torch.empty(0))
     mode = model.training
     model.eval()
     try:
         features = model(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+    except RuntimeError as error:
+        raise BadInput(
+            f"{name_of(model)} cannot take images (2, {', '.join(map(str, shape))}): {error}; give a model for images of "
+            "this shape, or --image-size"
+        ) from error
     finally:
         model.train(mode)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
