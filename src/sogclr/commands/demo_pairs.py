@@ -20,7 +20,7 @@ from ..errors import BadInput
 from ..files import cache_folder
 from ..progress import Progress, clock
 from ..run_folder import RunFolder
-from .demo import CommandLine, DemoResult, announced, fresh_runs, read_scores
+from .demo_steps import CommandLine, DemoResult, announced, fresh_runs, read_scores
 
 SIZE = 64  # pixels
 FULL = (24, 1)  # epochs; every so-many-th base emoji

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,13 @@ import pyarrow.parquet as pq
 
 from ..errors import BadInput
 from ..files import atomic_write
+
+
+class RunFiles(Protocol):
+    """Where a run keeps its samples: what `RunFolder` says of itself, as far as it matters here."""
+
+    manifest_file: Path
+    pairs_folder: Path
 
 
 def write_columns(path: Path, columns: Mapping[str, pa.Array | np.ndarray], head: Mapping[str, Any]) -> None:

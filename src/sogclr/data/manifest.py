@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,10 @@ import pyarrow.compute as pc
 
 from ..errors import BadInput
 from ..progress import ProgressCallback
-from .column_files import read_columns, read_head, write_columns
+from .column_files import RunFiles, read_columns, read_head, write_columns
 from .headers import Checked, check_headers, sparse_text
 from .listing import Listing, file_at, first_few, list_file, list_folder
 from .text_columns import text_bytes
-
-if TYPE_CHECKING:
-    from ..run_folder import RunFolder
 
 CHECK_AT_MOST = 200_000
 """With `check=None`, headers are read when at most this many files are not in the cache."""
@@ -130,7 +127,7 @@ class Manifest:
         source = self.root / self.source.name if self.source.suffix.lower() == ".txt" else self.root
         return Manifest.scan(source, check=False)
 
-    def save_to(self, run: RunFolder) -> None:
+    def save_to(self, run: RunFiles) -> None:
         """Write the manifest of a run."""
         self.save(run.manifest_file)
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +17,13 @@ import pyarrow.compute as pc
 
 from ..errors import BadInput
 from ..progress import ProgressCallback
-from .column_files import read_columns, read_head, saved_root, write_columns
+from .column_files import RunFiles, read_columns, read_head, saved_root, write_columns
 from .headers import check_headers
 from .listing import Listing, list_paths, relative_to
 from .manifest import CHECK_AT_MOST, Difference, Manifest
 from .shards import find_shards, read_shards
 from .tables import PairRows, is_table, read_rows
 from .text_columns import column_of, release_memory, text_bytes, unique_texts
-
-if TYPE_CHECKING:
-    from ..run_folder import RunFolder
 
 _IMAGES = "images.arrow"
 
@@ -239,7 +236,7 @@ class Pairs:
         image, caption = columns["image_column"], columns["caption_column"]
         return Pairs.scan(source, image_column=image, caption_column=caption, check=False)
 
-    def save_to(self, run: RunFolder) -> None:
+    def save_to(self, run: RunFiles) -> None:
         """Write the pairs of a run; they are mapped from there from now on."""
         self.save(run.manifest_file, run.pairs_folder)
 

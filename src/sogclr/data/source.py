@@ -10,19 +10,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, Self
+from typing import BinaryIO, Literal, Protocol, Self
 
 import numpy as np
 
 from ..errors import BadInput
 from ..progress import ProgressCallback
+from .column_files import RunFiles
 from .manifest import Difference, Manifest
 from .pairs import Pairs
 from .shards import is_shards
 from .tables import is_table
-
-if TYPE_CHECKING:
-    from ..run_folder import RunFolder
 
 
 class Source(Protocol):
@@ -105,7 +103,7 @@ class Source(Protocol):
         """Compare with the `other`: what it adds, lacks or has changed."""
         ...
 
-    def save_to(self, run: RunFolder, /) -> None:
+    def save_to(self, run: RunFiles, /) -> None:
         """Write what `load_source` reads."""
         ...
 
@@ -135,7 +133,7 @@ class SourceKind:
     """Whether DATA is of this kind, by its name or by what is there; it need not exist."""
     open: Callable[[Path, OpenOptions], Source]
     """Return the samples of DATA, or raise `BadInput`."""
-    load: Callable[[RunFolder], Source | None]
+    load: Callable[[RunFiles], Source | None]
     """Return the samples of a run that such a source was saved to; None where the run is on something else."""
 
 
@@ -171,7 +169,7 @@ def open_source(
     return kind.open(Path(data), OpenOptions(image_column, caption_column, check, progress))
 
 
-def load_source(run: RunFolder) -> Source:
+def load_source(run: RunFiles) -> Source:
     """Return the samples of a run, with their ids.
 
     Raises:
@@ -190,16 +188,16 @@ def _open_pairs(data: Path, options: OpenOptions) -> Pairs:
     return Pairs.scan(data, **vars(options))
 
 
-def _load_pairs(run: RunFolder) -> Pairs | None:
-    return run.pairs() if run.holds_pairs() else None
+def _load_pairs(run: RunFiles) -> Pairs | None:
+    return Pairs.load(run.manifest_file, run.pairs_folder) if run.pairs_folder.is_dir() else None
 
 
 def _open_images(data: Path, options: OpenOptions) -> Manifest:
     return Manifest.scan(data, check=options.check, progress=options.progress)
 
 
-def _load_images(run: RunFolder) -> Manifest:
-    return run.manifest()
+def _load_images(run: RunFiles) -> Manifest:
+    return Manifest.load(run.manifest_file)
 
 
 SOURCES: dict[str, SourceKind] = {

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...data.column_files import RunFiles
 from ...data.images import opened
 from ...data.manifest import Difference, Manifest
 from ...errors import BadInput
-from ...run_folder import RunFolder
 from .parts import MapDataset, name_of
 
 PROBED = 8  # samples whose size says how large the images are
@@ -90,7 +90,7 @@ class DatasetSource:
         """Return no difference: `load_state_dict` compares the fingerprints."""
         return Difference([], [], [])
 
-    def save_to(self, run: RunFolder) -> None:
+    def save_to(self, run: RunFiles) -> None:
         """Write nothing: `resume` is given the data set again."""
 
 
