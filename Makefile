@@ -7,7 +7,7 @@ demo: .venv/installed
 	$(BIN)/sogclr demo
 
 test: .venv/with-text .venv/with-research
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Without what starts a process, needs a package of an extra, or takes long: an answer in less than a minute.
 test-unit: .venv/installed

@@ -14,39 +14,6 @@ from sogclr.cli import COMMANDS
 from sogclr.config.toml import SECTIONS, from_options
 from sogclr.options import PYTHON_ONLY, read_args, read_sections, read_signature
 
-SCRIPT = """
-from pathlib import Path
-
-import torch
-from torch import Tensor
-from typing_extensions import assert_type
-
-import sogclr
-
-run = sogclr.train("photos", "runs/a", batch_size=64)
-assert_type(run, sogclr.RunFolder)
-assert_type(sogclr.resume("runs/a"), sogclr.RunFolder)
-assert_type(sogclr.embed(run.path, "photos", "e.parquet").images, int)
-scores = sogclr.evaluate("runs/a", Path("photos"), quiet=True)
-assert_type(scores, sogclr.EvalResult)
-assert_type(scores["knn_top1"], float)
-assert_type(scores.split, str | None)
-found = sogclr.search("runs/a", "a red apple", source="e.parquet")
-assert_type(found, sogclr.SearchResult)
-assert_type([(hit.path, hit.score) for hit in found.hits], list[tuple[str, float]])
-assert_type(sogclr.export("runs/a", "onnx"), Path)
-assert_type(sogclr.report("runs/a"), Path)
-assert_type(sogclr.inspect("photos"), sogclr.Inspection)
-assert_type(sogclr.inspect("photos").to_json(), dict[str, object])
-assert_type(sogclr.cache("photos"), sogclr.CacheResult)
-assert_type(sogclr.demo(quick=True).scores, dict[str, dict[str, float]])
-assert_type(sogclr.GlobalContrastiveLoss(num_samples=10), sogclr.GlobalContrastiveLoss)
-encoder = sogclr.load_encoder("runs/a")
-assert_type(encoder.encode(torch.zeros(1, 8, 8, 3, dtype=torch.uint8)), Tensor)
-sogclr.estimators.MovingAverage, sogclr.temperatures.PerSample, sogclr.exact.objective, sogclr.diagnose, sogclr.BadInput
-sogclr.sharded.whole_state
-"""
-
 
 def test_every_public_name_is_there():
     for name in sogclr.__all__:
@@ -66,31 +33,6 @@ def test_type_checkers_are_told_of_the_same_names():
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, sogclr; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
-
-
-@pytest.mark.slow
-def test_a_users_script_has_types(tmp_path):
-    """In strict mode, each public function; `Any` is not equal to what `assert_type` names."""
-    pytest.importorskip("mypy")
-    (tmp_path / "script.py").write_text(SCRIPT)
-    source = Path(sogclr.__file__).parent.parent
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--strict",
-            "--follow-imports=silent",
-            "--cache-dir",
-            tmp_path / "cache",
-            "script.py",
-        ],
-        env={**environment(), "MYPYPATH": str(source)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
