@@ -11,7 +11,7 @@ test: .venv/with-text .venv/with-research
 
 # Without what starts a process, needs a package of an extra, or takes long: an answer in less than a minute.
 test-unit: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not integration and not distributed and not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not integration and not distributed and not slow and not gpu"
 
 # The GPU kernel in Triton's interpreter, which needs an older numpy: both in a folder that comes before the environment's.
 test-triton: .venv/triton

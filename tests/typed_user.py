@@ -11,31 +11,34 @@ from torch import Tensor
 
 import sogclr
 
-run = sogclr.train("photos", "runs/a", batch_size=64)
-assert_type(run, sogclr.RunFolder)
-assert_type(sogclr.resume("runs/a"), sogclr.RunFolder)
-assert_type(sogclr.embed(run.path, "photos", "e.parquet").images, int)
-scores = sogclr.evaluate("runs/a", Path("photos"), quiet=True)
-assert_type(scores, sogclr.EvalResult)
-assert_type(scores["knn_top1"], float)
-assert_type(scores.split, str | None)
-found = sogclr.search("runs/a", "a red apple", source="e.parquet")
-assert_type(found, sogclr.SearchResult)
-assert_type([(hit.path, hit.score) for hit in found.hits], list[tuple[str, float]])
-assert_type(sogclr.export("runs/a", "onnx"), Path)
-assert_type(sogclr.report("runs/a"), Path)
-assert_type(sogclr.inspect("photos"), sogclr.Inspection)
-assert_type(sogclr.inspect("photos").to_json(), dict[str, object])
-assert_type(sogclr.cache("photos"), sogclr.CacheResult)
-assert_type(sogclr.demo(quick=True).scores, dict[str, dict[str, float]])
-assert_type(sogclr.GlobalContrastiveLoss(num_samples=10), sogclr.GlobalContrastiveLoss)
-encoder = sogclr.load_encoder("runs/a")
-assert_type(encoder.encode(torch.zeros(1, 8, 8, 3, dtype=torch.uint8)), Tensor)
-names = (
-    sogclr.estimators.MovingAverage,
-    sogclr.temperatures.PerSample,
-    sogclr.exact.objective,
-    sogclr.diagnose,
-    sogclr.BadInput,
-)
-state = sogclr.sharded.whole_state
+
+def user() -> None:
+    """Use every public function."""
+    run = sogclr.train("photos", "runs/a", batch_size=64)
+    assert_type(run, sogclr.RunFolder)
+    assert_type(sogclr.resume("runs/a"), sogclr.RunFolder)
+    assert_type(sogclr.embed(run.path, "photos", "e.parquet").images, int)
+    scores = sogclr.evaluate("runs/a", Path("photos"), quiet=True)
+    assert_type(scores, sogclr.EvalResult)
+    assert_type(scores["knn_top1"], float)
+    assert_type(scores.split, str | None)
+    found = sogclr.search("runs/a", "a red apple", source="e.parquet")
+    assert_type(found, sogclr.SearchResult)
+    assert_type([(hit.path, hit.score) for hit in found.hits], list[tuple[str, float]])
+    assert_type(sogclr.export("runs/a", "onnx"), Path)
+    assert_type(sogclr.report("runs/a"), Path)
+    assert_type(sogclr.inspect("photos"), sogclr.Inspection)
+    assert_type(sogclr.inspect("photos").to_json(), dict[str, object])
+    assert_type(sogclr.cache("photos"), sogclr.CacheResult)
+    assert_type(sogclr.demo(quick=True).scores, dict[str, dict[str, float]])
+    assert_type(sogclr.GlobalContrastiveLoss(num_samples=10), sogclr.GlobalContrastiveLoss)
+    encoder = sogclr.load_encoder("runs/a")
+    assert_type(encoder.encode(torch.zeros(1, 8, 8, 3, dtype=torch.uint8)), Tensor)
+    _names = (
+        sogclr.estimators.MovingAverage,
+        sogclr.temperatures.PerSample,
+        sogclr.exact.objective,
+        sogclr.diagnose,
+        sogclr.BadInput,
+    )
+    _state = sogclr.sharded.whole_state

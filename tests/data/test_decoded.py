@@ -227,6 +227,7 @@ def make(data, side=0, **options):
     return cache(data, side=side, quiet=True, **options)
 
 
+@pytest.mark.slow
 def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
     plain = package.train(data, tmp_path / "plain", quiet=True, **RUN)
     assert plain.config().data.cache == "none"
@@ -239,6 +240,7 @@ def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
         assert torch.equal(value, weights(cached)[key])
 
 
+@pytest.mark.slow
 def test_resumed_bit_for_bit_with_them_and_not_without(data, tmp_path):
     make(data, 6)
     whole = package.train(data, tmp_path / "whole", quiet=True, **RUN)
@@ -259,6 +261,7 @@ def test_resumed_bit_for_bit_with_them_and_not_without(data, tmp_path):
 OF_PAIRS = PAIRS | {"epochs": 2, "batch_size": 16, "save_every": 4, "caption_column": "said"}
 
 
+@pytest.mark.slow
 def test_a_run_on_pairs_finds_them_and_is_the_same_run(tmp_path, monkeypatch):
     """With an image that cannot be read and a column that must be named."""
     monkeypatch.setenv("SOGCLR_CACHE", str(tmp_path / "cache"))

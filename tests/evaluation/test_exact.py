@@ -136,6 +136,7 @@ def set_to_exact(loss, encoder, x):
     return loss
 
 
+@pytest.mark.slow
 def test_bias_and_variance_are_what_the_theory_says(encoder):
     """With u exact and a vanishing gamma SogCLR's gradient has no bias for F2; the mini-batch's has one even for F1, which
     falls as the batch grows."""

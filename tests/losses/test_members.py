@@ -129,6 +129,7 @@ def create(name, num_samples, dim, **values):
     return construct(ESTIMATORS[name].builder, common | values)
 
 
+@pytest.mark.slow
 def test_a_queue_finds_a_better_normalizer_than_the_batch():
     """Embeddings held still: the error of nu against log g over all samples, from batches of 4."""
     n, generator = 64, torch.Generator().manual_seed(0)

@@ -203,6 +203,7 @@ def test_an_encoder_of_ones_own_is_loaded_into_the_module(finished, data):
 
 
 @pytest.mark.parametrize("command", ["embed", "eval", "export"])
+@pytest.mark.integration
 def test_commands_that_need_the_model_say_so(command, finished, data, tmp_path):
     words = {"embed": [data, "--out", tmp_path / "f.npz"], "eval": [data], "export": []}[command]
     result = sogclr(command, finished.path, *words, check=2)
@@ -210,6 +211,7 @@ def test_commands_that_need_the_model_say_so(command, finished, data, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.integration
 def test_a_run_on_a_data_set_of_ones_own_is_used_like_any_other(data, tmp_path):
     """But for what needs its images, which are in no file."""
     run = train("images", data, tmp_path / "run")
@@ -221,6 +223,7 @@ def test_a_run_on_a_data_set_of_ones_own_is_used_like_any_other(data, tmp_path):
         run.manifest()
 
 
+@pytest.mark.integration
 def test_resume_asks_for_the_very_parts(data, tmp_path):
     run = train("views", data, tmp_path / "run")
     run.encoder_file.unlink()
@@ -325,6 +328,7 @@ def test_a_model_is_as_wide_as_what_it_makes(data, tmp_path):
     assert load_checkpoint(run.latest_checkpoint())["model"]["head.0.weight"].shape[1] == 12
 
 
+@pytest.mark.integration
 def test_a_configuration_with_parts_of_ones_own_asks_for_them(data, tmp_path):
     """It does the run again with the same parts; without them it would train something else."""
     runs = {name: train(name, data, tmp_path / name.replace(" ", "-")) for name in ("views", "transform")}
