@@ -51,9 +51,10 @@ def module(*words: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------- tests and pages
 def run_tests(device: str, quick: bool) -> str:
-    """Run the tests marked gpu, or, on the CPU, only collect them."""
-    more = [] if device == "cuda" else ["--collect-only"]
-    return module("pytest", "-m", "gpu", "-p", "no:cacheprovider", *more).strip().splitlines()[-1]
+    """Run the tests marked gpu."""
+    if device == "cpu":
+        return "left out, as each needs a GPU"
+    return module("pytest", "-m", "gpu", "-p", "no:cacheprovider").strip().splitlines()[-1]
 
 
 def run_losses(device: str, quick: bool) -> str:
