@@ -28,6 +28,11 @@ pytestmark = [
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
+@pytest.fixture(autouse=True)
+def _same_draws():
+    torch.manual_seed(0)
+
+
 def rows(count, width, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     return normalize(torch.randn(count, width, generator=generator), dim=1).to(DEVICE, dtype).requires_grad_()
@@ -54,7 +59,8 @@ def test_one_tower(dtype, count, width, tau):
     (expected * weight.double().cpu()).sum().backward()
     torch.testing.assert_close(got.double().cpu(), expected, rtol=1e-5, atol=1e-4)
     assert z.grad.dtype == dtype
-    check(z.grad, z64.grad, LIMITS[dtype])
+    # a logit of 1 / τ is rounded to a float32, whatever the kernel; each softmax weight errs by as much
+    check(z.grad, z64.grad, max(LIMITS[dtype], torch.finfo(torch.float32).eps / tau))
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
