@@ -9,7 +9,7 @@ demo: .venv/installed
 test: .venv/with-text .venv/with-research
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Without what starts a process, needs a package of an extra, or takes long: an answer in less than a minute.
+# Without what starts a process, needs a package of an extra, or takes long: an answer in about a minute.
 test-unit: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not integration and not distributed and not slow and not gpu"
 

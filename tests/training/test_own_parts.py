@@ -203,6 +203,7 @@ def test_an_encoder_of_ones_own_is_loaded_into_the_module(finished, data):
     assert model.filters.weight.shape == (12, 3, 3, 3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", ["embed", "eval", "export"])
 def test_commands_that_need_the_model_say_so(command, finished, data, tmp_path, capsys):
     words = {"embed": [data, "--out", tmp_path / "f.npz"], "eval": [data], "export": []}[command]
