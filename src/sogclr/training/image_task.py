@@ -17,11 +17,11 @@ from ..progress import Progress
 from ..run_folder import RunFolder
 from .build_loss import transfer_state
 from .momentum_encoder import MomentumEncoder
-from .task import Encode
+from .task import Encode, Task
 from .views import Views
 
 
-class ImageTask:
+class ImageTask(Task):
     """Images for the trainer: two views of each, one encoder with its head, the losses on two views.
 
     Args:
@@ -82,21 +82,7 @@ class ImageTask:
         value: Tensor = self.loss_fn(z0, z1, index)
         return value
 
-    def after_step(self, step: int, ok: Tensor) -> None:
-        """Do nothing: nothing follows the model."""
-
-    def companions(self) -> Sequence[nn.Module]:
-        """Return none: the model is alone."""
-        return ()
-
     # ------------------------------------------------------------------------------------------------------------ state
-    def state_dict(self) -> dict[str, Any]:
-        """Return the key `keys`, None: there is no encoder of keys."""
-        return {"keys": None}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: the task has no state."""
-
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
         """Take what another run's loss kept of the images that both runs have, and return how many these are."""
         if not isinstance(self.source, Manifest):

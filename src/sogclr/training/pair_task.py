@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +25,12 @@ from .build_loss import transfer_state
 from .frozen_features import image_features, lookup_loader, text_features
 from .online_eval import choose
 from .reading import Reading
-from .task import Encode
+from .task import Encode, Task
 
 EVALUATED = 1000  # images of the online evaluation, with all their captions
 
 
-class PairTask:
+class PairTask(Task):
     """Pairs for the trainer: batches, online retrieval, and the files of the two towers.
 
     A frozen tower's features are computed once and looked up. With both frozen only the projections train.
@@ -126,21 +125,7 @@ class PairTask:
         value: Tensor = self.loss_fn(*encode(*inputs), *ids)
         return value
 
-    def after_step(self, step: int, ok: Tensor) -> None:
-        """Do nothing: nothing follows the model."""
-
-    def companions(self) -> Sequence[nn.Module]:
-        """Return none: the model is alone."""
-        return ()
-
     # ------------------------------------------------------------------------------------------------------------ state
-    def state_dict(self) -> dict[str, Any]:
-        """Return the key `keys`, None: there is no encoder of keys."""
-        return {"keys": None}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: the task has no state."""
-
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
         """Take what another run's loss kept of the images and captions that both runs have, and return how many images."""
         theirs, loss = source.pairs(), self.loss_fn

@@ -16,7 +16,10 @@ Encode = Callable[..., Any]
 
 
 class Task(Protocol):
-    """What is special about a kind of DATA or a method. It holds the model, the loss, and what makes batches."""
+    """What is special about a kind of DATA or a method. It holds the model, the loss, and what makes batches.
+
+    A task subclasses it. What follows the model, and its state, have bodies here for tasks where nothing does.
+    """
 
     things: str
     """What its samples are, in the plural."""
@@ -53,20 +56,20 @@ class Task(Protocol):
 
     def after_step(self, step: int, ok: Tensor) -> None:
         """Update what follows the model, after step number `step`, 0-based, where `ok`, () bool, is true."""
-        ...
+        return None
 
     def companions(self) -> Sequence[nn.Module]:
         """Return the modules beside the model whose buffers a forward pass changes."""
-        ...
+        return ()
 
     # ------------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Return what the task adds to a checkpoint, by the checkpoint's own keys."""
-        ...
+        """Return what the task adds to a checkpoint, by the checkpoint's own keys: `keys`, the state of an encoder of keys."""
+        return {"keys": None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned, from a whole checkpoint."""
-        ...
+        return None
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
         """Copy what the loss of another run, whose weights the model has, kept for the samples that both runs have.
