@@ -11,6 +11,15 @@ from torch import Tensor
 from .averages import DCL, MovingAverage, Scent, Seen, SimCLR, cosine, mix
 
 
+def batch_drift(seen: Seen, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which samples were seen before, (R, A), their number and the log of the mean of ĝ/u_old over them, (R, 1)."""
+    known = torch.isfinite(old)
+    ratio = torch.where(known, seen.log_g - old, -math.inf)
+    count = known.sum(dim=1, keepdim=True)
+    log_r = torch.where(count > 0, ratio.logsumexp(dim=1, keepdim=True) - count.clamp(min=1).log(), 0.0)
+    return known, count, log_r
+
+
 class Defensive(MovingAverage):
     """Long memory u (gamma), own mixture nu = log((1 - beta) r u_old + beta ĝ): weight bounded by 1/beta.
 
@@ -55,10 +64,7 @@ class Defensive(MovingAverage):
         """Return (R, 1), the log of the common drift."""
         if self.drift == "none":
             return torch.zeros(len(old), 1)
-        known = torch.isfinite(old)
-        ratio = torch.where(known, seen.log_g - old, -math.inf)
-        count = known.sum(dim=1, keepdim=True)
-        log_r = torch.where(count > 0, ratio.logsumexp(dim=1, keepdim=True) - count.clamp(min=1).log(), 0.0)
+        _, _, log_r = batch_drift(seen, old)
         if self.drift == "batch":
             return log_r
         self.log_r = self.log_r + self.rate * (log_r - self.log_r)
@@ -114,10 +120,7 @@ class Shrink(MovingAverage):
 
     def __call__(self, seen: Seen) -> tuple[Tensor, float]:
         old = self.old(seen)
-        known = torch.isfinite(old)
-        ratio = torch.where(known, seen.log_g - old, -math.inf)
-        count = known.sum(dim=1, keepdim=True)
-        log_r = torch.where(count > 0, ratio.logsumexp(dim=1, keepdim=True) - count.clamp(min=1).log(), 0.0)
+        known, count, log_r = batch_drift(seen, old)
         moved = old + (log_r if self.use_drift else 0.0)
         if bool((count > 8).all()):
             d = torch.where(known, torch.exp(seen.log_g - moved) - 1, 0.0)
