@@ -15,9 +15,9 @@ from ..models.encoder import EncoderInfo, save_encoder
 from ..models.two_view import ContrastiveModel
 from ..progress import Progress
 from ..run_folder import RunFolder
-from .build_loss import transfer_state
 from .momentum_encoder import MomentumEncoder
 from .task import Encode, Task
+from .transfer import transfer_state
 from .views import Views
 
 

@@ -21,11 +21,11 @@ from ..models.text import TextSetup
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..progress import Progress
 from ..run_folder import RunFolder
-from .build_loss import transfer_state
 from .frozen_features import image_features, lookup_loader, text_features
 from .online_eval import choose
 from .reading import Reading
 from .task import Encode, Task
+from .transfer import transfer_state
 
 EVALUATED = 1000  # images of the online evaluation, with all their captions
 
