@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import SlowGlobalLoss, exact_objective, slow_ntxent, unit
+from reference import SlowGlobalLoss, check_finite_on_near_duplicates, exact_objective, slow_ntxent, unit
 
 import sogclr
 from sogclr.errors import BadInput
@@ -161,15 +161,7 @@ def test_first_visit_is_decided_sample_by_sample(convention):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ALL)
 def test_finite_at_temperature_0_005_with_near_duplicates(name, dtype):
-    loss = losses(temperature=0.005, dim=16)[name]
-    base = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    z = (base[:1] + 1e-3 * base).to(dtype).requires_grad_()
-    for step in range(5):
-        value = loss(z if step % 2 else -z, z, torch.arange(8))
-        value.backward()
-        assert torch.isfinite(value)
-        assert torch.isfinite(z.grad).all()
-        assert value.dtype == torch.float32
+    check_finite_on_near_duplicates(losses(temperature=0.005, dim=16)[name], dtype)
 
 
 def test_gradient_is_right_where_u_underflows_in_plain_space():
