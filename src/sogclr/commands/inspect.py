@@ -13,6 +13,7 @@ from ..data.images import decode as decode_image
 from ..data.labels import read_labels
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
+from ..data.paths import AnyPath, as_path
 from ..data.source import kind_of
 from ..errors import BadImage, BadInput
 from ..progress import ProgressCallback, progress_bar
@@ -41,14 +42,14 @@ def inspect(
     Raises:
         BadInput: there is nothing, or nothing that can be read.
     """
-    place = Path(path)
+    place = as_path(path)
     if not place.exists() and kind_of(place).samples != "pairs":
         raise BadInput(f"there is nothing at {path}; give a run, a folder or .txt list of images, or an encoder file")
-    if RunFolder(place).config_file.is_file():
+    if isinstance(place, Path) and RunFolder(place).config_file.is_file():
         if decode:
             raise BadInput(f"{path} is a run and --decode reads images; give the folder of images")
         return _inspect_run(RunFolder(place))
-    if place.suffix == ".safetensors":
+    if isinstance(place, Path) and place.suffix == ".safetensors":
         return _inspect_encoder(place)
     with progress_bar("reading images", quiet, progress) as show:
         if kind_of(place).samples == "pairs":
@@ -57,7 +58,7 @@ def inspect(
 
 
 # -------------------------------------------------------------------------------------------------------------- images
-def _inspect_images(place: Path, manifest: Manifest, decode: bool, progress: ProgressCallback) -> ImagesInspection:
+def _inspect_images(place: AnyPath, manifest: Manifest, decode: bool, progress: ProgressCallback) -> ImagesInspection:
     bad = dict(manifest.bad)
     if decode:
         bad |= _undecodable(manifest, progress)
@@ -83,7 +84,7 @@ def _spread(sides: np.ndarray) -> dict[str, float]:
     return {"smallest": int(sides.min()), "median": float(np.median(sides)), "largest": int(sides.max())}
 
 
-def _inspect_pairs(place: Path, decode: bool, progress: ProgressCallback) -> PairsInspection:
+def _inspect_pairs(place: AnyPath, decode: bool, progress: ProgressCallback) -> PairsInspection:
     pairs = Pairs.scan(place, progress=progress)
     images = vars(_inspect_images(place, pairs.images, decode, progress))
     return PairsInspection(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
+from ..data.remote import is_url
 from ..errors import BadInput
 from .methods import ESTIMATORS, METHODS, check_options
 from .ranges import Check, NameIn, Range, check_fields
@@ -63,6 +64,10 @@ def _cache_refusal(value: str) -> str | None:
     return f"must be auto, none, full or the side of `sogclr cache --side`, and was {value}"
 
 
+def _out_refusal(value: str) -> str | None:
+    return f"must be a folder on this disk and was {value}" if is_url(value) else None
+
+
 def _width_refusal(value: int) -> str | None:
     if value >= 32 and value % max(1, value // 64) == 0:
         return None
@@ -76,9 +81,9 @@ class DataConfig:
     title: ClassVar[str] = "data"
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """Images: a folder (its train/ part, if it has one) or a .txt list. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards."""
-    out: str
-    """The run's folder; it must not hold another run."""
+    """Images: a folder (its train/ part, if it has one) or a .txt list. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards. All of these may be URLs (s3://, gs://, hf://, ...)."""
+    out: Annotated[str, Check(_out_refusal)]
+    """The run's folder, on this disk; it must not hold another run."""
     labels: str = "auto"
     """Used for evaluation only: auto, folder, none, or a CSV file of path,label."""
     image_size: Annotated[int | None, Range(8)] = None

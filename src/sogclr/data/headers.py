@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from ..files import atomic_write, cache_folder
 from ..progress import ProgressCallback
 from .images import name_mismatch, read_header, warnings_off
 from .listing import Listing
+from .paths import AnyPath, identity
+from .remote import CONNECTIONS, RemotePath
 
 _VERSION = b"sogclr-headers-1"
 _SCHEMA = pa.schema(
@@ -49,7 +50,7 @@ class Checked:
 
 
 def check_headers(
-    root: Path,
+    root: AnyPath,
     listing: Listing,
     *,
     at_most: int | None = None,
@@ -82,7 +83,7 @@ def check_headers(
 
 
 def _read(
-    root: Path,
+    root: AnyPath,
     listing: Listing,
     todo: np.ndarray,
     checked: Checked,
@@ -92,7 +93,7 @@ def _read(
         found: list[_Found] = []
         for row, relative in zip(rows.tolist(), listing.relative.take(pa.array(rows)).to_pylist(), strict=True):
             try:
-                header = read_header(listing.file(root, row))
+                header = read_header(listing.head(root, row))
             except BadImage as error:
                 found.append((row, 0, 0, str(error), None))
             else:
@@ -100,9 +101,11 @@ def _read(
                 found.append((row, header.width, header.height, None, note))
         return found
 
-    done = 0
-    with warnings_off, ThreadPoolExecutor(min(8, len(todo))) as pool:
-        for found in _mapped(pool, examine, np.split(todo, range(_AT_A_TIME, len(todo), _AT_A_TIME))):
+    done, remote = 0, isinstance(root, RemotePath)
+    at_a_time, threads = (16, CONNECTIONS) if remote else (_AT_A_TIME, 8)
+    blocks = np.split(todo, range(at_a_time, len(todo), at_a_time))
+    with warnings_off, ThreadPoolExecutor(min(threads, len(todo))) as pool:
+        for found in pool.map(examine, blocks) if remote else _mapped(pool, examine, blocks):
             for row, width, height, bad, note in found:
                 checked.widths[row], checked.heights[row] = width, height
                 if bad is not None:
@@ -128,8 +131,8 @@ def _mapped(
 
 
 # ---- cache
-def _cache_file(root: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+def _cache_file(root: AnyPath) -> Path:
+    name = hashlib.sha256(identity(root)).hexdigest()[:32]
     return cache_folder() / "headers" / f"{name}.parquet"
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
-from ..errors import BadImage, BadInput
+from ..errors import BadImage, BadInput, RunFailed
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 EMPTY = "is empty (0 bytes)"
@@ -131,7 +131,7 @@ def _reasons(path: ImageFile) -> Iterator[None]:
     """Raise what Pillow raises as a `BadImage`. Only around its calls, so that no other mistake passes for a bad file."""
     try:
         yield
-    except BadImage:
+    except (BadImage, RunFailed):  # its own words, and a lost connection
         raise
     except Image.DecompressionBombError:
         raise BadImage(_bomb(None, None, Image.MAX_IMAGE_PIXELS)) from None

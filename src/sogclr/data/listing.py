@@ -6,7 +6,7 @@ import io
 import os
 import stat
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 
 from ..errors import BadImage, BadInput
 from .images import EMPTY, IMAGE_SUFFIXES
+from .paths import MISSING, AnyPath, refusal, relative_url, statuses
+from .remote import RemotePath, Status, is_url
 from .text_columns import BLOCK, TextColumn
 
 _SUFFIXES_SHOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF: " + " ".join(sorted(IMAGE_SUFFIXES))
@@ -36,12 +38,21 @@ class Listing:
     offsets: np.ndarray | None = None
     """int64: where each file begins in its tar shard; None for plain files."""
 
-    def file(self, root: Path, row: int) -> str | BinaryIO:
-        """Return where a file's bytes are."""
-        return file_at(root, self.relative[row].as_py(), self.offsets, self.sizes, row)
+    def head(self, root: AnyPath, row: int) -> str | BinaryIO:
+        """Return where a file's bytes are; a remote one is read as far as it is asked for."""
+        relative: str = self.relative[row].as_py()
+        if not isinstance(root, RemotePath):
+            return file_at(root, relative, self.offsets, self.sizes, row)
+        offset, size = 0 if self.offsets is None else int(self.offsets[row]), int(self.sizes[row])
+        return (root / _container(relative, self.offsets)).window(offset, size)
 
 
-def file_at(root: Path, relative: str, offsets: np.ndarray | None, sizes: np.ndarray, row: int) -> str | BinaryIO:
+def _container(relative: str, offsets: np.ndarray | None) -> str:
+    """Return the path of the file that holds an image: the tar shard, or the image itself."""
+    return relative if offsets is None else relative[: relative.index(".tar/")] + ".tar"
+
+
+def file_at(root: AnyPath, relative: str, offsets: np.ndarray | None, sizes: np.ndarray, row: int) -> str | BinaryIO:
     """Return where a file's bytes are: its path, or its own bytes where it lies in a tar shard.
 
     Args:
@@ -55,17 +66,23 @@ def file_at(root: Path, relative: str, offsets: np.ndarray | None, sizes: np.nda
         Plain files: the path as text, since making a `Path` takes time that shows where images are small.
 
     Raises:
-        BadImage: the shard is gone.
+        BadImage: the shard, or the remote file, is gone.
+        RunFailed: the connection is lost.
     """
-    if offsets is None:
+    if offsets is None and not isinstance(root, RemotePath):
         return os.path.join(root, relative)
-    shard = root / (relative[: relative.index(".tar/")] + ".tar")
+    place = root / _container(relative, offsets)
     try:
-        with open(shard, "rb") as file:
-            file.seek(int(offsets[row]))
+        if isinstance(place, RemotePath):
+            return io.BytesIO(place.read() if offsets is None else place.read(int(offsets[row]), int(sizes[row])))
+        with open(place, "rb") as file:
+            file.seek(int(offsets[row]))  # type: ignore[index]  # plain files were returned above
             return io.BytesIO(file.read(int(sizes[row])))
-    except OSError:
-        raise BadImage(f"its shard {shard.name} cannot be read") from None
+    except OSError as error:
+        if offsets is not None:
+            raise BadImage(f"its shard {place.name} cannot be read") from None
+        gone = isinstance(error, FileNotFoundError)
+        raise BadImage("no longer exists" if gone else "may not be read (permission denied)") from None
 
 
 class ListingBuilder:
@@ -122,7 +139,7 @@ class ListingBuilder:
 
 
 # -------------------------------------------------------------------------------------------------------------- folder
-def list_folder(root: Path) -> Listing:
+def list_folder(root: AnyPath) -> Listing:
     """List every file below `root` with an image's suffix; hidden ones and `__MACOSX` are left out.
 
     Linked folders are followed, and each real folder is listed once (under its own name if it has one below `root`),
@@ -131,7 +148,30 @@ def list_folder(root: Path) -> Listing:
     Raises:
         BadInput: no image there, or a folder that may not be read.
     """
-    listing, others = ListingBuilder(), 0
+    listing = ListingBuilder()
+    others = _add_remote(listing, root) if isinstance(root, RemotePath) else _add_folders(listing, root)
+    if not len(listing):
+        seen = f"; {others:,} other file{'s were' if others != 1 else ' was'} seen" if others else ""
+        raise BadInput(f"{root} holds no images ({_SUFFIXES_SHOWN}){seen}; give a folder with image files")
+    return listing.sorted()
+
+
+def _add_remote(listing: ListingBuilder, root: RemotePath) -> int:
+    """Add the images below a URL, and return how many other files are there."""
+    others = 0
+    for relative, status in root.find().items():
+        if any(part[:1] == "." or part == "__MACOSX" for part in relative.split("/")):
+            continue
+        if relative[relative.rfind(".") :].lower() in IMAGE_SUFFIXES:
+            listing.add(relative, *status)
+        else:
+            others += 1
+    return others
+
+
+def _add_folders(listing: ListingBuilder, root: Path) -> int:
+    """Add the images below a folder, and return how many other files are there."""
+    others = 0
     seen: set[tuple[int, int]] = set()
     folders, links = [""], list[str]()
     while folders or links:
@@ -156,10 +196,7 @@ def list_folder(root: Path) -> Listing:
             else:
                 others += 1
         folders.extend(sorted(inside, reverse=True))
-    if not len(listing):
-        seen_others = f"; {others:,} other file{'s were' if others != 1 else ' was'} seen" if others else ""
-        raise BadInput(f"{root} holds no images ({_SUFFIXES_SHOWN}){seen_others}; give a folder with image files")
-    return listing.sorted()
+    return others
 
 
 def _entries(root: Path, folder: str) -> Iterator[os.DirEntry[str]]:
@@ -190,37 +227,36 @@ def _examine(entry: os.DirEntry[str]) -> tuple[int, int, str | None]:
     return status.st_size, status.st_mtime_ns, None
 
 
-# ----------------------------------------------------------------------------------------------------------- list file
-def list_file(path: Path) -> Listing:
+# ------------------------------------------------------------------------------------------------- list file or column
+def list_file(path: AnyPath) -> Listing:
     """List the files that a text file names: one path a line, relative to its folder or absolute; # starts a comment line.
 
     Raises:
         BadInput: not UTF-8 text, no paths, missing or repeated files.
     """
-    builder, missing, root = ListingBuilder(), list[str](), str(path.parent)
-    count = 0
+    root, texts = path.parent, list[str]()
     try:
-        with open(path, encoding="utf-8-sig") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for line in lines:
                 text = line.strip()
-                if not text or text.startswith("#"):
-                    continue
-                count += 1
-                relative = relative_to(text, root)
-                try:
-                    status = os.stat(os.path.join(root, relative))
-                except (OSError, ValueError):
-                    missing.append(text)
-                    continue
-                regular = stat.S_ISREG(status.st_mode)
-                builder.add(relative, status.st_size, status.st_mtime_ns, None if regular else "is no regular file")
+                if text and not text.startswith("#"):
+                    texts.append(text)
     except UnicodeDecodeError:
         raise BadInput(f"{path} is no UTF-8 text; give a list file with one path a line") from None
-    if not count:
+    if not texts:
         raise BadInput(f"{path} names no files; give one path a line, relative to {root} or absolute")
+    builder, missing = ListingBuilder(), list[str]()
+    names = [relative_to(text, str(root)) for text in texts]
+    for text, relative, found in zip(texts, names, _examine_all(names, root), strict=True):
+        if found == MISSING:
+            missing.append(text)
+        elif isinstance(found, str):
+            builder.add(relative, -1, 0, found)
+        else:
+            builder.add(relative, *found)
     if missing:
         raise BadInput(
-            f"{len(missing):,} of the {count:,} files named in {path} do not exist (first: {first_few(missing)}); "
+            f"{len(missing):,} of the {len(texts):,} files named in {path} do not exist (first: {first_few(missing)}); "
             f"restore them or take them off the list"
         )
     listing = builder.sorted()
@@ -234,25 +270,42 @@ def list_file(path: Path) -> Listing:
     return listing
 
 
-# ------------------------------------------------------------------------------------------------------ column of paths
-def list_paths(names: pa.LargeStringArray, root: Path) -> Listing:
-    """List the files of a column of paths, sorted and all different; what is missing is listed as bad."""
+def list_paths(names: pa.LargeStringArray, root: AnyPath) -> Listing:
+    """List the files of a column of paths, sorted and all different; what cannot be used is listed as bad."""
     sizes, mtimes, bad = np.full(len(names), -1), np.zeros(len(names), np.int64), dict[int, str]()
-    for start in range(0, len(names), BLOCK):
-        for row, relative in enumerate(names.slice(start, BLOCK).to_pylist(), start):
-            try:
-                status = os.stat(os.path.join(root, relative))
-            except (OSError, ValueError):
-                bad[row] = "does not exist"
+    block = len(names) if isinstance(root, RemotePath) else BLOCK  # remote folders are listed once
+    for start in range(0, len(names), block):
+        for row, found in enumerate(_examine_all(names.slice(start, block).to_pylist(), root), start):
+            if isinstance(found, str):
+                bad[row] = found
                 continue
-            sizes[row], mtimes[row] = status.st_size, status.st_mtime_ns
-            if not status.st_size:
+            sizes[row], mtimes[row] = found
+            if not found.size:
                 bad[row] = EMPTY
     return Listing(names, sizes, mtimes, bad)
 
 
+def _examine_all(names: list[str], root: AnyPath) -> Iterable[Status | str]:
+    """Return size and version of each file that a table or list names, or why it cannot be used."""
+    if isinstance(root, RemotePath):
+        return statuses(names, root)
+    return (_examine_path(name, root) for name in names)
+
+
+def _examine_path(relative: str, root: Path) -> Status | str:
+    try:
+        status = os.stat(os.path.join(root, relative))
+    except (OSError, ValueError):
+        return refusal(relative, root) or MISSING
+    if not stat.S_ISREG(status.st_mode):
+        return "is no regular file"
+    return Status(status.st_size, status.st_mtime_ns)
+
+
 def relative_to(text: str, root: str) -> str:
     """Return a path as it is stored: relative to the folder `root` where it lies below it, else as given; normalised."""
+    if is_url(text) or is_url(root):
+        return relative_url(text, root)
     if not os.path.isabs(text):
         return os.path.normpath(text)
     inside = os.path.relpath(text, root)

@@ -104,7 +104,20 @@ def evaluation_loader(
 
 
 # ---------------------------------------------------------------------------------------------------- worker processes
-class _Loader(DataLoader[Batch]):
+class _InWorker(Dataset[Batch | RunFailed]):
+    """Return a failure rather than raise it: torch would make its sentence a traceback on the way."""
+
+    def __init__(self, dataset: Dataset[Batch]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: Request) -> Batch | RunFailed:
+        try:
+            return self.dataset[request]
+        except RunFailed as error:
+            return error
+
+
+class _Loader(DataLoader[Batch | RunFailed]):
     def check_worker_number_rationality(self) -> None:
         """Leave out torch's warning of more workers than cores: how many there are is the caller's choice."""
 
@@ -121,7 +134,7 @@ def read_batches(
         pin_memory: page-locked batches, where there is a GPU.
 
     Raises:
-        RunFailed: a process was ended from outside.
+        RunFailed: a process was ended from outside, or lost its connection to remote images.
     """
     pin_memory = pin_memory and torch.cuda.is_available()  # torch warns about pinning without a device
     if workers == 0:
@@ -130,7 +143,7 @@ def read_batches(
             yield batch._replace(crops=batch.crops.pin_memory()) if pin_memory else batch
         return
     loader = _Loader(
-        dataset,
+        _InWorker(dataset),
         batch_size=None,
         sampler=requests,
         num_workers=workers,
@@ -145,7 +158,10 @@ def read_batches(
         warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
         batches = iter(loader)
     try:
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, RunFailed):
+                raise batch
+            yield batch
     except (RuntimeError, ConnectionError) as error:
         if not isinstance(error, ConnectionError) and not str(error).startswith("DataLoader worker"):
             raise

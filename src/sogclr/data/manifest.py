@@ -18,6 +18,7 @@ from ..progress import ProgressCallback
 from .column_files import RunFiles, read_columns, read_head, write_columns
 from .headers import Checked, check_headers, sparse_text
 from .listing import Listing, file_at, first_few, list_file, list_folder
+from .paths import AnyPath, absolute, as_path
 from .text_columns import text_bytes
 
 CHECK_AT_MOST = 200_000
@@ -68,7 +69,7 @@ class Manifest:
 
     kind = "images"
 
-    def __init__(self, root: Path, source: Path, listing: Listing, checked: Checked | None = None) -> None:
+    def __init__(self, root: AnyPath, source: AnyPath, listing: Listing, checked: Checked | None = None) -> None:
         n = len(listing.relative)
         if checked is None:
             checked = Checked(np.zeros(n, np.int32), np.zeros(n, np.int32), listing.bad, {})
@@ -96,7 +97,7 @@ class Manifest:
         """List a folder or a .txt list file and read the headers of what is there.
 
         Args:
-            data: a folder, or a .txt file with one path a line.
+            data: a folder, or a .txt file with one path a line; or the URL of one.
             check: whether to read headers; None reads them when at most 200,000 files are not in the cache.
             cache: whether to use and keep the header cache.
             progress: called with (headers read, headers to read).
@@ -104,8 +105,8 @@ class Manifest:
         Raises:
             BadInput: no such folder, no images in it, an unusable list file.
         """
-        source = Path(data)
-        place = Path(os.path.abspath(source))
+        source = as_path(data)
+        place = absolute(source)
         if place.is_dir():
             root, listing = place, list_folder(place)
         elif not place.exists():
@@ -139,7 +140,7 @@ class Manifest:
         """Return the posix path relative to `root` of an id in 0..len-1."""
         return str(self._relative[int(id)].as_py())
 
-    def path(self, id: int) -> Path:
+    def path(self, id: int) -> AnyPath:
         """Return where the file is."""
         return self.root / self.relative(id)
 
@@ -147,7 +148,7 @@ class Manifest:
         """Return where its bytes are: the path, or what the tar shard holds of it.
 
         Raises:
-            BadImage: the shard is gone.
+            BadImage: the shard, or the remote file, is gone.
         """
         return file_at(self.root, self.relative(id), self.offsets, self.sizes, int(id))
 
@@ -287,7 +288,7 @@ class Manifest:
             raise BadInput(f"there is no manifest {path}; the run folder is incomplete") from None
         except (OSError, pa.ArrowException, KeyError, ValueError):
             raise BadInput(f"{path} is no manifest of this project, or it is damaged; restore it from a copy") from None
-        manifest = cls(Path(root or head["root"]).absolute(), Path(head["source"]), listing, checked)
+        manifest = cls(absolute(as_path(root or head["root"])), as_path(head["source"]), listing, checked)
         if head["format"] != _FORMAT or head["fingerprint"] != manifest.fingerprint:
             raise BadInput(f"{path} does not match its own fingerprint or version {_FORMAT}; restore it from a copy")
         return manifest

@@ -21,6 +21,7 @@ from .column_files import RunFiles, read_columns, read_head, saved_root, write_c
 from .headers import check_headers
 from .listing import Listing, list_paths, relative_to
 from .manifest import CHECK_AT_MOST, Difference, Manifest
+from .paths import AnyPath, absolute, as_path, common_folder
 from .shards import find_shards, read_shards
 from .tables import PairRows, is_table, read_rows
 from .text_columns import column_of, release_memory, text_bytes, unique_texts
@@ -82,23 +83,23 @@ class Pairs:
         Raises:
             BadInput: no such data, or not a single pair in it.
         """
-        source = Path(data)
-        place = Path(os.path.abspath(source))
+        source = as_path(data)
+        place = absolute(source)
         if is_table(place):
             root, rows = place.parent, read_rows(place, image_column, caption_column)
             return cls.from_rows(root, source, rows, check=check, progress=progress)
-        shards = find_shards(str(place))
+        shards = find_shards(place)
         if not shards:
             raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
-        root = place if place.is_dir() else Path(os.path.commonpath([p.parent for p in shards]))
+        root = place if place.is_dir() else common_folder(shards)
         listing, rows = read_shards(shards, root)
         return cls.from_rows(root, source, rows, listing, check=check, progress=progress)
 
     @classmethod
     def from_rows(
         cls,
-        root: Path,
-        source: Path,
+        root: AnyPath,
+        source: AnyPath,
         rows: PairRows,
         listing: Listing | None = None,
         *,

@@ -23,7 +23,9 @@ from ..errors import BadInput
 from ..files import atomic_write, cache_folder
 from ..progress import ProgressCallback
 from .images import IMAGE_SUFFIXES
-from .listing import Listing, ListingBuilder
+from .listing import Listing, ListingBuilder, relative_to
+from .paths import AnyPath, as_path, identity, status_of
+from .remote import RemotePath
 from .tables import CAPTION_COLUMNS, PairRows
 
 _FORMAT = b"sogclr-shard-1"
@@ -50,22 +52,26 @@ class _Sample:
     """Why its caption cannot be used."""
 
 
-def is_shards(path: Path) -> bool:
+def is_shards(path: AnyPath) -> bool:
     """Return whether DATA is tar shards: a .tar file, a pattern of them, or a folder that holds some."""
     if path.suffix.lower() == ".tar":
         return True
     return path.is_dir() and any(p.suffix == ".tar" for p in path.iterdir())
 
 
-def find_shards(data: str) -> list[Path]:
+def find_shards(data: str | os.PathLike[str]) -> list[AnyPath]:
     """Return the .tar files that DATA means, sorted: one, those of a folder, or of a pattern as `shards/{000..099}.tar`."""
-    place = Path(data)
+    place, found = as_path(data), list[AnyPath]()
     if place.is_dir():
-        return sorted(p for p in place.rglob("*.tar") if p.is_file())
-    if place.suffix == ".tar" and place.is_file():
+        below = place.find() if isinstance(place, RemotePath) else place.rglob("*.tar")
+        found = [place / str(p) for p in below if str(p).endswith(".tar")]
+    elif place.suffix == ".tar" and place.is_file():
         return [place]
-    found = [Path(name) for pattern in _braces(data) for name in glob.glob(pattern)]
-    return sorted(set(found))
+    elif isinstance(place, RemotePath):
+        found = [path for pattern in _braces(str(place)) for path in RemotePath(pattern).glob()]
+    else:
+        found = [Path(name) for pattern in _braces(str(place)) for name in glob.glob(pattern)]
+    return sorted({path for path in found if isinstance(path, RemotePath) or path.is_file()}, key=str)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -80,7 +86,9 @@ def _braces(pattern: str) -> list[str]:
     ]
 
 
-def read_shards(shards: list[Path], root: Path, progress: ProgressCallback | None = None) -> tuple[Listing, PairRows]:
+def read_shards(
+    shards: list[AnyPath], root: AnyPath, progress: ProgressCallback | None = None
+) -> tuple[Listing, PairRows]:
     """List the images of all shards, as `shard.tar/key.jpg` relative to `root`, and their captions.
 
     Args:
@@ -96,8 +104,8 @@ def read_shards(shards: list[Path], root: Path, progress: ProgressCallback | Non
     """
     listing, rows = ListingBuilder(), PairRows()
     for number, shard in enumerate(shards, 1):
-        relative = os.path.relpath(shard, root)
-        mtime = os.stat(shard).st_mtime_ns
+        relative = relative_to(str(shard), str(root))
+        mtime = status_of(shard).version
         for sample in _index(shard).to_pylist():
             if sample["name"] is None:
                 rows.rejected.append((f"{relative}/{sample['key']}", sample["bad"] or "has no image"))
@@ -118,16 +126,16 @@ def read_shards(shards: list[Path], root: Path, progress: ProgressCallback | Non
 
 
 # ------------------------------------------------------------------------------------------------------------ one shard
-def _index(shard: Path) -> pa.Table:
+def _index(shard: AnyPath) -> pa.Table:
     """Return one row a sample: from the cache, if the shard has the size and the time it had."""
-    status = os.stat(shard)
-    about = f"{os.path.realpath(shard)}\0{status.st_size}\0{status.st_mtime_ns}"
-    path = cache_folder() / "shards" / f"{hashlib.sha256(os.fsencode(about)).hexdigest()[:32]}.arrow"
+    status = status_of(shard)
+    about = identity(shard) + f"\0{status.size}\0{status.version}".encode()
+    path = cache_folder() / "shards" / f"{hashlib.sha256(about).hexdigest()[:32]}.arrow"
     with contextlib.suppress(OSError, pa.ArrowException), pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
         if (table.schema.metadata or {}).get(b"format") == _FORMAT:
             return table
-    table = _read(shard)
+    table = _read(shard, status.size)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
@@ -135,21 +143,20 @@ def _index(shard: Path) -> pa.Table:
     return table
 
 
-def _read(shard: Path) -> pa.Table:
+def _read(shard: AnyPath, size: int) -> pa.Table:
     samples: dict[str, _Sample] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile():
                     _take(samples, tar, member)
     except (tarfile.TarError, EOFError, OSError) as error:
         samples[""] = _Sample(bad=f"the shard is damaged after {len(samples):,} samples ({error})")
     # a shard that was cut off lists its last member, whose bytes are not all there
-    end = os.path.getsize(shard)
     rows: list[dict[str, Any]] = []
     for key, sample in samples.items():
         bad = sample.bad
-        if sample.name is not None and sample.offset + sample.size > end:
+        if sample.name is not None and sample.offset + sample.size > size:
             bad = "is truncated with its shard"
         elif sample.name is not None and bad is None and not sample.captions:
             bad = "has no caption"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..progress import ProgressCallback
 from .column_files import RunFiles
 from .manifest import Difference, Manifest
 from .pairs import Pairs
+from .paths import AnyPath, as_path
 from .shards import is_shards
 from .tables import is_table
 
@@ -28,9 +28,9 @@ class Source(Protocol):
 
     kind: str
     """`images` or `pairs`: what its samples are, in the plural."""
-    root: Path
+    root: AnyPath
     """The folder that relative paths are relative to."""
-    source: Path
+    source: AnyPath
     """DATA as it was given."""
     fingerprint: str
     """SHA-256 over what decides which samples there are."""
@@ -129,9 +129,9 @@ class SourceKind:
 
     samples: Literal["images", "pairs"]
     """The `kind` of the source that it gives."""
-    matches: Callable[[Path], bool]
+    matches: Callable[[AnyPath], bool]
     """Whether DATA is of this kind, by its name or by what is there; it need not exist."""
-    open: Callable[[Path, OpenOptions], Source]
+    open: Callable[[AnyPath, OpenOptions], Source]
     """Return the samples of DATA, or raise `BadInput`."""
     load: Callable[[RunFiles], Source | None]
     """Return the samples of a run that such a source was saved to; None where the run is on something else."""
@@ -139,7 +139,7 @@ class SourceKind:
 
 def kind_of(data: str | os.PathLike[str]) -> SourceKind:
     """Return which kind of DATA it is; where nothing is there, what its name means."""
-    return next(kind for kind in SOURCES.values() if kind.matches(Path(data)))
+    return next(kind for kind in SOURCES.values() if kind.matches(as_path(data)))
 
 
 def open_source(
@@ -153,7 +153,7 @@ def open_source(
     """Return the samples of DATA: the pairs of a table or of tar shards, or the images of a folder or list.
 
     Args:
-        data: a folder, a list file, a table of pairs, or tar shards.
+        data: a folder, a list file, a table of pairs, or tar shards; or the URL of one.
         image_column: the column of the images' paths in a table; found by its name when left out.
         caption_column: the column of the captions in a table; found by its name when left out.
         check: whether to read the images' headers; None reads them when at most 200,000 are not in the cache.
@@ -166,7 +166,7 @@ def open_source(
     for name, column in (("--image-column", image_column), ("--caption-column", caption_column)):
         if column is not None and kind.samples == "images":
             raise BadInput(f"{name} is for image-caption pairs and {data} holds images; leave it out")
-    return kind.open(Path(data), OpenOptions(image_column, caption_column, check, progress))
+    return kind.open(as_path(data), OpenOptions(image_column, caption_column, check, progress))
 
 
 def load_source(run: RunFiles) -> Source:
@@ -184,7 +184,7 @@ def scan_images(data: str | os.PathLike[str], progress: ProgressCallback | None 
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
-def _open_pairs(data: Path, options: OpenOptions) -> Pairs:
+def _open_pairs(data: AnyPath, options: OpenOptions) -> Pairs:
     return Pairs.scan(data, **vars(options))
 
 
@@ -192,7 +192,7 @@ def _load_pairs(run: RunFiles) -> Pairs | None:
     return Pairs.load(run.manifest_file, run.pairs_folder) if run.pairs_folder.is_dir() else None
 
 
-def _open_images(data: Path, options: OpenOptions) -> Manifest:
+def _open_images(data: AnyPath, options: OpenOptions) -> Manifest:
     return Manifest.scan(data, check=options.check, progress=options.progress)
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ..errors import BadInput
 from .images import IMAGE_SUFFIXES
+from .paths import AnyPath
 from .text_columns import BLOCK, TextColumn
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -80,12 +81,12 @@ def _text(value: Any, what: str) -> str:
     return value.strip()
 
 
-def is_table(path: Path) -> bool:
+def is_table(path: AnyPath) -> bool:
     """Return whether DATA is a table of pairs, by its suffix."""
     return path.suffix.lower() in SUFFIXES
 
 
-def read_rows(path: Path, image_column: str | None = None, caption_column: str | None = None) -> PairRows:
+def read_rows(path: AnyPath, image_column: str | None = None, caption_column: str | None = None) -> PairRows:
     """Read all rows of a table of pairs, its kind by the suffix.
 
     Args:
@@ -106,7 +107,7 @@ def read_rows(path: Path, image_column: str | None = None, caption_column: str |
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
-def find_columns(path: Path, names: list[str], image: str | None, caption: str | None) -> tuple[str, str]:
+def find_columns(path: AnyPath, names: list[str], image: str | None, caption: str | None) -> tuple[str, str]:
     """Find the names of the two columns: those asked for, else the usual ones.
 
     Raises:
@@ -118,7 +119,7 @@ def find_columns(path: Path, names: list[str], image: str | None, caption: str |
     )
 
 
-def _find(path: Path, names: list[str], asked: str | None, usual: tuple[str, ...], what: str) -> str:
+def _find(path: AnyPath, names: list[str], asked: str | None, usual: tuple[str, ...], what: str) -> str:
     if asked is not None:
         if asked in names:
             return asked
@@ -137,10 +138,10 @@ def _find(path: Path, names: list[str], asked: str | None, usual: tuple[str, ...
 _Row = tuple[str, Any, Any]
 
 
-def _csv(path: Path, image: str | None, caption: str | None, rejected: list[tuple[str, str]]) -> Iterator[_Row]:
-    with open(path, "rb") as start:
+def _csv(path: AnyPath, image: str | None, caption: str | None, rejected: list[tuple[str, str]]) -> Iterator[_Row]:
+    with path.open("rb") as start:
         encoding = "utf-16" if start.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
+    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
         first = file.readline()
         file.seek(0)
         reader = csv.reader(file, delimiter=_separator(path, first, image, caption))
@@ -173,7 +174,7 @@ def _is_image_name(text: str) -> bool:
     return Path(text.strip()).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _separator(path: Path, head: str, image: str | None, caption: str | None) -> str:
+def _separator(path: AnyPath, head: str, image: str | None, caption: str | None) -> str:
     """Return the separator with which the first line holds the columns that are looked for; else the most frequent one."""
     if path.suffix.lower() == ".tsv":
         return "\t"
@@ -188,9 +189,9 @@ def _separator(path: Path, head: str, image: str | None, caption: str | None) ->
 
 
 # ---------------------------------------------------------------------------------------------------- JSONL and Parquet
-def _jsonl(path: Path, image: str | None, caption: str | None, rejected: list[tuple[str, str]]) -> Iterator[_Row]:
+def _jsonl(path: AnyPath, image: str | None, caption: str | None, rejected: list[tuple[str, str]]) -> Iterator[_Row]:
     columns: tuple[str, str] | None = None
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -210,9 +211,9 @@ def _jsonl(path: Path, image: str | None, caption: str | None, rejected: list[tu
         raise BadInput(f"{path} holds no JSON object; give one a line, with an image and a caption")
 
 
-def _parquet(path: Path, image: str | None, caption: str | None, rejected: list[tuple[str, str]]) -> Iterator[_Row]:
+def _parquet(path: AnyPath, image: str | None, caption: str | None, rejected: list[tuple[str, str]]) -> Iterator[_Row]:
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        file = pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"), memory_map=True)
         columns = find_columns(path, file.schema_arrow.names, image, caption)
         number = 0
         for batch in file.iter_batches(BLOCK, columns=list(dict.fromkeys(columns))):

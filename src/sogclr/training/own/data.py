@@ -21,6 +21,7 @@ from torch import Tensor
 from ...data.column_files import RunFiles
 from ...data.images import opened
 from ...data.manifest import Difference, Manifest
+from ...data.paths import AnyPath
 from ...errors import BadInput
 from .parts import MapDataset, name_of
 
@@ -40,7 +41,8 @@ class DatasetSource:
 
     def __init__(self, dataset: MapDataset) -> None:
         self.dataset, self.name, self.count = dataset, name_of(dataset), len(dataset)
-        self.root = self.source = Path(f"dataset={self.name}")
+        self.root: AnyPath = Path(f"dataset={self.name}")
+        self.source: AnyPath = self.root
         self.fingerprint = hashlib.sha256(f"{self.name} of {self.count}".encode()).hexdigest()
         self.widths, self.heights = np.zeros(self.count, np.int32), np.zeros(self.count, np.int32)
         with generators_kept():
