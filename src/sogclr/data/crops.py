@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from .augment_params import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
 from .decoded import DecodedImages
 from .images import central_box, opened, resized_crop, warnings_off
 from .recipe import Recipe
+from .remote import CONNECTIONS, RemotePath
 from .sampler import Request
 from .source import Source
 
@@ -96,6 +98,7 @@ class CropDataset(Dataset[Batch]):
     ) -> None:
         self.decoded = decoded
         self.source, self.cropper, self.size, self.background = source, cropper, size, background
+        self._remote = isinstance(source.images.root, RemotePath)
         used = np.zeros(len(source.images), bool)
         used[source.image_of(ids)] = True
         widths, heights = (v[used].astype(np.int64) for v in (source.images.widths, source.images.heights))
@@ -111,10 +114,11 @@ class CropDataset(Dataset[Batch]):
         crops = np.empty((self.cropper.views, len(ids), self.size, self.size, 3), dtype=np.uint8)
         bad: list[tuple[int, str]] = []
         good: list[int] = []
+        fetched = self._fetch(ids, image_ids) if self._remote and self.decoded is None else {}
         with warnings_off:  # here as well, for it costs less where it is on already than once an image
             for row, (id, image_id) in enumerate(zip(ids.tolist(), image_ids.tolist(), strict=True)):
                 try:
-                    image, width, height, boxes = self._read(request.epoch, id, image_id, expected[row])
+                    image, width, height, boxes = self._read(request.epoch, id, image_id, expected[row], fetched)
                     if image.size != (width, height):
                         boxes = boxes * ([image.width / width, image.height / height] * 2)
                     for v, box in enumerate(boxes.tolist()):
@@ -127,8 +131,23 @@ class CropDataset(Dataset[Batch]):
         whole = torch.from_numpy(crops)
         return Batch(request.step, request.epoch, index, whole[:, : len(good)].contiguous() if bad else whole, bad)
 
+    def _fetch(self, ids: np.ndarray, image_ids: np.ndarray) -> dict[int, BinaryIO | BadImage]:
+        """Return the files of a batch of remote images, asked for at the same time: what takes time is the way."""
+
+        def fetch(id: int) -> str | BinaryIO | BadImage:
+            try:
+                return self.source.file(id)
+            except BadImage as error:
+                return error
+
+        pairs = zip(ids.tolist(), image_ids.tolist(), strict=True)
+        wanted = [id for id, image_id in pairs if image_id not in self._kept]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            found = zip(wanted, pool.map(fetch, wanted), strict=True)
+            return {id: file for id, file in found if not isinstance(file, str)}
+
     def _read(
-        self, epoch: int, id: int, image_id: int, expected: np.ndarray
+        self, epoch: int, id: int, image_id: int, expected: np.ndarray, fetched: dict[int, BinaryIO | BadImage]
     ) -> tuple[Image.Image, int, int, np.ndarray]:
         """Return the image, perhaps decoded smaller; its full width and height; the boxes (V, 4) at full size."""
         if image_id in self._kept:
@@ -137,7 +156,10 @@ class CropDataset(Dataset[Batch]):
         if self.decoded is not None and (found := self.decoded.get(image_id)) is not None:
             image, width, height = found
             return image, width, height, self._boxes(epoch, id, width, height, expected)
-        with opened(self.source.file(id)) as file:
+        found_file = fetched.get(id) or self.source.file(id)
+        if isinstance(found_file, BadImage):
+            raise found_file
+        with opened(found_file) as file:
             width, height = file.width, file.height
             boxes = self._boxes(epoch, id, width, height, expected)
             image = file.pixels(self.background, largest_shrink(boxes, self.size))

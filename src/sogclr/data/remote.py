@@ -180,9 +180,9 @@ class RemotePath:
             RunFailed: the connection is lost.
         """
         files, path = _filesystem(self)
-        span = {} if size is None else {"start": start, "end": start + size}
-        try:
-            content: bytes = _tried(lambda: files.cat_file(path, **span))
+        end = None if size is None else start + size
+        try:  # with a start: some ask for the size first otherwise
+            content: bytes = _tried(lambda: files.cat_file(path, start=start, end=end))
         except _FINAL:
             raise
         except Exception as error:
