@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sogclr.data.listing import file_at
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
+from sogclr.data.paths import file_at
 from sogclr.data.recipe import RECIPES
 from sogclr.data.shards import find_shards
 from sogclr.data.source import kind_of
@@ -327,7 +327,7 @@ def test_the_index_of_a_shard_is_made_once(shards, monkeypatch):
 
 def test_members_of_a_shard_are_files_at_an_offset(shards):
     images = Pairs.scan(shards).images
-    content = file_at(images.root, images.relative(0), images.offsets, images.sizes, 0).read()
+    content = file_at(images.root, images.relative(0), images.offsets, images.sizes, images.mtimes, 0).read()
     assert content == picture("a.png")
 
 

@@ -28,7 +28,7 @@ class Labels:
     values: np.ndarray
     """int64 (n,), aligned with manifest ids; -1 = unknown."""
     source: str
-    """'folder', or the csv's name."""
+    """'folder', 'shards', or the csv's name."""
     unknown_paths: int = 0
     """Rows of the csv that name no image of the manifest."""
 
@@ -36,18 +36,29 @@ class Labels:
 def read_labels(manifest: Manifest, how: str) -> Labels | None:
     """Read labels as `--labels` asks for: auto, folder, none, or the path of a csv file.
 
-    `auto` means `folder` when every usable image lies in one of two or more folders right below the root.
+    `auto` means the classes that shards name; else `folder` when every usable image lies in one of two or more folders right below the root.
 
     Raises:
         BadInput: labels were asked for that are not there.
     """
     if how == "none":
         return None
+    if how == "auto" and manifest.labels is not None:
+        return _from_shards(manifest, manifest.labels)
     if how in ("auto", "folder"):
         return _from_folders(manifest, required=how == "folder")
     if Path(how).suffix.lower() != ".csv" and not Path(how).is_file():
         raise BadInput(f"labels {how!r} are neither auto, folder, none nor a csv file; give one of these")
     return _from_csv(manifest, Path(how))
+
+
+def _from_shards(manifest: Manifest, labels: pa.LargeStringArray) -> Labels | None:
+    encoded = pc.dictionary_encode(labels)
+    names = encoded.dictionary.to_pylist()
+    classes = in_order([name for name in names if name])
+    code = {name: k for k, name in enumerate(classes)} | {"": -1}
+    values = np.array([code[name] for name in names], np.int64)[encoded.indices.to_numpy()]
+    return Labels(classes, values, "shards") if len(classes) > 1 else None
 
 
 def _from_folders(manifest: Manifest, required: bool) -> Labels | None:

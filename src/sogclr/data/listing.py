@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from array import array
@@ -15,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import BadImage, BadInput
+from ..errors import BadInput
 from .images import EMPTY, IMAGE_SUFFIXES
-from .paths import MISSING, AnyPath, refusal, relative_url, statuses
+from .paths import MISSING, AnyPath, file_at, place_of, refusal, relative_url, statuses
 from .remote import RemotePath, Status, is_url
 from .text_columns import BLOCK, TextColumn
 
@@ -38,51 +37,16 @@ class Listing:
     offsets: np.ndarray | None = None
     """int64: where each file begins in its tar shard; None for plain files."""
 
+    labels: pa.LargeStringArray | None = None
+    """Classes that shards name, empty where they do not; None for plain files."""
+
     def head(self, root: AnyPath, row: int) -> str | BinaryIO:
         """Return where a file's bytes are; a remote one is read as far as it is asked for."""
         relative: str = self.relative[row].as_py()
-        if not isinstance(root, RemotePath):
-            return file_at(root, relative, self.offsets, self.sizes, row)
-        offset, size = 0 if self.offsets is None else int(self.offsets[row]), int(self.sizes[row])
-        return (root / _container(relative, self.offsets)).window(offset, size)
-
-
-def _container(relative: str, offsets: np.ndarray | None) -> str:
-    """Return the path of the file that holds an image: the tar shard, or the image itself."""
-    return relative if offsets is None else relative[: relative.index(".tar/")] + ".tar"
-
-
-def file_at(root: AnyPath, relative: str, offsets: np.ndarray | None, sizes: np.ndarray, row: int) -> str | BinaryIO:
-    """Return where a file's bytes are: its path, or its own bytes where it lies in a tar shard.
-
-    Args:
-        root: the folder that `relative` is relative to.
-        relative: the file's path; of a member of a shard, that of the shard, a slash and the member's name.
-        offsets: int64 (n,), where each file begins in its shard; None for plain files.
-        sizes: int64 (n,), bytes.
-        row: which of them.
-
-    Returns:
-        Plain files: the path as text, since making a `Path` takes time that shows where images are small.
-
-    Raises:
-        BadImage: the shard, or the remote file, is gone.
-        RunFailed: the connection is lost.
-    """
-    if offsets is None and not isinstance(root, RemotePath):
-        return os.path.join(root, relative)
-    place = root / _container(relative, offsets)
-    try:
+        place, start = place_of(root, relative, self.offsets, self.mtimes, row)
         if isinstance(place, RemotePath):
-            return io.BytesIO(place.read() if offsets is None else place.read(int(offsets[row]), int(sizes[row])))
-        with open(place, "rb") as file:
-            file.seek(int(offsets[row]))  # type: ignore[index]  # plain files were returned above
-            return io.BytesIO(file.read(int(sizes[row])))
-    except OSError as error:
-        if offsets is not None:
-            raise BadImage(f"its shard {place.name} cannot be read") from None
-        gone = isinstance(error, FileNotFoundError)
-        raise BadImage("no longer exists" if gone else "may not be read (permission denied)") from None
+            return place.window(start, int(self.sizes[row]))
+        return file_at(root, relative, self.offsets, self.sizes, self.mtimes, row)
 
 
 class ListingBuilder:
@@ -92,11 +56,20 @@ class ListingBuilder:
         self._relative = TextColumn()
         self._sizes, self._mtimes, self._offsets = array("q"), array("q"), array("q")
         self._bad: dict[str, str] = {}
+        self._labels = TextColumn()
 
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def add(self, relative: str, size: int, mtime: int, reason: str | None = None, offset: int = -1) -> None:
+    def add(
+        self,
+        relative: str,
+        size: int,
+        mtime: int,
+        reason: str | None = None,
+        offset: int = -1,
+        label: str | None = None,
+    ) -> None:
         """Add a file.
 
         Args:
@@ -104,7 +77,8 @@ class ListingBuilder:
             size: bytes; -1 where unknown.
             mtime: modification time, ns.
             reason: why it cannot be used, if so.
-            offset: where it begins in its tar shard; -1 for a plain file.
+            offset: where it begins in its shard; -1 for a plain file.
+            label: its class, where its shard names one.
         """
         if reason is None and size == 0:
             reason = EMPTY
@@ -118,6 +92,7 @@ class ListingBuilder:
         self._sizes.append(size)
         self._mtimes.append(mtime)
         self._offsets.append(offset)
+        self._labels.append(label or "")
 
     def sorted(self) -> Listing:
         """Return all files in the order of their paths; nothing may be added any more."""
@@ -135,7 +110,11 @@ class ListingBuilder:
         if self._bad:
             where = pc.index_in(pa.array(list(self._bad), type=pa.large_string()), value_set=relative).to_pylist()
             bad = dict(sorted(zip(where, self._bad.values(), strict=True)))
-        return Listing(relative, sizes, mtimes, bad, offsets if (offsets >= 0).any() else None)
+        labels = pa.chunked_array(self._labels.blocks()).take(order).combine_chunks()
+        named = bool(pc.any(pc.greater(pc.binary_length(labels), 0)).as_py())
+        return Listing(
+            relative, sizes, mtimes, bad, offsets if (offsets >= 0).any() else None, labels if named else None
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- folder

@@ -17,8 +17,9 @@ from ..errors import BadInput
 from ..progress import ProgressCallback
 from .column_files import RunFiles, read_columns, read_head, write_columns
 from .headers import Checked, check_headers, sparse_text
-from .listing import Listing, file_at, first_few, list_file, list_folder
-from .paths import AnyPath, absolute, as_path
+from .listing import Listing, first_few, list_file, list_folder
+from .paths import AnyPath, absolute, as_path, common_folder, file_at
+from .shards import find_shards, list_shards, samples_in
 from .text_columns import text_bytes
 
 CHECK_AT_MOST = 200_000
@@ -58,7 +59,8 @@ class Manifest:
         source: the folder or list file as given.
         fingerprint: SHA-256 over relative paths and sizes.
         sizes, mtimes: int64 (n,), bytes and ns.
-        offsets: int64 (n,), where each begins in its tar shard; None for plain files.
+        offsets: int64 (n,), where each begins in its shard; None for plain files.
+        labels: large_string (n,), classes that shards name, empty where they do not; None for plain files.
         widths, heights: int32 (n,), pixels of the upright image, 0 where unknown.
 
     Example:
@@ -78,6 +80,7 @@ class Manifest:
         self.sizes = listing.sizes
         self.mtimes = listing.mtimes
         self.offsets = listing.offsets
+        self.labels = listing.labels
         self.widths = checked.widths
         self.heights = checked.heights
         self._relative = listing.relative
@@ -107,7 +110,11 @@ class Manifest:
         """
         source = as_path(data)
         place = absolute(source)
-        if place.is_dir():
+        if samples_in(place) == "images":
+            shards = find_shards(place)
+            root = place if place.is_dir() else common_folder(shards)
+            listing = list_shards(shards, root)
+        elif place.is_dir():
             root, listing = place, list_folder(place)
         elif not place.exists():
             raise BadInput(f"there is no folder or list file {source}; give the path of a folder of images")
@@ -125,8 +132,10 @@ class Manifest:
 
     def rescan(self, columns: dict[str, str | None]) -> Manifest:
         """Return the images as their files are now, without reading headers; `columns` are of pairs alone."""
-        source = self.root / self.source.name if self.source.suffix.lower() == ".txt" else self.root
-        return Manifest.scan(source, check=False)
+        if self.source.suffix.lower() not in (".txt", ".tar", ".parquet", ".arrow"):
+            return Manifest.scan(self.root, check=False)
+        beside = self.root / self.source.name  # the working folder may be another one now
+        return Manifest.scan(beside if self.offsets is None or find_shards(beside) else self.source, check=False)
 
     def save_to(self, run: RunFiles) -> None:
         """Write the manifest of a run."""
@@ -150,7 +159,7 @@ class Manifest:
         Raises:
             BadImage: the shard, or the remote file, is gone.
         """
-        return file_at(self.root, self.relative(id), self.offsets, self.sizes, int(id))
+        return file_at(self.root, self.relative(id), self.offsets, self.sizes, self.mtimes, int(id))
 
     # ------------------------------------------------------------------------- as `Pairs`, whose ids are not the images'
     @property
@@ -215,7 +224,8 @@ class Manifest:
         new_id = {int(old): new for new, old in enumerate(rows)}
         relative = pc.utf8_slice_codeunits(self._relative.take(pa.array(rows)), len(folder) + 1)
         offsets = None if self.offsets is None else self.offsets[rows]
-        listing = Listing(relative, self.sizes[rows], self.mtimes[rows], offsets=offsets)
+        labels = None if self.labels is None else self.labels.take(pa.array(rows))
+        listing = Listing(relative, self.sizes[rows], self.mtimes[rows], offsets=offsets, labels=labels)
         checked = Checked(
             self.widths[rows],
             self.heights[rows],
@@ -264,6 +274,8 @@ class Manifest:
         }
         if self.offsets is not None:
             columns["offset"] = self.offsets
+        if self.labels is not None:
+            columns["label"] = self.labels
         write_columns(Path(path), columns, head)
 
     @classmethod
@@ -276,9 +288,8 @@ class Manifest:
         try:
             head, columns = read_head(path), read_columns(path)
             offsets = columns["offset"].to_numpy() if "offset" in columns else None
-            listing = Listing(
-                columns["relative"], columns["size"].to_numpy(), columns["mtime"].to_numpy(), offsets=offsets
-            )
+            sizes, mtimes = columns["size"].to_numpy(), columns["mtime"].to_numpy()
+            listing = Listing(columns["relative"], sizes, mtimes, offsets=offsets, labels=columns.get("label"))
             texts = []
             for name in ("bad", "note"):
                 rows = np.flatnonzero(columns[name].is_valid().to_numpy(zero_copy_only=False))

@@ -85,10 +85,10 @@ class Pairs:
         """
         source = as_path(data)
         place = absolute(source)
-        if is_table(place):
+        shards = [] if is_table(place) and place.suffix != ".parquet" else find_shards(place)
+        if not shards and is_table(place):
             root, rows = place.parent, read_rows(place, image_column, caption_column)
             return cls.from_rows(root, source, rows, check=check, progress=progress)
-        shards = find_shards(place)
         if not shards:
             raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
         root = place if place.is_dir() else common_folder(shards)

@@ -6,20 +6,30 @@ was given by its own URL may name the same host or bucket alone.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from ..errors import BadInput
+import numpy as np
+
+from ..errors import BadImage, BadInput
+from ..files import cache_folder
 from .remote import CONNECTIONS, RemotePath, Status, is_url
 
 AnyPath = Path | RemotePath
 MISSING = "does not exist"
+TABLE_SUFFIXES = (".parquet", ".arrow")
+"""Of files that may hold the bytes of images."""
+_SHARD = re.compile(r".*?\.(?:tar|parquet|arrow)(?=/)", re.DOTALL)
 
 
 def as_path(data: str | os.PathLike[str]) -> AnyPath:
@@ -105,3 +115,61 @@ def statuses(names: list[str], root: RemotePath) -> list[Status | str]:
         known = dict(zip(alone, pool.map(RemotePath.status, alone), strict=True))
     found = (listed[place.parent].get(place.name) if place.parent in listed else known[place] for place in places)
     return [next(found) or MISSING if reason is None else reason for reason in reasons]
+
+
+# ----------------------------------------------------------------------------------------------------- an image's bytes
+def unpacked_file(path: AnyPath, version: int) -> Path:
+    """Return where the bytes of a table's images are copied to."""
+    about = identity(path) + f"\0{version}".encode()
+    return cache_folder() / "unpacked" / f"{hashlib.sha256(about).hexdigest()[:32]}.images"
+
+
+def place_of(
+    root: AnyPath, relative: str, offsets: np.ndarray | None, mtimes: np.ndarray, row: int
+) -> tuple[AnyPath, int]:
+    """Return the file that an image's bytes are in, and where they begin."""
+    if offsets is None:
+        return root / relative, 0
+    match = _SHARD.match(relative)
+    if match is None:
+        raise BadImage("is in no shard")
+    shard = root / match[0]
+    if shard.suffix in TABLE_SUFFIXES:
+        shard = unpacked_file(shard, int(mtimes[row]))
+    return shard, int(offsets[row])
+
+
+def file_at(
+    root: AnyPath, relative: str, offsets: np.ndarray | None, sizes: np.ndarray, mtimes: np.ndarray, row: int
+) -> str | BinaryIO:
+    """Return where a file's bytes are: its path, or its own bytes where it is remote or lies in a shard.
+
+    Args:
+        root: the folder that `relative` is relative to.
+        relative: the file's path; of a member of a shard, that of the shard, a slash and the member's name.
+        offsets: int64 (n,), where each file begins in its shard; None for plain files.
+        sizes: int64 (n,), bytes.
+        mtimes: int64 (n,), the versions of the files or of their shards.
+        row: which of them.
+
+    Returns:
+        Plain files: the path as text, since making a `Path` takes time that shows where images are small.
+
+    Raises:
+        BadImage: the shard, or the remote file, is gone.
+        RunFailed: the connection is lost.
+    """
+    if offsets is None and not isinstance(root, RemotePath):
+        return os.path.join(root, relative)
+    place, start = place_of(root, relative, offsets, mtimes, row)
+    try:
+        if isinstance(place, RemotePath):
+            return io.BytesIO(place.read(start, None if offsets is None else int(sizes[row])))
+        with open(place, "rb") as file:
+            file.seek(start)
+            return io.BytesIO(file.read(int(sizes[row])))
+    except OSError as error:
+        if offsets is not None:
+            raise BadImage(f"its shard {place.name} cannot be read") from None
+        gone = isinstance(error, FileNotFoundError)
+        raise BadImage("no longer exists" if gone else "may not be read (permission denied)") from None

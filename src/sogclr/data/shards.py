@@ -1,7 +1,8 @@
-"""Tar shards in the WebDataset layout: where each image lies in them and what its caption is, read once and remembered.
+"""Files that hold many images: where each image lies in them and what its caption or class is, read once and remembered.
 
-The files of one sample share a key, the name up to its first dot: `000042.jpg`, `000042.txt` (or `.json`, with a caption
-under a usual name). Only headers and captions are read; an image is read from its shard when its turn comes, at its offset.
+Tar shards in the WebDataset layout: the files of one sample share a key, the name up to its first dot: `000042.jpg`,
+`000042.txt` (or `.json`, with a caption under a usual name), `000042.cls`. Only headers and texts are read; an image is read
+from its shard when its turn comes, at its offset. Of Parquet and Arrow files see `table_images`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -24,11 +27,12 @@ from ..files import atomic_write, cache_folder
 from ..progress import ProgressCallback
 from .images import IMAGE_SUFFIXES
 from .listing import Listing, ListingBuilder, relative_to
-from .paths import AnyPath, as_path, identity, status_of
+from .paths import TABLE_SUFFIXES, AnyPath, as_path, identity, status_of, unpacked_file
 from .remote import RemotePath
+from .table_images import has_captions, has_images, unpack
 from .tables import CAPTION_COLUMNS, PairRows
 
-_FORMAT = b"sogclr-shard-1"
+_FORMAT = b"sogclr-shard-2"
 _SCHEMA = pa.schema(
     [
         ("key", pa.large_string()),
@@ -36,9 +40,11 @@ _SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("captions", pa.large_list(pa.large_string())),
+        ("label", pa.large_string()),
         ("bad", pa.large_string()),
     ]
 )
+_NO_CAPTION, _NO_TEXT = "has no caption", "that is not UTF-8"
 _CAPTION_BYTES = 1 << 20  # a longer text file is no caption
 
 
@@ -48,30 +54,66 @@ class _Sample:
     offset: int = -1
     size: int = 0
     captions: list[str] | None = None
+    label: str | None = None
     bad: str | None = None
     """Why its caption cannot be used."""
 
 
-def is_shards(path: AnyPath) -> bool:
-    """Return whether DATA is tar shards: a .tar file, a pattern of them, or a folder that holds some."""
-    if path.suffix.lower() == ".tar":
-        return True
-    return path.is_dir() and any(p.suffix == ".tar" for p in path.iterdir())
+def samples_in(data: AnyPath) -> Literal["pairs", "images"] | None:
+    """Return what the samples of DATA are, if it is shards: a file, a pattern, or a folder that holds some; else None."""
+    tar = data.suffix.lower() == ".tar"
+    shards = find_shards(data) if tar or data.suffix in TABLE_SUFFIXES or data.is_dir() else []
+    if not shards:
+        return "pairs" if tar else None  # pairs say what is missing
+    if shards[0].suffix in TABLE_SUFFIXES:
+        return "pairs" if has_captions(shards[0]) else "images"
+    rows = _index(shards[0]).to_pylist()
+    texts = any(row["captions"] or _NO_TEXT in (row["bad"] or "") for row in rows)
+    return "images" if any(row["name"] for row in rows) and not texts else "pairs"
 
 
 def find_shards(data: str | os.PathLike[str]) -> list[AnyPath]:
-    """Return the .tar files that DATA means, sorted: one, those of a folder, or of a pattern as `shards/{000..099}.tar`."""
+    """Return the files that DATA means, sorted: one, those of a folder, or of a pattern as `shards/{000..099}.tar`.
+
+    Of a folder the .tar files; else the Arrow files of a data set that was saved there; else Parquet files with images.
+
+    Raises:
+        BadInput: a folder's Parquet files are the parts of a data set, for training and others.
+    """
     place, found = as_path(data), list[AnyPath]()
     if place.is_dir():
-        below = place.find() if isinstance(place, RemotePath) else place.rglob("*.tar")
-        found = [place / str(p) for p in below if str(p).endswith(".tar")]
-    elif place.suffix == ".tar" and place.is_file():
-        return [place]
+        found = _inside(place)
+    elif place.suffix in (".tar", *TABLE_SUFFIXES) and place.is_file():
+        found = [place]
     elif isinstance(place, RemotePath):
         found = [path for pattern in _braces(str(place)) for path in RemotePath(pattern).glob()]
     else:
         found = [Path(name) for pattern in _braces(str(place)) for name in glob.glob(pattern)]
-    return sorted({path for path in found if isinstance(path, RemotePath) or path.is_file()}, key=str)
+    found = sorted({path for path in found if isinstance(path, RemotePath) or path.is_file()}, key=str)
+    if not found or found[0].suffix not in TABLE_SUFFIXES:
+        return found
+    if not has_images(found[0]):
+        return []
+    parts = sorted({path.name.partition("-")[0] for path in found if "-of-" in path.name})
+    if len(parts) > 1:
+        raise BadInput(
+            f"{data} holds the parts {', '.join(parts)} of a data set; give the files of one: '{found[0].parent}/"
+            f"{parts[-1]}-*{found[0].suffix}'"
+        )
+    return found
+
+
+def _inside(folder: AnyPath) -> list[AnyPath]:
+    names = [path.name for path in folder.iterdir()]
+    if any(name.endswith(".tar") for name in names):
+        pattern = "*.tar"
+    elif "state.json" in names or "dataset_dict.json" in names:
+        pattern = "data-*.arrow"
+    else:
+        return [folder / name for name in names if name.endswith(".parquet")]
+    if not isinstance(folder, RemotePath):
+        return [*folder.rglob(pattern)]
+    return [folder / name for name in folder.find() if fnmatch(name.rpartition("/")[2], pattern)]
 
 
 def _braces(pattern: str) -> list[str]:
@@ -111,7 +153,7 @@ def read_shards(
                 rows.rejected.append((f"{relative}/{sample['key']}", sample["bad"] or "has no image"))
                 continue
             name = f"{relative}/{sample['name']}"
-            listing.add(name, sample["size"], mtime, offset=sample["offset"])
+            listing.add(name, sample["size"], mtime, offset=sample["offset"], label=sample["label"])
             if sample["bad"]:
                 rows.rejected.append((name, sample["bad"]))
             else:
@@ -125,6 +167,25 @@ def read_shards(
     return listing.sorted(), rows
 
 
+def list_shards(shards: list[AnyPath], root: AnyPath) -> Listing:
+    """List the images of all shards, as `read_shards`, whether or not they have captions.
+
+    Raises:
+        BadInput: no image in any of them.
+    """
+    listing = ListingBuilder()
+    for shard in shards:
+        relative, mtime = relative_to(str(shard), str(root)), status_of(shard).version
+        for sample in _index(shard).to_pylist():
+            bad = None if sample["bad"] == _NO_CAPTION else sample["bad"]
+            if sample["name"] is not None or bad is not None:
+                name = f"{relative}/{sample['name'] or sample['key']}"
+                listing.add(name, sample["size"], mtime, bad, max(0, sample["offset"]), sample["label"])
+    if not len(listing):
+        raise BadInput(f"{len(shards)} files in {root} hold no images; give shards with 000000.jpg, 000001.jpg, ...")
+    return listing.sorted()
+
+
 # ------------------------------------------------------------------------------------------------------------ one shard
 def _index(shard: AnyPath) -> pa.Table:
     """Return one row a sample: from the cache, if the shard has the size and the time it had."""
@@ -133,9 +194,11 @@ def _index(shard: AnyPath) -> pa.Table:
     path = cache_folder() / "shards" / f"{hashlib.sha256(about).hexdigest()[:32]}.arrow"
     with contextlib.suppress(OSError, pa.ArrowException), pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
-        if (table.schema.metadata or {}).get(b"format") == _FORMAT:
+        whole = shard.suffix not in TABLE_SUFFIXES or unpacked_file(shard, status.version).exists()
+        if whole and (table.schema.metadata or {}).get(b"format") == _FORMAT:
             return table
-    table = _read(shard, status.size)
+    rows = unpack(shard) if shard.suffix in TABLE_SUFFIXES else _read(shard, status.size)
+    table = pa.Table.from_pylist([*rows], schema=_SCHEMA.with_metadata({b"format": _FORMAT}))
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
@@ -143,7 +206,7 @@ def _index(shard: AnyPath) -> pa.Table:
     return table
 
 
-def _read(shard: AnyPath, size: int) -> pa.Table:
+def _read(shard: AnyPath, size: int) -> Iterator[dict[str, Any]]:
     samples: dict[str, _Sample] = {}
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -153,15 +216,13 @@ def _read(shard: AnyPath, size: int) -> pa.Table:
     except (tarfile.TarError, EOFError, OSError) as error:
         samples[""] = _Sample(bad=f"the shard is damaged after {len(samples):,} samples ({error})")
     # a shard that was cut off lists its last member, whose bytes are not all there
-    rows: list[dict[str, Any]] = []
     for key, sample in samples.items():
         bad = sample.bad
         if sample.name is not None and sample.offset + sample.size > size:
             bad = "is truncated with its shard"
         elif sample.name is not None and bad is None and not sample.captions:
-            bad = "has no caption"
-        rows.append({"key": key, **vars(sample), "bad": bad})
-    return pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({b"format": _FORMAT}))
+            bad = _NO_CAPTION
+        yield {"key": key, **vars(sample), "bad": bad}
 
 
 def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
@@ -173,12 +234,15 @@ def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.Tar
     suffix = suffix.lower()
     if f".{suffix}" in IMAGE_SUFFIXES:
         sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
+    elif suffix == "cls" and member.size <= _CAPTION_BYTES:
+        file = tar.extractfile(member)
+        sample.label = file.read().decode("utf-8", "replace").strip() if file else None
     elif suffix in ("txt", "text", "caption", "json") and member.size <= _CAPTION_BYTES:
         file = tar.extractfile(member)
         try:
             found = _captions(file.read().decode("utf-8-sig") if file else "", suffix)
         except (UnicodeDecodeError, ValueError):
-            sample.bad = f"has a .{suffix} that is not UTF-8" + (" JSON" if suffix == "json" else "")
+            sample.bad = f"has a .{suffix} {_NO_TEXT}" + (" JSON" if suffix == "json" else "")
             return
         sample.captions = [*(sample.captions or []), *found]
 

@@ -19,7 +19,7 @@ from .column_files import RunFiles
 from .manifest import Difference, Manifest
 from .pairs import Pairs
 from .paths import AnyPath, as_path
-from .shards import is_shards
+from .shards import samples_in
 from .tables import is_table
 
 
@@ -201,8 +201,10 @@ def _load_images(run: RunFiles) -> Manifest:
 
 
 SOURCES: dict[str, SourceKind] = {
+    "shards of images": SourceKind("images", lambda data: samples_in(data) == "images", _open_images, lambda run: None),
+    "shards of pairs": SourceKind("pairs", lambda data: samples_in(data) == "pairs", _open_pairs, _load_pairs),
     "table": SourceKind("pairs", is_table, _open_pairs, _load_pairs),
-    "tar shards": SourceKind("pairs", is_shards, _open_pairs, _load_pairs),
     "folder or list": SourceKind("images", lambda data: True, _open_images, _load_images),
 }
-"""Name -> kind of DATA. The first that matches is taken; the last takes all the rest, and says what is wrong with it."""
+"""Name -> kind of DATA. The first that matches is taken; the last takes all the rest, and says what is wrong with it.
+The images of every run are loaded by the last, too."""
