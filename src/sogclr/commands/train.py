@@ -58,14 +58,15 @@ def train(
     before each sample is read. What is your own is not in the run's folder: give the same to `sogclr.resume`.
 
     Args:
-        data: a folder (its `train/` part, if it has one), a .txt list of files, a table of pairs, or tar shards; left out
+        data: a folder (its `train/` part, if it has one), a .txt list, a table, or tar shards; or the URL of one; left out
             with `dataset`.
         out: the run's folder, new or empty.
         model: a timm name; or a module of your own.
         loss: instead of a method: a loss of ours, built with `num_samples` of the data; or any module called with
             (z0, z1, index), which returns one number and whose buffers are taken back where a step is skipped.
         dataset: a map-style data set of your own, whose `dataset[i]` is (image, i) or (views, i): a PIL image, which is
-            augmented as files are; two views, a tensor (2, C, H, W) or a list; or, with `transform`, anything.
+            augmented as files are; two views, a tensor (2, C, H, W) or a list; or, with `transform`, anything. Or a
+            `datasets.Dataset` with one column of images.
         transform: an image, or whatever `dataset` gives -> one random view, a floating (C, H, W) tensor; called twice.
         head: whether `model` gets our projection head; False for a module that ends with its own.
         on_metrics: called with each row that is written to `metrics.jsonl`, a dict; on the main process.

@@ -13,6 +13,7 @@ from ...errors import BadInput
 from ...models.backbone import OWN
 from ...run_folder import RunFolder
 from ..skip import copy_where_
+from .rows import RowImages, is_rows
 
 PARTS = ("model", "loss", "dataset", "transform")
 
@@ -34,7 +35,7 @@ class OwnParts:
     loss: nn.Module | None = None
     """A loss of ours, or any module called with (z0, z1, index)."""
     dataset: MapDataset | None = None
-    """Of (image, index) or (views, index)."""
+    """Of (image, index) or (views, index); a `datasets.Dataset` of the Hugging Face package is made one."""
     transform: Callable[[Any], Tensor] | None = None
     """An image, or whatever the data set gives, -> one random view, (C, H, W)."""
     head: bool = True
@@ -47,6 +48,8 @@ class OwnParts:
         for part, value in (("loss", self.loss), ("transform", self.transform)):
             if value is not None and (not callable(value) or (part == "loss" and isinstance(value, type))):
                 raise BadInput(f"{part}= is {_kind(value)}; give {'a module' if part == 'loss' else 'a function'}")
+        if not isinstance(self.dataset, type) and is_rows(self.dataset):
+            object.__setattr__(self, "dataset", RowImages(self.dataset))
         if self.dataset is not None:
             if isinstance(self.dataset, type) or not all(hasattr(self.dataset, f"__{n}__") for n in ("len", "getitem")):
                 raise BadInput(
