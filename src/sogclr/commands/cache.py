@@ -44,7 +44,7 @@ def cache(
     """Decode all images once into one file of the cache folder, which `sogclr train` then reads instead: epochs at memory speed.
 
     Args:
-        data: As for `sogclr train`: a folder of images (its train/ part, if it has one), a .txt list, a table of pairs, or tar shards.
+        data: As for `sogclr train`: a folder of images (its train/ part, if it has one), a .txt list, a table, or tar shards; or the URL of one.
         side: Longer shorter sides are made this many pixels, for want of room on the disk; 0 keeps full size. Give 2 to 4 times the size of the views.
         background: What transparent pixels are laid on, as for `sogclr train`.
         image_column: Column of the images' paths in a table of pairs; found by its name when left out.

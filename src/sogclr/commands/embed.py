@@ -77,7 +77,7 @@ def embed(
 
     Args:
         run: A run's folder, or an exported encoder (.safetensors).
-        data: Images: a folder, a .txt list of files, a table of pairs, or tar shards.
+        data: Images: a folder, a .txt list, a table, or tar shards; or the URL of one (s3://, ...).
         out: The file to write: .parquet, .npz or .safetensors, with ids and paths.
         dtype: Type of the numbers.
         batch_size: Images at a time.

@@ -40,7 +40,7 @@ def evaluate(
 
     Args:
         run: A run's folder, or an exported encoder (.safetensors).
-        data: A folder with train/ and test/ (or val/), or one that is split 80/20. For a run on pairs: a table or tar shards too.
+        data: A folder with train/ and test/ (or val/), or one that is split 80/20. For a run on pairs: a table or tar shards too. Or the URL of one.
         labels: auto, folder, none, or a CSV file of path,label.
         baselines: Score raw pixels and an untrained encoder too.
         k: Neighbours of kNN.

@@ -31,7 +31,7 @@ def inspect(
     """Say what is in a run, a folder of images or an encoder: sizes, bad files, configuration.
 
     Args:
-        path: A run, a folder or list of images, or an encoder file.
+        path: A run, DATA as of `sogclr train` (also by URL), or an encoder file.
         decode: Decode every image, to find the truncated ones too.
         quiet: Show no progress.
         progress: Called with (files read, files to read), in the place of a bar.

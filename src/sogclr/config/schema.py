@@ -81,7 +81,7 @@ class DataConfig:
     title: ClassVar[str] = "data"
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """Images: a folder (its train/ part, if it has one) or a .txt list. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards. All of these may be URLs (s3://, gs://, hf://, ...)."""
+    """Images: a folder (its train/ part, if it has one), a .txt list, tar shards, or Parquet with images inside. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards. Each may be a URL: s3://, gs://, hf://, ..."""
     out: Annotated[str, Check(_out_refusal)]
     """The run's folder, on this disk; it must not hold another run."""
     labels: str = "auto"

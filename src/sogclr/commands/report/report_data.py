@@ -8,6 +8,7 @@ import numpy as np
 
 from ...data.labels import Labels, read_labels
 from ...data.manifest import Manifest
+from ...data.remote import RemotePath
 from ...errors import BadInput
 from ...progress import ProgressCallback
 from .captions import nearest_to_captions
@@ -92,6 +93,12 @@ def collect(
     if data is not None:
         manifest = locate_images(summary.run.manifest_file, data)
     found.labels = _read_labels(manifest, summary, found)
+    if isinstance(manifest.root, RemotePath) and data is None:  # what a run's own files say is not followed
+        found.notes.append(
+            f"No images are shown: they are in {manifest.root}. To fetch them: "
+            f"sogclr report {summary.run.path} --data {manifest.root}."
+        )
+        return found
     if not manifest.root.is_dir():
         found.notes.append(
             f"No images are shown: their folder {manifest.root} is gone. If it moved, say where it is now: "

@@ -11,6 +11,7 @@ import torch
 
 from ...data.labels import Labels
 from ...data.manifest import Manifest
+from ...data.paths import as_path
 from ...errors import BadInput
 from ...evaluation.knn import nearest
 from ...models.backbone import create_backbone
@@ -72,7 +73,7 @@ def locate_images(manifest_file: Path, data: str | os.PathLike[str] | None) -> M
     manifest = Manifest.load(manifest_file)
     if data is None:
         return manifest
-    given = Path(data)
+    given = as_path(data)
     folder = given.parent if given.is_file() else given
     # A run on DATA/train lists its files relative to train/, and the user knows the folder as DATA.
     for root in (folder, folder / manifest.root.name):
