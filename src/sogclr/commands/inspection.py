@@ -72,10 +72,11 @@ class ImagesInspection(Inspection):
     def rows(self) -> dict[str, str]:
         """Return the lines of the table."""
         side = self.shorter_side
+        where = "a folder each" if set(self.classes) <= set(self.folders) else "named beside the images"
         rows = {
             "images": f"{self.images:,} ({self.bytes / 1e6:,.1f} MB), checked: {self.checked}",
             "folders": _counted(self.folders) or "none, all images lie side by side",
-            "classes": f"{len(self.classes)} (a folder each)" if self.classes else "no class folders",
+            "classes": f"{len(self.classes)} ({where})" if self.classes else "no class folders",
             "unreadable": f"{len(self.bad):,}",
             "fingerprint": self.fingerprint[:16],
         }

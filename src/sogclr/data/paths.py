@@ -168,8 +168,7 @@ def file_at(
         with open(place, "rb") as file:
             file.seek(start)
             return io.BytesIO(file.read(int(sizes[row])))
-    except OSError as error:
+    except OSError:
         if offsets is not None:
             raise BadImage(f"its shard {place.name} cannot be read") from None
-        gone = isinstance(error, FileNotFoundError)
-        raise BadImage("no longer exists" if gone else "may not be read (permission denied)") from None
+        raise BadImage("no longer exists") from None

@@ -176,18 +176,17 @@ class RemotePath:
 
         Raises:
             FileNotFoundError: it is gone.
-            PermissionError: it may not be read.
-            RunFailed: the connection is lost.
+            RunFailed: the connection is lost, or it may not be read: credentials end, and the image is not bad for that.
         """
         files, path = _filesystem(self)
         end = None if size is None else start + size
         try:  # with a start: some ask for the size first otherwise
             content: bytes = _tried(lambda: files.cat_file(path, start=start, end=end))
-        except _FINAL:
+        except FileNotFoundError:
             raise
         except Exception as error:
             raise RunFailed(
-                f"{self} cannot be read after {len(_WAITS) + 1} tries ({_in_words(error)}); go on when the connection is back"
+                f"{self} cannot be read ({_in_words(error)}); go on when the connection and the credentials are good"
             ) from None
         return content
 
