@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -197,6 +198,17 @@ def test_a_damaged_table_is_one_sentence(tmp_path):
     content[4:2000] = bytes(1996)
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(BadInput, match=r"a\.parquet cannot be read"):
+        open_source(tmp_path / "a.parquet")
+    assert not [*(tmp_path / "cache").rglob("*.images")]
+
+
+def test_a_disk_without_room_is_said_before_it_is_full(tmp_path, monkeypatch):
+    """Also where the images are far larger than their compressed file."""
+    rows = pa.array([{"bytes": bytes(1 << 20)}] * 8, pa.struct([("bytes", pa.binary())]))
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 4 << 20))
+    with pytest.raises(BadInput, match=r"take more than 0\.0 GiB, which is what the cache folder has free"):
         open_source(tmp_path / "a.parquet")
     assert not [*(tmp_path / "cache").rglob("*.images")]
 

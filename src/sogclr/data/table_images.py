@@ -59,22 +59,26 @@ def unpack(path: AnyPath) -> Iterator[dict[str, Any]]:
     status = status_of(path)
     target = unpacked_file(path, status.version)
     target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < status.size:
-        raise BadInput(
-            f"the images in {path} take {status.size / 2**30:,.1f} GiB and {target.parent} has {free / 2**30:,.1f} free; "
-            "give another folder in SOGCLR_CACHE"
-        )
+    room = shutil.disk_usage(target.parent).free
+    _check_room(path, status.size, room)
     with atomic_write(target) as temporary, open(temporary, "wb") as images, path.open("rb") as file:
         try:
-            yield from _copy(path, file, images)
+            yield from _copy(path, file, images, room)
         except (pa.ArrowException, OSError) as error:  # the latter also for what thrift cannot read
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise BadInput(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
 
 
-def _copy(path: AnyPath, file: BinaryIO, images: BinaryIO) -> Iterator[dict[str, Any]]:
+def _check_room(path: AnyPath, size: int, room: int) -> None:
+    if size > room:
+        raise BadInput(
+            f"the images in {path} take more than {room / 2**30:,.1f} GiB, which is what the cache folder has free; "
+            "give another folder in SOGCLR_CACHE"
+        )
+
+
+def _copy(path: AnyPath, file: BinaryIO, images: BinaryIO, room: int) -> Iterator[dict[str, Any]]:
     row = 0
     for batch in _batches(path, file):
         pictures = batch.column(str(image_column(batch.schema)))
@@ -84,6 +88,7 @@ def _copy(path: AnyPath, file: BinaryIO, images: BinaryIO) -> Iterator[dict[str,
         classes = _classes(batch.schema, label)
         for k, picture in enumerate(pictures):
             key, offset, content = f"{row:09d}", images.tell(), picture.as_buffer() if picture.is_valid else b""
+            _check_room(path, offset + len(content), room)  # compressed ones may be far larger than their file
             size = images.write(content)
             texts = None if caption is None else batch.column(caption)[k].as_py()
             value = None if label is None else batch.column(label)[k].as_py()
