@@ -24,7 +24,8 @@ from ..files import atomic_write, cache_folder
 from ..progress import ProgressCallback
 from .images import IMAGE_SUFFIXES
 from .listing import Listing, ListingBuilder
-from .tables import CAPTION_COLUMNS, PairRows
+from .pair_columns import CAPTION_COLUMNS
+from .tables import PairRows
 
 _FORMAT = b"sogclr-shard-1"
 _SCHEMA = pa.schema(

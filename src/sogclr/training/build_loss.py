@@ -32,7 +32,7 @@ def build_loss(config: TrainConfig, source: Source) -> ContrastiveLoss:
     options, row = config.loss, METHODS[config.loss.method]
     sizes = {"num_samples": len(source.images)}
     if isinstance(source, Pairs):
-        sizes["num_texts"] = len(source.captions)
+        sizes = {"num_samples": len(source.things(0)), "num_texts": len(source.things(1))}
     estimator = estimator_of(options.method, options.estimator)
     values: dict[str, object] = {
         **_values(config),
