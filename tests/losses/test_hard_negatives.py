@@ -284,6 +284,16 @@ def test_rollback_undoes_a_step_with_hard_negatives():
     assert all(torch.equal(v, before[k]) for k, v in loss.state_dict().items())
 
 
+@pytest.mark.parametrize("name", [name for name in ALL if name != "per_sample_tau"])
+def test_no_value_is_read_back_from_a_device(name, monkeypatch):
+    """On torch's device `meta`, which has no values to read."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it does not know the device
+    loss = losses(positives=PAIRS, same_kind=True, share_negatives=True)[name]().to("meta")
+    x, y, hard = (v.detach().to("meta").requires_grad_() for v in rows(dtype=torch.float32))
+    loss(x, y, *IDS, hard, HARD_IDS).backward()
+    assert hard.grad.shape == hard.shape
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sogclr", "clip", "siglip"])
 def test_compiled_equals_eager(name):

@@ -140,12 +140,9 @@ def log_sum_masked(sim: Tensor, negative: Tensor, temperature: float | Tensor) -
         temperature: a float, () or, one for each anchor, (R,); differentiable.
 
     Returns:
-        (R,), -inf, without gradient, where there are none.
+        (R,), -inf with a gradient of 0 where there are none.
     """
-    some = negative.any(dim=1)
-    left_out = ~negative & some[:, None]  # of an anchor without any, all stay: no gradient is 0 times infinity then
-    log_sum = (sim / F.expand_temperature(temperature, 1)).masked_fill(left_out, -math.inf).logsumexp(dim=1)
-    return torch.where(some, log_sum, -math.inf)
+    return (sim / F.expand_temperature(temperature, 1)).masked_fill(~negative, -math.inf).logsumexp(dim=1)
 
 
 def log_mean_masked(sim: Tensor, negative: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
