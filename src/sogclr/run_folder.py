@@ -113,7 +113,12 @@ class RunFolder:
 
     def config(self) -> TrainConfig:
         """Read the resolved configuration."""
-        return from_options({}, self.config_table())
+        table = self.config_table()
+        if (
+            self.holds_pairs()
+        ):  # version 0.1 did not look for what matches by another pair: such a run goes on as it was
+            table["pairs"] = {"known_pairs": False, **table.get("pairs", {})}
+        return from_options({}, table)
 
     def holds_pairs(self) -> bool:
         """Return whether the run is on pairs."""

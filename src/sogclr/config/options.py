@@ -89,6 +89,8 @@ class TrainOptions(TypedDict, total=False):
     image_column: str | None
     caption_column: str | None
     shared_tower: bool
+    share_negatives: bool
+    known_pairs: bool
     text_model: str | None
     pooling: Pooling | None
     query_prompt: str

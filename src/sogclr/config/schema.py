@@ -272,6 +272,10 @@ class PairsConfig:
     """Column of the captions; found by its name when left out."""
     shared_tower: bool = False
     """One tower for both columns, which hold things of one kind."""
+    share_negatives: bool = False
+    """Hard negatives count for every pair of the batch, and not for their own alone."""
+    known_pairs: bool = True
+    """What matches by another pair of DATA is no negative, even if that pair is not in the batch."""
     text_model: str | None = None
     """A Hugging Face text encoder: a local folder, an installed package, or a name on the hub. A small transformer of our own when left out."""
     pooling: Pooling | None = None
@@ -282,8 +286,8 @@ class PairsConfig:
     """Put before each text of the second column."""
     text_width: Annotated[int, Check(_width_refusal)] = 256
     """Width of that transformer."""
-    text_layers: Annotated[int, Range(1)] = 4
-    """Its layers."""
+    text_layers: Annotated[int, Range(0)] = 4
+    """Its layers; 0 is a bag of tokens, which is quick."""
     text_length: Annotated[int, Range(4)] = 64
     """Most tokens of a text; the rest is cut off."""
     vocab_size: Annotated[int, Range(300)] = 8192

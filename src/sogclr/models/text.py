@@ -76,7 +76,7 @@ class TextTransformer(nn.Module):
     Args:
         vocab_size: number of token ids.
         width: of the embeddings and of the output.
-        layers: number of transformer layers.
+        layers: number of transformer layers; 0 leaves the mean of the embeddings, a bag of tokens.
         heads: attention heads of a layer.
         length: L is at most this.
         pad: id of the padding token.
@@ -90,7 +90,8 @@ class TextTransformer(nn.Module):
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.blocks = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        norm = nn.LayerNorm(width)
+        self.blocks = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False) if layers else None
         for name, parameter in self.named_parameters():  # TransformerEncoder copies one layer: initialize each anew
             if parameter.ndim >= 2:
                 deep = name.endswith(("out_proj.weight", "linear2.weight"))
@@ -100,7 +101,7 @@ class TextTransformer(nn.Module):
         """Return the features (N, width) of tokens (N, L)."""
         empty = tokens == self.pad
         x = self.token(tokens) + self.position[: tokens.shape[1]]
-        return mean_over_tokens(self.blocks(x, src_key_padding_mask=empty), ~empty)
+        return mean_over_tokens(x if self.blocks is None else self.blocks(x, src_key_padding_mask=empty), ~empty)
 
 
 class PretrainedText(nn.Module):

@@ -94,6 +94,13 @@ def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
         _refuse_options(config, [*names, "query_prompt", "document_prompt"], "texts", "images")
     if kinds[0] != "texts":
         _refuse_options(config, ["query_prompt"], "two columns of texts", f"{kinds[0]} in its first")
+    estimator = estimator_of(config.loss.method, config.loss.estimator)
+    if pairs.negatives.size and estimator and not estimator.known_pairs:
+        raise BadInput(
+            f"--estimator {estimator.name} takes no hard negatives, which {pairs.source} holds; leave it out"
+        )
+    if not pairs.negatives.size:
+        _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
     if config.pairs.pooling is not None and config.pairs.text_model is None:
         raise BadInput("--pooling is for a Hugging Face encoder; give one with --text-model, or leave it out")
 
@@ -214,7 +221,8 @@ def loss_words(loss: LossConfig) -> list[str]:
 
 def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) -> list[str]:
     run, optim, loss, pairs = config.run, config.optim, config.loss, config.pairs
-    texts = pairs.text_model or f"a transformer of {pairs.text_layers} layers, {pairs.text_width} wide"
+    shape = f"a transformer of {pairs.text_layers} layers" if pairs.text_layers else "a bag of tokens"
+    texts = pairs.text_model or f"{shape}, {pairs.text_width} wide"
     kinds = source.kinds if isinstance(source, Pairs) else ("images", "images")
     towers = ", one tower for both columns" if pairs.shared_tower else ", a tower for each column"
     towers = towers if isinstance(source, Pairs) and kinds[0] == kinds[1] else ""
