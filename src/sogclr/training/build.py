@@ -79,8 +79,8 @@ def build(
     # optimizers and schedule
     lr, warmup = float(optim.lr or 0.0), round((optim.warmup_epochs or 0) * steps_per_epoch)
     schedule = warmup_cosine(options.max_steps, warmup)
-    rates = tower_rates(config.pairs, pairs.kinds) if pairs is not None else (1.0, 1.0)
-    scales = {"backbone.": rates[0], "text_backbone.": rates[1]}
+    rates = None if pairs is None else tower_rates(config.pairs, pairs.kinds)
+    scales = None if rates is None else dict(zip(("backbone.", "text_backbone."), rates, strict=True))
     loss_optimizers = build_loss_optimizers(loss, config) if isinstance(loss, ContrastiveLoss) else _own_optimizer(loss)
     return Parts(
         run=run,
@@ -88,7 +88,7 @@ def build(
         task=task,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(model, optim, scales if pairs is not None else None),
+        optimizer=build_optimizer(model, optim, scales),
         loss_optimizers=loss_optimizers,
         learning_rate=lambda step: lr * schedule(step),
         peak_learning_rate=lr,
