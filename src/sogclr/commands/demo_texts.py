@@ -41,7 +41,10 @@ def demo_texts(command: CommandLine, quick: bool, folder: Path | None, progress:
     begun = time.monotonic()
     epochs, every = QUICK if quick else FULL
     wordnet = write_wordnet()
-    train, test = every_so_many(wordnet / "train.csv", every), every_so_many(wordnet / "test.csv", every if quick else 1)
+    train, test = (
+        every_so_many(wordnet / "train.csv", every),
+        every_so_many(wordnet / "test.csv", every if quick else 1),
+    )
     runs = fresh_runs(
         folder or Path("runs/demo-texts-quick" if quick else "runs/demo-texts"), ("clip", "clip-large", "sogclr")
     )

@@ -79,8 +79,7 @@ def build(
     # optimizers and schedule
     lr, warmup = float(optim.lr or 0.0), round((optim.warmup_epochs or 0) * steps_per_epoch)
     schedule = warmup_cosine(options.max_steps, warmup)
-    rates = None if pairs is None else tower_rates(config.pairs, pairs.kinds)
-    scales = None if rates is None else dict(zip(("backbone.", "text_backbone."), rates, strict=True))
+    scales = None if pairs is None else _lr_scales(config, pairs.kinds)
     loss_optimizers = build_loss_optimizers(loss, config) if isinstance(loss, ContrastiveLoss) else _own_optimizer(loss)
     return Parts(
         run=run,
@@ -236,6 +235,11 @@ def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.
     _to_device(model, config, device)
     loss = build_loss(config, pairs).to(device)
     return PairTask(pairs, text, model, loss, _encoder_info(config), reading, run.features_folder, device)
+
+
+def _lr_scales(config: TrainConfig, kinds: tuple[Kind, Kind]) -> dict[str, float]:
+    """Return the share of the learning rate of each tower, by the beginning of its parameters' names."""
+    return dict(zip(("backbone.", "text_backbone."), tower_rates(config.pairs, kinds), strict=True))
 
 
 def _check_frozen(config: TrainConfig, kinds: tuple[Kind, Kind]) -> None:
