@@ -14,6 +14,7 @@ import torch
 from digits import environment
 from reference import SlowPairs
 from safetensors.torch import load_file
+from test_docs import blocks
 from tokenizers import BertWordPieceTokenizer
 
 from sogclr.errors import BadInput
@@ -35,6 +36,7 @@ pytestmark = [
 ]
 PAIRS = [(s.description, s.phrase) for s in HTTPStatus if s.description]  # what a status means, and what it is called
 WIDTH = 32
+QUIET = {"report_to": "none", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
 
 
 @pytest.fixture(scope="session")
@@ -71,14 +73,7 @@ def data(columns=2):
 
 def arguments(folder, **more):
     options = {"per_device_train_batch_size": 8, "num_train_epochs": 4, "learning_rate": 2e-3, "save_steps": 10}
-    quiet = {
-        "report_to": "none",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    }
-    return sentence_transformers.SentenceTransformerTrainingArguments(str(folder), **(options | quiet | more))
+    return sentence_transformers.SentenceTransformerTrainingArguments(str(folder), **(options | QUIET | more))
 
 
 def trainer_of(model, loss, dataset, folder, callbacks=(), warm_start=True, **more):
@@ -114,13 +109,17 @@ def test_a_text_has_one_id_wherever_it_stands():
         ours.add_ids(texts.select_columns(["q"]))
 
 
-def test_what_has_no_or_other_ids_is_refused(model):
+def test_what_has_no_or_other_ids_is_refused(model, tmp_path):
     loss = ours.GlobalContrastiveLoss(model, 100)
     features = features_of(model, [["a", "b"], ["c", "d"]])
     with pytest.raises(BadInput, match="has no ids; train on what add_ids"):
         loss(features, None)
     with pytest.raises(BadInput, match=r"ids are \(2, 3\) for 2 rows of 2 texts"):
         loss(features, torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(BadInput, match="has no ids"):
+        trainer_of(model, loss, data(), tmp_path).train()
+    with pytest.raises(BadInput, match="a stream; give warm_start=False"):
+        trainer_of(model, loss, ours.add_ids(data())[0].to_iterable_dataset(), tmp_path, max_steps=1).train()
     with pytest.raises(BadInput, match="gamma"):
         ours.GlobalContrastiveLoss(model, 100, gamma=0.0)
 
@@ -194,7 +193,9 @@ def test_the_warm_start_is_exact(model, tmp_path, columns):
     slow, ids = SlowPairs("global", 0.2, same_kind=True, share=True), torch.tensor(dataset["label"])
     model.eval()
     with torch.no_grad():
-        z = [torch.tensor(model.encode(dataset[name])).double() for name in dataset.column_names if name != "label"]
+        z = [
+            torch.tensor(model.encode(list(dataset[name]))).double() for name in dataset.column_names if name != "label"
+        ]
     hard = (torch.stack(z[2:], dim=1), ids[:, 2:]) if columns > 2 else ()
     slow(*z[:2], ids[:, 0], ids[:, 1], *hard)
     two_tower = loss.losses[str(WIDTH)]
@@ -329,10 +330,24 @@ def test_a_pretrained_model_learns_its_pairs(tmp_path):
     dataset, count = ours.add_ids(data())
 
     def right():
-        x, y = (model.encode(dataset[name], convert_to_tensor=True) for name in ("anchor", "positive"))
+        x, y = (model.encode(list(dataset[name]), convert_to_tensor=True) for name in ("anchor", "positive"))
         return float((x @ y.T).argmax(dim=1).eq(torch.arange(len(x))).float().mean())
 
     before = right()
     loss = ours.GlobalContrastiveLoss(model, count)
     trainer_of(model, loss, dataset, tmp_path, num_train_epochs=1, learning_rate=1e-4, save_strategy="no").train()
     assert right() > before
+
+
+def test_the_lines_of_the_page(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "sentence_transformers.md"
+    (lines,) = blocks(page, "python")
+    small = lines.replace("all-MiniLM-L6-v2", str(tiny)).replace(
+        '"runs/answers", ', '"runs/answers", max_steps=2, **quiet, '
+    )
+    names = dict(zip(("questions", "answers"), map(list, zip(*PAIRS, strict=True)), strict=True))
+    exec(small, names | {"quiet": QUIET})
+    assert (tmp_path / "runs" / "answers" / "checkpoint-2" / ours.STATE_FILE).is_file()
+    for text in blocks(page, "python notest"):
+        compile(text, page.name, "exec")

@@ -10,7 +10,7 @@ two would be those of a mini-batch loss, and its checkpoints hold the loss's sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ Features = Iterable[dict[str, Any]]
 LABELS = ("label", "labels", "score", "scores")
 """Columns that the trainer does not take for texts."""
 STATE_FILE = "loss_state.safetensors"
+_NO_IDS = "the data set has no ids; train on what add_ids(dataset) returns"
 
 
 def add_ids(dataset: Dataset) -> tuple[Dataset, int]:
@@ -115,7 +116,7 @@ class LossOfEachWidth(nn.ModuleDict):
         anchors, positives, *further = embeddings
         training = torch.is_grad_enabled()
         if labels is None and training:
-            raise BadInput("the data set has no ids; train on what add_ids(dataset) returns")
+            raise BadInput(_NO_IDS)
         ids = ids_of_columns(torch.arange(len(anchors)) if labels is None else labels, len(embeddings))
         loss = self.of_width(anchors.shape[1], anchors.device) if training else self.of_batch[0]
         hard = (torch.stack(further, dim=1), torch.stack(ids[2:], dim=1)) if further else ()
@@ -268,7 +269,8 @@ class GlobalContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc
         """Save the model; into a checkpoint the loss's state too."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir:
-            state = {f"{name}.{key}": value for name, part in self.parts() for key, value in whole_state(part).items()}
+            parts = of_each_width(self.loss)
+            state = {f"{name}.{key}": value for name, part in parts for key, value in whole_state(part).items()}
             if is_rank0():
                 with atomic_write(Path(output_dir) / STATE_FILE) as temporary:
                     save_file(state, temporary)
@@ -278,7 +280,7 @@ class GlobalContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc
         if not path.is_file():
             raise BadInput(f"{path.parent} has no {STATE_FILE}; resume from a checkpoint that this trainer saved")
         state = load_file(path, device=str(self.model.device))
-        for name, part in self.parts():
+        for name, part in of_each_width(self.loss):
             part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
 
     def begin_from_exact(self) -> None:
@@ -297,6 +299,10 @@ class GlobalContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc
     @torch.no_grad()
     def embed(self, dataset: Dataset) -> list[Tensor]:
         """Return the (n, D) embeddings of each column of a data set, and its labels, in any order of the rows."""
+        if not hasattr(dataset, "__len__"):
+            raise BadInput("a warm start reads all rows first, and the data are a stream; give warm_start=False")
+        if not set(LABELS) & set(dataset.column_names):
+            raise BadInput(_NO_IDS)
         length = [sum(len(str(value)) for value in row.values()) for row in dataset]
         order = sorted(range(len(length)), key=length.__getitem__)  # little padding
         k, ranks = shard()
@@ -314,11 +320,8 @@ class GlobalContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc
         columns = [torch.cat(column) for column in zip(*rows, strict=True)]
         return [all_gather(c, [len(order[r::ranks]) for r in range(ranks)]) if ranks > 1 else c for c in columns]
 
-    def parts(self) -> Iterator[tuple[str, LossOfEachWidth]]:
-        """Yield the name and the module of all that has state in the trainer's loss or losses."""
-        yield from of_each_width(nn.ModuleDict(self.loss) if isinstance(self.loss, dict) else self.loss)
 
-
-def of_each_width(loss: nn.Module) -> list[tuple[str, LossOfEachWidth]]:
-    """Return the name and the module of all that has state in a loss, also within another's."""
-    return [(name, module) for name, module in loss.named_modules() if isinstance(module, LossOfEachWidth)]
+def of_each_width(loss: nn.Module | dict[str, nn.Module]) -> list[tuple[str, LossOfEachWidth]]:
+    """Return the name and the module of all that has state in a loss, or in a loss for each data set."""
+    modules = (nn.ModuleDict(loss) if isinstance(loss, dict) else loss).named_modules()
+    return [(name, module) for name, module in modules if isinstance(module, LossOfEachWidth)]
