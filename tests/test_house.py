@@ -18,7 +18,7 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, an
     {"run_folder"},
     {"models"},
     {"evaluation"},
-    {"training"},
+    {"training", "integrations"},
     {"commands"},
     {"options"},
     {"", "cli"},

@@ -401,6 +401,16 @@ def run(name, share, rank, ranks):
     return {"values": torch.tensor(values), "weight": net.weight.detach(), **loss.state_dict()}
 
 
+def test_ids_may_lie_in_memory_as_they_like():
+    x, y, hard = rows(dtype=torch.float32)
+    for share in (False, True):
+        found = [
+            losses(share_negatives=share)["sogclr"]()(x, y, *IDS, hard, ids)
+            for ids in (HARD_IDS, HARD_IDS.T.contiguous().T)
+        ]
+        assert torch.equal(*found)
+
+
 def worker(rank, ranks, port, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -100,22 +100,22 @@ def negatives_of_pairs(
         return None
     ids = F.ids_of_pairs(x_ids, y_ids)
     different = ~same_ids(ids, ids)
-    negative = different & ~_matches(x_ids, y_ids[None, :], known, same_kind)
+    negative = different & ~matches(x_ids, y_ids[None, :], known, same_kind)
     if hard is None:
         return None if can_sync(ids) and torch.equal(negative, different) else negative
-    theirs = hard.ids.view(1, -1) if hard.shared else hard.ids
-    counts = (theirs >= 0) & _first_of_each(theirs) & (F.count_same(theirs.flatten(), y_ids) == 0).view_as(theirs)
-    return torch.cat([negative, counts & ~_matches(x_ids, theirs, known, same_kind)], dim=1)
+    theirs = hard.ids.reshape(1, -1) if hard.shared else hard.ids
+    counts = (theirs >= 0) & first_of_each(theirs) & (F.count_same(theirs.flatten(), y_ids) == 0).view_as(theirs)
+    return torch.cat([negative, counts & ~matches(x_ids, theirs, known, same_kind)], dim=1)
 
 
-def _matches(x_ids: Tensor, others: Tensor, known: KnownPairs | None, same_kind: bool) -> Tensor:
+def matches(x_ids: Tensor, others: Tensor, known: KnownPairs | None, same_kind: bool) -> Tensor:
     """Return which of the candidates, (1, C) or (B, C) ids, the things x are, or are known to match: (B, C)."""
     x_ids = x_ids[:, None]
     matches = x_ids == others if same_kind else torch.zeros_like(x_ids == others)
     return matches if known is None else matches | known(x_ids, others)
 
 
-def _first_of_each(ids: Tensor) -> Tensor:
+def first_of_each(ids: Tensor) -> Tensor:
     """Return where an id stands for the first time in its row: (R, C) bool, of (R, C)."""
     ordered, order = ids.sort(dim=1, stable=True)
     new = torch.ones_like(ordered, dtype=torch.bool)
