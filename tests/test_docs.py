@@ -10,16 +10,12 @@ import pytest
 import torch
 from captioned import PAIRS, write_pairs
 from digits import SMALL, words
+from pages import ROOT, blocks
 
 from sogclr.cli import main
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / f"{folder}README.md" for folder in ("", "benchmarks/", "research/")]
 PAGES += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 @pytest.fixture
