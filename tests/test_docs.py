@@ -57,8 +57,8 @@ def test_the_python_of_the_docs(tmp_path, monkeypatch):
     names: dict = {}
     exec(loop, names)
     assert int(names["loss_fn"].estimator.step) == 20
-    for text in blocks(ROOT / "docs" / "own_loop.md", "python notest"):
-        compile(text, "own_loop.md", "exec")
+    for text in blocks(ROOT / "docs" / "frameworks.md", "python"):
+        compile(text, "frameworks.md", "exec")  # run by tests/integration, where the packages are
 
 
 def test_the_python_of_own_parts(tmp_path, monkeypatch):
