@@ -7,6 +7,7 @@ import torch
 from pages import framework
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
+from two_ranks import run
 
 import sogclr
 from sogclr.errors import BadInput
@@ -80,6 +81,24 @@ def test_a_training_that_was_killed_goes_on_bit_for_bit(which, tmp_path):
     for ours, theirs in ((trainer.model, whole.model), (loss_fn, expected)):
         state = theirs.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+
+
+def two_ranks(folder):
+    _, expected = train(1, folder / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(1, folder / "killed", stop=7)
+    trainer, loss_fn = train(1, folder / "killed", resume=True)
+    assert trainer.args.world_size == 2
+    both = [None, None]
+    torch.distributed.all_gather_object(both, loss_fn.state_dict())
+    for name, value in expected.state_dict().items():
+        assert torch.equal(both[0][name], value)
+        assert torch.equal(both[1][name], value)
+
+
+@pytest.mark.distributed
+def test_two_processes_have_one_state_and_are_resumed_bit_for_bit(tmp_path):
+    run(__file__, tmp_path)
 
 
 def test_a_checkpoint_without_the_loss_is_refused(tmp_path):

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import tarfile
 from collections import deque
@@ -88,7 +89,7 @@ def count_samples(url: str) -> int:
     """Return how many samples open_clip finds in a shard; of a local one only the headers are read."""
     with train_data.wds.gopen(url) as stream, _open_tar(stream) as archive:
         files = [member.name for member in archive if member.isreg()]
-    names = [name for name in files if not name.split("/")[0].startswith("__")]  # webdataset's own
+    names = [name for name in files if not re.match(r"__[^/]*__($|/)", name)]  # webdataset skips these
     members = ({"fname": name, "data": b"", "__url__": url} for name in names)
     return sum(1 for _ in train_data.group_by_keys_nothrow(members))
 
@@ -153,6 +154,7 @@ class Training:
         self.loss: OpenClipLoss
         self.data = ""  # a hash of the listing: other data have other ids
         self.saved: dict[str, Any] | None = None
+        self.hook: Any = None
 
     def pt_load(self, path: str, map_location: Any = None) -> Any:
         """Load a checkpoint, and keep the loss's state in it."""
@@ -217,8 +219,7 @@ class Training:
         with torch.no_grad():
             unwrap_model(model).logit_scale.fill_(-torch.tensor(self.options.sogclr_temperature).log())
         train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
-        if not optimizer._optimizer_state_dict_post_hooks:
-            optimizer.register_state_dict_post_hook(self.add_state)
+        self.hook = self.hook or optimizer.register_state_dict_post_hook(self.add_state)
 
     def add_state(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
         """Return an optimizer's state with the loss's."""
