@@ -10,16 +10,12 @@ import pytest
 import torch
 from captioned import PAIRS, write_pairs
 from digits import SMALL, words
+from pages import ROOT, blocks
 
 from sogclr.cli import main
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / f"{folder}README.md" for folder in ("", "benchmarks/", "research/")]
 PAGES += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 @pytest.fixture
@@ -61,8 +57,8 @@ def test_the_python_of_the_docs(tmp_path, monkeypatch):
     names: dict = {}
     exec(loop, names)
     assert int(names["loss_fn"].estimator.step) == 20
-    for text in blocks(ROOT / "docs" / "own_loop.md", "python notest"):
-        compile(text, "own_loop.md", "exec")
+    for text in blocks(ROOT / "docs" / "frameworks.md", "python"):
+        compile(text, "frameworks.md", "exec")  # run by tests/integration, where the packages are
 
 
 def test_the_python_of_own_parts(tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""Other people's trainers: what of this package needs them, each in a module named after the trainer."""
+"""Adapters for the trainers that people already have, where plain use of the losses is not enough."""
