@@ -200,7 +200,7 @@ class GlobalContrastiveLoss(nn.Module):
         return loss
 
 
-class CachedGlobalContrastiveLoss(losses.CachedMultipleNegativesRankingLoss):  # type: ignore[misc]
+class CachedGlobalContrastiveLoss(losses.CachedMultipleNegativesRankingLoss):
     """`GlobalContrastiveLoss` for batches larger than memory: its numbers, by Sentence Transformers' gradient cache.
 
     Args:
@@ -238,7 +238,7 @@ class CachedGlobalContrastiveLoss(losses.CachedMultipleNegativesRankingLoss):  #
         return loss.detach() if with_backward else loss
 
 
-class GlobalContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
+class GlobalContrastiveTrainer(SentenceTransformerTrainer):
     """The trainer of Sentence Transformers, with a warm start, and with the loss's state in its checkpoints.
 
     Args:
