@@ -22,14 +22,15 @@ test-triton: .venv/triton
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.tmp triton==3.6.0 numpy==2.3.5
 	mv $@.tmp $@
 
-# The experiment trackers, in a folder that comes before the environment's: their dependencies are many.
-test-integrations: .venv/loggers
-	PYTHONPATH=.venv/loggers $(BIN)/python -m pytest tests/integration
+# The real packages of other people's that this one is used with: trainers, experiment trackers, stores. An environment of their own.
+test-integrations: .venv-integrations/installed
+	.venv-integrations/bin/python -m pytest tests/integration
 
-.venv/loggers: .venv/installed
-	rm -rf $@ $@.tmp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@.tmp wandb mlflow-skinny 'trackio>=0.40'
-	mv $@.tmp $@
+.venv-integrations/installed: pyproject.toml constraints.txt constraints-integrations.txt
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,text,onnx]' pandas
+	.venv-integrations/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-integrations.txt
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -79,7 +80,7 @@ bench-peers: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .venv-integrations
 
 # Every number, figure and CSV of docs/results.md. Runs are kept in research/cache, so it can be stopped and started at will; hours from nothing.
 # DATA: Fashion-MNIST's idx files.

@@ -79,7 +79,7 @@ def measure(how: str, root: Path) -> None:
             request = next(iter(sampler))
             counted(len(pairs))
         with stage("batch") as counted:
-            texts = pairs.captions_of(pairs.text_ids[request.ids])
+            texts = pairs.texts_of(pairs.second_ids[request.ids])
             names = [pairs.relative(k) for k in request.ids]
             counted(len(pairs) if len(texts) == len(names) == BATCH else 0)
         return

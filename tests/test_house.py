@@ -19,7 +19,7 @@ FLOORS = [  # from the ground up; a module imports from floors below its own, an
     {"models"},
     {"evaluation"},
     {"training"},
-    {"commands"},
+    {"commands", "integrations"},
     {"options"},
     {"", "cli"},
     {"__main__"},

@@ -42,6 +42,16 @@ def test_the_oldest_constraints_are_the_lower_bounds():
     assert {requirement.replace(">=", "==") for requirement in requirements} <= pinned
 
 
+def test_each_package_is_pinned_in_one_place():
+    names = []
+    for file in ("constraints.txt", "constraints-integrations.txt"):
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        pins = [line.split("==") for line in lines if not line.startswith("#")]
+        names += [re.sub(r"[-_.]+", "-", name).lower() for name, _ in pins]
+    assert len(names) == len(set(names)) > 150
+    assert not [name for name in names if name.startswith("nvidia")]  # a second torch would bring them
+
+
 def test_the_workflow_tests_every_python_that_is_promised():
     jobs = read_yaml(".github/workflows/ci.yml")["jobs"]
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))

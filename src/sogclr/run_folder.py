@@ -97,8 +97,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Return whether training has ended and the encoder is written."""
-        return self.encoder_file.is_file()
+        """Return whether training has ended and the weights are written."""
+        return (self.two_tower_file if self.holds_pairs() else self.encoder_file).is_file()
 
     @property
     def step(self) -> int:
@@ -113,10 +113,15 @@ class RunFolder:
 
     def config(self) -> TrainConfig:
         """Read the resolved configuration."""
-        return from_options({}, self.config_table())
+        table = self.config_table()
+        if (
+            self.holds_pairs()
+        ):  # version 0.1 did not look for what matches by another pair: such a run goes on as it was
+            table["pairs"] = {"known_pairs": False, **table.get("pairs", {})}
+        return from_options({}, table)
 
     def holds_pairs(self) -> bool:
-        """Return whether the run is on image-caption pairs."""
+        """Return whether the run is on pairs."""
         return self.pairs_folder.is_dir()
 
     def manifest(self) -> Manifest:
@@ -135,7 +140,7 @@ class RunFolder:
         return Manifest.load(self.manifest_file)
 
     def pairs(self) -> Pairs:
-        """Read the image-caption pairs of the run, with their ids."""
+        """Read the pairs of the run, with their ids."""
         from .data.pairs import Pairs
 
         return Pairs.load(self.manifest_file, self.pairs_folder)

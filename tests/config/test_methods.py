@@ -187,9 +187,7 @@ def test_options_that_a_row_does_not_take_are_refused(options, said, new, data, 
 def test_a_loss_for_images_is_refused_on_pairs(new, tmp_path, capsys):
     pairs = write_pairs(tmp_path / "pairs", per_digit=2)
     assert command("train", pairs, "--out", tmp_path / "run", *words(PAIRS | {"method": "hinge"})) == 2
-    assert (
-        "--method hinge does not work on image-caption pairs, which DATA holds; give sogclr," in capsys.readouterr().err
-    )
+    assert "--method hinge does not work on pairs, which DATA holds; give sogclr," in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------ the rows we have

@@ -190,7 +190,7 @@ def test_pairs_give_the_very_views_from_one_copy_of_an_image(folder, kind):
         assert a.bad == b.bad
         assert torch.equal(a.index, b.index)
         assert torch.equal(a.crops, b.crops)
-    assert {pairs.image_ids[id] for batch in with_them for id, _ in batch.bad} == {17}
+    assert {pairs.first_ids[id] for batch in with_them for id, _ in batch.bad} == {17}
     shutil.rmtree(folder)
     for a, b in zip(with_them, take(pairs, decoded, views=1), strict=True):
         assert torch.equal(a.crops, b.crops)
@@ -283,7 +283,7 @@ def test_a_run_on_pairs_finds_them_and_is_the_same_run(tmp_path, monkeypatch):
     assert plain.bad_file.read_text() == cached.bad_file.read_text() != ""
     for key, value in weights(plain).items():
         assert torch.equal(value, weights(cached)[key])
-    cached.encoder_file.unlink()
+    cached.two_tower_file.unlink()
     cached.latest_checkpoint().unlink()
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(BadInput, match="run `sogclr cache"):

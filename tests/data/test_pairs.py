@@ -12,6 +12,7 @@ from PIL import Image
 
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
+from sogclr.data.pair_columns import ColumnNames
 from sogclr.data.pairs import Pairs
 from sogclr.data.paths import file_at
 from sogclr.data.recipe import RECIPES
@@ -40,7 +41,7 @@ def folder(tmp_path):
 
 def listed(pairs):
     """The usable pairs as (path, caption)."""
-    return [(pairs.relative(i), pairs.caption(pairs.text_ids[i])) for i in pairs.usable]
+    return [(pairs.relative(i), pairs.name(1, pairs.second_ids[i])) for i in pairs.usable]
 
 
 def write(folder, name, text):
@@ -85,17 +86,17 @@ def test_parquet(kind, folder):
     pq.write_table(table, folder / "p.parquet")
     assert listed(Pairs.scan(folder / "p.parquet")) == PAIRS
     with pytest.raises(BadInput, match=r"has no column 'label'; its columns are text, file_path"):
-        Pairs.scan(folder / "p.parquet", caption_column="label")
+        Pairs.scan(folder / "p.parquet", ColumnNames(caption="label"))
     write(folder, "broken.parquet", "PAR1 and no more")
     with pytest.raises(BadInput, match="cannot be read as Parquet"):
         Pairs.scan(folder / "broken.parquet")
 
 
 def test_columns_can_be_named_and_paths_may_be_absolute(folder):
-    path = write(folder, "p.csv", f"was,what\n{folder / 'a.png'},one\n./sub/../b.png,two\n")
-    with pytest.raises(BadInput, match=r"no image column under a usual name .* its columns are was, what"):
+    path = write(folder, "p.csv", f"was,what,n\n{folder / 'a.png'},one,1\n./sub/../b.png,two,2\n")
+    with pytest.raises(BadInput, match=r"no image column under a usual name .* its columns are was, what, n"):
         Pairs.scan(path)
-    assert listed(Pairs.scan(path, image_column="was", caption_column="what")) == [("a.png", "one"), ("b.png", "two")]
+    assert listed(Pairs.scan(path, ColumnNames("was", "what"))) == [("a.png", "one"), ("b.png", "two")]
 
 
 def test_utf_16_is_read_too(folder):
@@ -108,8 +109,8 @@ def test_captions_of_one_image_and_images_of_one_caption_have_ids_of_their_own(f
     text = "image,caption\nb.png,two\na.png,one\na.png,two\na.png,  one \nb.png,two\n"
     pairs = Pairs.scan(write(folder, "p.csv", text))
     assert listed(pairs) == [("a.png", "one"), ("a.png", "two"), ("b.png", "two")]
-    assert pairs.image_ids.tolist() == [0, 0, 1]
-    assert pairs.text_ids.tolist() == [0, 1, 1]
+    assert pairs.first_ids.tolist() == [0, 0, 1]
+    assert pairs.second_ids.tolist() == [0, 1, 1]
     assert pairs.duplicates == 2
     assert pairs.describe().endswith("2 repeated pairs (kept once)")
 
@@ -190,7 +191,7 @@ def test_saved_pairs_are_mapped_and_equal(folder, tmp_path):
     pairs.save(tmp_path / "manifest.parquet", tmp_path / "pairs")
     before = pa.total_allocated_bytes()
     loaded = Pairs.load(tmp_path / "manifest.parquet", tmp_path / "pairs")
-    assert not loaded.image_ids.flags.owndata
+    assert not loaded.first_ids.flags.owndata
     assert pa.total_allocated_bytes() - before < 100_000
     assert loaded.fingerprint == pairs.fingerprint
     assert listed(loaded) == listed(pairs)
@@ -235,8 +236,8 @@ def test_a_million_pairs_take_no_python_objects(folder):
     images = Pairs.scan(write(folder, "p.csv", csv_text(","))).images
     captions = pa.array([f"caption {i:07d}" for i in range(n)], type=pa.large_string())
     pairs = Pairs(images, captions, (np.zeros(n, np.int64), np.arange(n)), [])
-    assert pairs.caption(pairs.text_ids[n - 1]) == "caption 0999999"
-    assert pairs.captions_of(np.array([3, 5])) == ["caption 0000003", "caption 0000005"]
+    assert pairs.name(1, int(pairs.second_ids[n - 1])) == "caption 0999999"
+    assert pairs.texts_of(np.array([3, 5])) == ["caption 0000003", "caption 0000005"]
     assert len(pairs.usable) == n
 
 
@@ -282,7 +283,7 @@ def test_tar_shards(shards):
         "s-01.tar/x/002.png": "has a .txt that is not UTF-8",
         "s-01.tar/x/003": "has no image",
     }
-    assert pairs.widths.tolist() == [20] * 4
+    assert pairs.images.widths[pairs.first_ids].tolist() == [20] * 4
     assert kind_of(shards).samples == "pairs"
     assert kind_of(shards.rename(shards.with_name("{000..001}"))).samples == "pairs"
 

@@ -11,6 +11,7 @@ from PIL import Image
 import sogclr
 from sogclr.data import remote
 from sogclr.data.manifest import Manifest
+from sogclr.data.pair_columns import ColumnNames
 from sogclr.data.pairs import Pairs
 from sogclr.data.paths import as_path
 from sogclr.data.remote import RemotePath
@@ -71,7 +72,7 @@ def test_a_saved_manifest_finds_its_files_again(folder, tmp_path):
     again = Manifest.load(tmp_path / "m.parquet")
     assert (again.root, again.source) == (manifest.root, manifest.source)
     assert again.file(0).read() == manifest.file(0).read()
-    assert not again.difference(again.rescan({"image_column": None, "caption_column": None}))
+    assert not again.difference(again.rescan(ColumnNames()))
 
 
 def test_a_file_url_is_the_disk(folder):
@@ -129,8 +130,8 @@ def test_a_table_is_what_it_is_on_the_disk(memory, tmp_path, several):
     memory("local.csv", "\n".join(rows[:-1]))
     here, there = Pairs.scan(tmp_path / "data" / "local.csv"), Pairs.scan("memory://data/local.csv")
     assert here.fingerprint == there.fingerprint
-    assert there.file(0).read() == (tmp_path / "data" / here.relative(0)).read_bytes()
-    assert not there.difference(there.rescan({"image_column": None, "caption_column": None}))
+    assert there.images.file(0).read() == (tmp_path / "data" / here.relative(0)).read_bytes()
+    assert not there.difference(there.rescan(ColumnNames()))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "tsv"])
@@ -146,7 +147,7 @@ def test_every_kind_of_table(memory, tmp_path, suffix):
         memory(
             f"t.{suffix}", {"jsonl": '{"image": "0.png", "text": "zero"}', "tsv": "image\ttext\n0.png\tzero"}[suffix]
         )
-    assert Pairs.scan(f"memory://data/t.{suffix}").caption(0) == "zero"
+    assert Pairs.scan(f"memory://data/t.{suffix}").name(1, 0) == "zero"
 
 
 @pytest.mark.parametrize("data", ["", "/s-{00..03}.tar", "/s-*.tar", "/s-00.tar"])
@@ -166,7 +167,7 @@ def test_shards(memory, tmp_path, data):
     assert there.kind == "pairs"
     assert there.fingerprint == here.fingerprint
     assert [there.relative(i) for i in range(len(there))] == [here.relative(i) for i in range(len(here))]
-    assert there.file(1).read() == here.file(1).read()
+    assert there.images.file(1).read() == here.images.file(1).read()
     assert there.images.widths.tolist() == here.images.widths.tolist()
 
 
@@ -196,7 +197,7 @@ def test_a_url_in_a_file_on_this_disk_is_not_followed(memory, tmp_path, sentinel
     pairs = Pairs.scan(tmp_path / "data" / "pairs.csv")
     assert [reason for _, reason in pairs.bad] == ["is a URL in a file on this disk, which is not followed"] * 2
     with pytest.raises(OSError, match="No such file"):
-        os.stat(pairs.file(pairs.bad[0][0]))
+        os.stat(pairs.images.file(int(pairs.first_ids[pairs.bad[0][0]])))
     (tmp_path / "data" / "list.txt").write_text("0.png\nsentinel://host/1.png\n")
     assert [r for _, r in Manifest.scan(tmp_path / "data" / "list.txt").bad] == [
         "is a URL in a file on this disk, which is not followed"

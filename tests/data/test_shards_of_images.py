@@ -14,12 +14,13 @@ from PIL import Image
 import sogclr
 from sogclr.data.labels import read_labels
 from sogclr.data.manifest import Manifest
+from sogclr.data.pair_columns import ColumnNames
 from sogclr.data.pairs import Pairs
 from sogclr.data.shards import find_shards
 from sogclr.data.source import kind_of, open_source
 from sogclr.errors import BadInput
 
-NO_COLUMNS = {"image_column": None, "caption_column": None}
+NO_COLUMNS = ColumnNames()
 
 
 def picture(seed):
@@ -150,7 +151,9 @@ def test_a_table_of_images_with_captions_is_pairs(tmp_path):
     pq.write_table(table(range(4), captions), tmp_path / "pairs.parquet")
     pairs = open_source(tmp_path / "pairs.parquet")
     assert (pairs.kind, len(pairs), len(pairs.images)) == ("pairs", 4, 4)
-    found = {(pairs.file(i).read(), pairs.caption(pairs.text_ids[i])) for i in range(4)}
+    found = {
+        (pairs.images.file(int(pairs.first_ids[i])).read(), pairs.name(1, int(pairs.second_ids[i]))) for i in range(4)
+    }
     assert found == {(picture(k), text) for k, texts in enumerate(captions) for text in texts}
     assert [reason for _, reason in pairs.rejected] == ["has no caption"]
     assert not pairs.difference(pairs.rescan(NO_COLUMNS))

@@ -16,6 +16,7 @@ from sogclr.data.labels import read_labels
 from sogclr.data.listing import ListingBuilder
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
+from sogclr.data.pair_columns import ColumnNames
 from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.data.source import OpenOptions, SourceKind, kind_of, load_source, open_source, scan_images
@@ -86,10 +87,8 @@ def test_what_is_not_there_is_told_by_its_name(data, samples, tmp_path):
 
 
 def test_images_have_no_columns(folder):
-    with pytest.raises(
-        BadInput, match=r"--caption-column is for image-caption pairs and .* holds images; leave it out"
-    ):
-        open_source(folder, caption_column="text")
+    with pytest.raises(BadInput, match=r"--caption-column is for pairs and .* holds images; leave it out"):
+        open_source(folder, ColumnNames(caption="text"))
 
 
 def test_a_training_part_is_that_of_a_folder(folder, tmp_path):
@@ -108,11 +107,11 @@ def test_a_run_has_the_source_it_was_started_on(data, folder, tmp_path):
     (tmp_path / "pairs.csv").write_text("file,text\n" + "".join(f"{name},one of {name[7]}\n" for name in names))
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
-    columns = {"image_column": None, "caption_column": "text"} if data == "pairs.csv" else {}
-    found = open_source(tmp_path / data, **columns)
+    columns = ColumnNames(caption="text" if data == "pairs.csv" else None)
+    found = open_source(tmp_path / data, columns)
     found.save_to(run)
     again = load_source(run)
-    assert type(again) is type(found) is (Pairs if columns else Manifest)
+    assert type(again) is type(found) is (Pairs if columns.caption else Manifest)
     assert (again.fingerprint, again.describe()) == (found.fingerprint, found.describe())
     assert not again.difference(again.rescan(columns))
     (folder / "a/0.png").write_bytes(b"shorter")

@@ -4,14 +4,20 @@ import math
 
 import pytest
 import torch
-from reference import unit
+from reference import SlowPairs, unit
 from torch import nn
 
 import sogclr
 from sogclr.errors import BadInput
-from sogclr.evaluation import exact
+from sogclr.evaluation import exact, exact_pairs
 from sogclr.evaluation.diagnosis import _BatchSampler, diagnose, flatten
-from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss
+from sogclr.losses import (
+    DecoupledContrastiveLoss,
+    GlobalContrastiveLoss,
+    MoCoLoss,
+    NTXentLoss,
+    TwoTowerGlobalContrastiveLoss,
+)
 from sogclr.losses.estimators import MiniBatch
 from sogclr.losses.temperatures import PerSample
 
@@ -53,6 +59,61 @@ def brute_objective(z, tau, variant):
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(exact, "_ENTRIES", 2 * V * V * N)
+
+
+# things 0 to 6 of one space of ids, in pairs that share some; of hard negatives one is in a pair, one comes twice
+FIRST, SECOND = torch.tensor([0, 1, 2, 0, 3, 4, 5]), torch.tensor([3, 6, 5, 6, 1, 2, 4])
+KNOWN = torch.cat([FIRST, torch.tensor([2, 4])]), torch.cat([SECOND, torch.tensor([6, 3])])
+HARD_IDS = torch.tensor([[7], [8], [6], [7], [2], [9], [8]])
+
+
+@pytest.mark.parametrize("same_kind", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_normalizers_of_pairs_are_those_of_loops(same_kind, known, hard, monkeypatch):
+    monkeypatch.setattr(exact_pairs, "_ENTRIES", 20)  # chunks of two pairs
+    x, y, of_hard = views(v=3)
+    more = (of_hard[:, None], HARD_IDS) if hard else ()
+    pairs = list(zip(*(ids.tolist() for ids in KNOWN), strict=True)) if known else ()
+    slow = SlowPairs("global", TAU, 1.0, pairs, same_kind, share=True)
+    slow(x, y, FIRST, SECOND, *more)
+    flat = {"negatives": of_hard, "negative_ids": HARD_IDS.flatten()} if hard else {}
+    positives = KNOWN if known else None
+    found = sogclr.exact.pair_normalizers(x, y, FIRST, SECOND, TAU, positives=positives, same_kind=same_kind, **flat)
+    assert found.dtype == torch.float64
+    for ids, log_g, u in zip((FIRST, SECOND), found, slow.u, strict=True):
+        for i in ids.unique():
+            assert float(log_g[ids == i].exp().mean()) == pytest.approx(u[int(i)], rel=1e-12)
+
+
+def test_a_loss_that_sees_all_pairs_at_once_has_the_exact_normalizers():
+    """And none of them moves when it sees them again after a warm start."""
+    x, y, of_hard = views(v=3).float()
+    options = {"positives": KNOWN, "same_kind": True, "share_negatives": True}
+    loss = TwoTowerGlobalContrastiveLoss(10, TAU, 0.3, **options)
+    loss(x, y, FIRST, SECOND, of_hard, HARD_IDS)
+    warm = TwoTowerGlobalContrastiveLoss(10, TAU, 0.3, **options)
+    options.pop("share_negatives")
+    log_g = exact.pair_normalizers(
+        x, y, FIRST, SECOND, TAU, negatives=of_hard, negative_ids=HARD_IDS.flatten(), **options
+    )
+    for estimator, values, ids in ((warm.image_estimator, log_g[0], FIRST), (warm.text_estimator, log_g[1], SECOND)):
+        estimator.warm_start(values, ids)
+    for _ in range(2):
+        for of_loss, of_warm in (
+            (loss.image_estimator, warm.image_estimator),
+            (loss.text_estimator, warm.text_estimator),
+        ):
+            torch.testing.assert_close(of_loss.log_u, of_warm.log_u)
+        warm(x, y, FIRST, SECOND, of_hard, HARD_IDS)
+
+
+def test_pairs_that_do_not_fit_are_refused():
+    x = views()[0]
+    with pytest.raises(BadInput, match=r"have \(7, 5\), \(6, 5\), \(7,\) and \(7,\)"):
+        exact.pair_normalizers(x, x[1:], FIRST, SECOND, TAU)
+    with pytest.raises(BadInput, match="temperature must be greater than 0 and was 0"):
+        exact.pair_normalizers(x, x, FIRST, SECOND, 0)
 
 
 @pytest.fixture

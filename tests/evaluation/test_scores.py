@@ -45,6 +45,7 @@ def test_every_row_names_a_function_and_gets_its_score():
         features=x,
         views=(torch.from_numpy(x), torch.from_numpy(x)),
         pairs=(unit, unit, rows, rows),
+        documents=(unit, unit, rows, rows),
         classes=(unit, unit[:2], y),
     )
     assert set(SCORES) <= set(found)

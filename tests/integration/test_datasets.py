@@ -45,9 +45,9 @@ def test_what_it_saves_is_pairs_or_images_with_classes(rows, tmp_path):
     rows.save_to_disk(tmp_path / "pairs")
     pairs = open_source(tmp_path / "pairs")
     assert (pairs.kind, len(pairs)) == ("pairs", 12)
-    assert {(pairs.file(i).read(), pairs.caption(pairs.text_ids[i])) for i in range(12)} == {
-        (picture(k), f"number {k}") for k in range(12)
-    }
+    assert {
+        (pairs.images.file(int(pairs.first_ids[i])).read(), pairs.name(1, int(pairs.second_ids[i]))) for i in range(12)
+    } == {(picture(k), f"number {k}") for k in range(12)}
     alone = rows.remove_columns("text")
     alone.to_parquet(tmp_path / "a.parquet")
     datasets.DatasetDict(train=alone, test=alone.select(range(4))).save_to_disk(tmp_path / "parts")

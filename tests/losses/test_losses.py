@@ -18,6 +18,8 @@ from sogclr.losses import (
     MoCoLoss,
     NonFinite,
     NTXentLoss,
+    candidates,
+    clip,
     functional,
     image_text,
     memory,
@@ -286,7 +288,8 @@ def estimator_modules():
 
 def test_nothing_waits_for_the_device():
     """What a step runs on CUDA holds no read-back: those calls stand only behind a check for the CPU."""
-    for module in (functional, two_view, image_text, memory, moco, queue, rollback, temperatures, *estimator_modules()):
+    modules = (candidates, clip, functional, two_view, image_text, memory, moco, queue, rollback, temperatures)
+    for module in (*modules, *estimator_modules()):
         source = inspect.getsource(module)
         for call in (".item(", ".cpu(", ".tolist(", ".nonzero(", "float(z", "bool("):
             assert call not in source, (module.__name__, call)

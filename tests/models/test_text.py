@@ -131,7 +131,7 @@ def test_a_frozen_hugging_face_tower_trains_resumes_and_is_used_without_its_fold
         assert torch.equal(state["model"][f"text_backbone.{key}"], value), key
     encoder_folder.rename(gone)
     try:
-        run.encoder_file.unlink()
+        run.two_tower_file.unlink()
         run.latest_checkpoint().unlink()
         again = package.resume(run.path, quiet=True)
         for key, value in load_checkpoint(again.latest_checkpoint())["model"].items():

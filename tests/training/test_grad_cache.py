@@ -51,6 +51,31 @@ def test_the_gradient_and_the_state_are_the_whole_batchs(rows, two):
         torch.testing.assert_close(losses[1].state_dict()[key], value)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 100])
+def test_hard_negatives_are_a_third_input_in_step_with_the_rows(rows):
+    """(B, H, ...) of them, split with the batch; one that has no id gets no gradient."""
+    torch.manual_seed(0)
+
+    class WithNegatives(Towers):
+        def forward(self, x, y, negatives):
+            return *super().forward(x, y), self.y(negatives)
+
+    model = WithNegatives().double()
+    inputs = [torch.randn(*shape, dtype=torch.float64) for shape in ((B, 6), (B, 5), (B, 2, 5))]
+    ids = torch.randint(-1, 40, (B, 2))
+    losses = [TwoTowerGlobalContrastiveLoss(B, 0.2, 0.3, num_texts=40) for _ in range(2)]
+
+    def with_ids(loss):
+        return lambda x, y, hard, index: loss(x, y, index, None, hard, ids)
+
+    expected = gradients(model, model, inputs, with_ids(losses[0]), True)
+    got = gradients(model, GradCache(model, model, rows), inputs, with_ids(losses[1]), True)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    for key, value in losses[0].state_dict().items():
+        torch.testing.assert_close(losses[1].state_dict()[key], value)
+
+
 def test_dropout_draws_the_same_twice():
     """The gradient is that of the very embeddings that the loss saw: for a linear map it says what was dropped."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 1, bias=False))

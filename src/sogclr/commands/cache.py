@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.decoded import write_decoded
+from ..data.pair_columns import ColumnNames
 from ..errors import BadInput
 from ..hardware import cores
 from ..progress import Progress
-from .train import scan
+from .train_data import scan
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def cache(
     *,
     side: int = 0,
     background: str = "white",
+    columns: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     quiet: bool = False,
@@ -47,6 +49,7 @@ def cache(
         data: As for `sogclr train`: a folder of images (its train/ part, if it has one), a .txt list, a table, or tar shards; or the URL of one.
         side: Longer shorter sides are made this many pixels, for want of room on the disk; 0 keeps full size. Give 2 to 4 times the size of the views.
         background: What transparent pixels are laid on, as for `sogclr train`.
+        columns: Two columns of a table of pairs, as for `sogclr train`.
         image_column: Column of the images' paths in a table of pairs; found by its name when left out.
         caption_column: Column of the captions; found by its name when left out.
         quiet: Show no progress.
@@ -60,7 +63,7 @@ def cache(
     if side < 0:
         raise BadInput(f"--side must be 0 (full size) or more and was {side}")
     with Progress(quiet) as progress:
-        manifest = scan(data, progress, image_column, caption_column).images
+        manifest = scan(data, progress, ColumnNames(image_column, caption_column, columns)).images
         images, bad = write_decoded(manifest, side, background, cores(), progress.callback("decoding"))
     first = f"{manifest.relative(bad[0][0])} ({bad[0][1]})" if bad else None
     return CacheResult(images.path, len(manifest) - len(bad), images.describe(), len(bad), first)

@@ -79,7 +79,7 @@ def open_collection(
         return _checked(place, *stored, towers)
     manifest = scan_images(source)
     features, ids, _ = compute_features(
-        towers, manifest, manifest.usable, workers=workers, device=towers.device, progress=progress
+        towers.images, manifest, manifest.usable, workers=workers, device=towers.device, progress=progress
     )
     if not len(ids):
         raise BadInput(f"no image of {source} can be read; give others")
@@ -115,7 +115,7 @@ def _read(path: Path) -> tuple[list[str], np.ndarray, Job] | None:
 
 def _checked(path: Path, paths: list[str], rows: np.ndarray, about: Job, towers: TwoTower) -> Collection:
     """Return the collection of a file, if its embeddings are by these towers."""
-    other = about.get("weights") not in (None, towers.fingerprint())
+    other = about.get("weights") not in (None, towers.images.fingerprint())
     if other or rows.shape[1] != towers.num_features:
         raise BadInput(
             f"{path} holds embeddings of {rows.shape[1]} numbers by {about.get('encoder', 'an unknown model')}, not by this "

@@ -27,7 +27,6 @@ from ..files import atomic_write, check_output, file_lock, write_text
 from ..hardware import computing_on
 from ..models.encoder import Encoder
 from ..models.features import compute_features, load_image_encoder, nothing_readable
-from ..models.two_tower import TwoTower
 from ..progress import ProgressCallback, progress_bar
 
 SUFFIXES = (".parquet", ".npz", ".safetensors")
@@ -115,7 +114,7 @@ def embed(
 
 
 def _job(
-    encoder: Encoder | TwoTower,
+    encoder: Encoder,
     run: str | os.PathLike[str],
     data: str | os.PathLike[str],
     manifest: Manifest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..data.pairs import Pairs
+from ..data.pair_columns import ColumnNames
 from ..data.source import kind_of
 from ..errors import BadInput
 from ..evaluation.zero_shot import TEMPLATES
@@ -12,7 +12,7 @@ from ..hardware import computing_on
 from ..progress import ProgressCallback, progress_bar
 from .eval_result import EvalResult, EvalSettings
 from .evaluate_images import evaluate_images
-from .evaluate_pairs import evaluate_pairs
+from .evaluate_pairs import evaluate_pairs, open_pairs
 
 
 def evaluate(
@@ -24,6 +24,7 @@ def evaluate(
     k: int = 20,
     seed: int = 0,
     templates: tuple[str, ...] = TEMPLATES,
+    columns: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     batch_size: int = 256,
@@ -46,6 +47,7 @@ def evaluate(
         k: Neighbours of kNN.
         seed: Seed of the split and of the few-label draws.
         templates: Sentences for the class names in zero-shot classification, of a run on pairs.
+        columns: Two columns of a table of pairs, as for `sogclr train`; those of the run when left out.
         image_column: Column of the images' paths in a table of pairs; found by its name when left out.
         caption_column: Column of the captions; found by its name when left out.
         batch_size: Images at a time.
@@ -63,8 +65,8 @@ def evaluate(
     for name, value, least in (("--k", k, 1), ("--batch-size", batch_size, 1), ("--seed", seed, 0)):
         if value < least:
             raise BadInput(f"{name} must be {least} or more and was {value}")
-    of_pairs = kind_of(data).samples == "pairs"
-    pairs = Pairs.scan(data, image_column=image_column, caption_column=caption_column) if of_pairs else None
+    named = ColumnNames(image_column, caption_column, columns)
+    pairs = open_pairs(run, data, named) if kind_of(data).samples == "pairs" else None
     with progress_bar("evaluating", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
         settings = EvalSettings(labels, baselines, k, seed, templates, batch_size, readers, chosen, show)
         return evaluate_images(run, data, settings) if pairs is None else evaluate_pairs(run, pairs, settings)

@@ -1,4 +1,4 @@
-"""How good two towers are on image-caption pairs: retrieval both ways, and zero-shot classification where there are classes."""
+"""How good two towers are on pairs: retrieval both ways, and zero-shot classification where there are classes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,43 @@ import torch
 
 from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
+from ..data.pair_columns import IMAGE_TEXT, ColumnNames
 from ..data.pairs import Pairs
+from ..data.tables import is_table
 from ..errors import BadInput
 from ..evaluation.image_text import score_classes, score_pairs
 from ..evaluation.retrieval import chance_scores
-from ..models.backbone import create_backbone
 from ..models.features import compute_features, pair_features
-from ..models.two_tower import TwoTower, TwoTowerModel, load_two_tower
+from ..models.two_tower import TwoTower, build_towers, load_two_tower
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
 from .eval_result import EvalResult, EvalSettings
 
 
 def knows_texts(run: str | os.PathLike[str]) -> bool:
-    """Return whether this is a run on image-caption pairs."""
-    return Path(run).is_dir() and RunFolder(run).holds_pairs()
+    """Return whether this is a run on pairs with a column of texts, and one of images."""
+    return Path(run).is_dir() and RunFolder(run).holds_pairs() and RunFolder(run).pairs().kinds == IMAGE_TEXT
+
+
+def open_pairs(run: str | os.PathLike[str], data: str | os.PathLike[str], named: ColumnNames) -> Pairs:
+    """Return the pairs of a table or of shards, by the columns that were named, or else by those of the run.
+
+    Raises:
+        BadInput: the run is not on pairs, or the columns hold something else than the run was trained on.
+    """
+    if not (Path(run).is_dir() and RunFolder(run).holds_pairs()):
+        raise BadInput(f"{run} is no run on pairs and {data} holds pairs; give a folder of images")
+    folder = RunFolder(run)
+    own = folder.config().pairs
+    if named == ColumnNames() and is_table(Path(data)):
+        named = ColumnNames(own.image_column, own.caption_column, own.columns and ",".join(own.columns.split(",")[:2]))
+    pairs, kinds = Pairs.scan(data, named), folder.pairs().kinds
+    if pairs.kinds != kinds:
+        raise BadInput(
+            f"{run} was trained on pairs of {kinds[0]} and {kinds[1]}, and {data} holds {pairs.kinds[0]} ({pairs.names[0]}) "
+            f"and {pairs.kinds[1]} ({pairs.names[1]}); name its columns with --columns A,B"
+        )
+    return pairs
 
 
 def zero_shot_images(
@@ -41,7 +63,7 @@ def zero_shot_images(
     """
     device = settings.device
     towers = load_two_tower(run, device)
-    features, kept, _ = compute_features(towers, manifest, ids, workers=settings.workers, device=device)
+    features, kept, _ = compute_features(towers.images, manifest, ids, workers=settings.workers, device=device)
     return score_classes(towers, torch.from_numpy(features).to(device), kept, labels, settings.templates)
 
 
@@ -49,14 +71,10 @@ def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSett
     """Score all usable pairs of a table or of shards, beside chance; with `baselines`, untrained towers too.
 
     Raises:
-        BadInput: the run knows no texts, or no image can be read.
+        BadInput: no image can be read.
     """
-    if not knows_texts(run):
-        raise BadInput(
-            f"{run} is no run on image-caption pairs and {pairs.source} holds captions; give a folder of images"
-        )
-    towers, rows = load_two_tower(run, settings.device), pairs.usable
-    labels = read_labels(pairs.images, settings.labels)
+    towers, rows, kinds = load_two_tower(run, settings.device), pairs.usable, pairs.kinds
+    labels = read_labels(pairs.images, settings.labels) if kinds == IMAGE_TEXT else None
     if not len(rows):
         raise BadInput(f"{pairs.source} has no pair with a readable image; see `sogclr inspect {pairs.source}`")
 
@@ -70,15 +88,19 @@ def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSett
             batch_size=settings.batch_size,
             progress=progress,
         )
-        scores = score_pairs(found)
+        scores = score_pairs(found, kinds)
         if labels is not None:
-            scores |= score_classes(towers, found.images, found.image_ids, labels, settings.templates)
-        return {**scores, "images": len(found.images), "captions": len(found.texts), "unreadable": len(found.bad)}
+            scores |= score_classes(towers, found.first, found.first_ids, labels, settings.templates)
+        return {**scores, "first": len(found.first), "second": len(found.second), "unreadable": len(found.bad)}
 
     scores = score(towers, settings.progress)
-    images, captions, unreadable = (int(scores.pop(name)) for name in ("images", "captions", "unreadable"))
-    baselines = {"chance": chance_scores(pairs.image_ids[rows], pairs.text_ids[rows])}
-    split = f"{len(rows):,} pairs: {images:,} images, {captions:,} captions"
+    first, second, unreadable = (int(scores.pop(name)) for name in ("first", "second", "unreadable"))
+    names = ("image", "text") if kinds == IMAGE_TEXT else ("query", "document")
+    baselines = {"chance": chance_scores(pairs.first_ids[rows], pairs.second_ids[rows], names)}
+    what = (
+        ("images", "captions") if kinds == IMAGE_TEXT else (f"{pairs.names[0]} (query)", f"{pairs.names[1]} (document)")
+    )
+    split = f"{len(rows):,} pairs: {first:,} {what[0]}, {second:,} {what[1]}"
     if labels is not None:
         baselines["chance"]["zero_shot_top1"] = 1 / len(labels.classes)
         split += f"; zero-shot among {len(labels.classes)} classes ({labels.source})"
@@ -87,14 +109,14 @@ def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSett
     return EvalResult(
         scores,
         encoder=os.fspath(run),
-        model=towers.info.name,
+        model=towers.info.name if "images" in kinds else "texts",
         data=os.fspath(pairs.source),
         seed=settings.seed,
-        images=images,
+        images=first,
         unreadable=unreadable + len(pairs.images.bad) + len(pairs.rejected),
         split=split,
         classes=None if labels is None else len(labels.classes),
-        captions=captions,
+        captions=second,
         templates=None if labels is None else settings.templates,
         baselines=baselines,
     )
@@ -104,6 +126,7 @@ def untrained_towers(towers: TwoTower, seed: int) -> TwoTower:
     """Return the same towers with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = create_backbone(towers.info.name, towers.info.image_size)
-        model = TwoTowerModel(backbone, towers.text.build(), towers.num_features)
-    return TwoTower(model.to(towers.device).eval().requires_grad_(False), towers.info, towers.text, towers.device)
+        shared = towers.model.shared
+        model = build_towers(towers.kinds, towers.info, towers.text, towers.num_features, shared=shared)
+    model = model.to(towers.device).eval().requires_grad_(False)
+    return TwoTower(model, towers.kinds, towers.info, towers.text, towers.device)

@@ -21,7 +21,7 @@ from ..evaluation.label_free import refuse_non_finite
 from ..files import atomic_write, check_output
 from ..models.backbone import timm
 from ..models.encoder import Encoder, load_encoder, save_encoder
-from ..models.two_tower import ImageTower, load_two_tower
+from ..models.two_tower import load_two_tower
 from ..run_folder import RunFolder
 
 SUFFIXES = {"timm": ".safetensors", "safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
@@ -78,7 +78,7 @@ def _to_export(place: Path, format: str) -> tuple[Encoder, Path]:
     """Return what is written, and the file whose name the new one takes, with another suffix."""
     if format in ("torchscript", "onnx") and place.is_dir() and RunFolder(place).holds_pairs():
         towers = load_two_tower(place)
-        return Encoder(ImageTower(towers.model), towers.info).eval(), place / "image_tower.safetensors"
+        return towers.images, place / "image_tower.safetensors"
     return load_encoder(place), RunFolder(place).encoder_file if place.is_dir() else place
 
 

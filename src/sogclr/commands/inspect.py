@@ -12,6 +12,7 @@ import numpy as np
 from ..data.images import decode as decode_image
 from ..data.labels import read_labels
 from ..data.manifest import Manifest
+from ..data.pair_columns import ColumnNames
 from ..data.pairs import Pairs
 from ..data.paths import AnyPath, as_path
 from ..data.source import kind_of
@@ -25,6 +26,7 @@ def inspect(
     path: str | os.PathLike[str],
     *,
     decode: bool = False,
+    columns: str | None = None,
     quiet: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Inspection:
@@ -33,6 +35,7 @@ def inspect(
     Args:
         path: A run, DATA as of `sogclr train` (also by URL), or an encoder file.
         decode: Decode every image, to find the truncated ones too.
+        columns: Two columns of a table of pairs, as for `sogclr train`.
         quiet: Show no progress.
         progress: Called with (files read, files to read), in the place of a bar.
 
@@ -53,7 +56,7 @@ def inspect(
         return _inspect_encoder(place)
     with progress_bar("reading images", quiet, progress) as show:
         if kind_of(place).samples == "pairs":
-            return _inspect_pairs(place, decode, show)
+            return _inspect_pairs(place, ColumnNames(columns=columns), decode, show)
         return _inspect_images(place, Manifest.scan(place, progress=show), decode, show)
 
 
@@ -84,13 +87,15 @@ def _spread(sides: np.ndarray) -> dict[str, float]:
     return {"smallest": int(sides.min()), "median": float(np.median(sides)), "largest": int(sides.max())}
 
 
-def _inspect_pairs(place: AnyPath, decode: bool, progress: ProgressCallback) -> PairsInspection:
-    pairs = Pairs.scan(place, progress=progress)
+def _inspect_pairs(place: AnyPath, columns: ColumnNames, decode: bool, progress: ProgressCallback) -> PairsInspection:
+    pairs = Pairs.scan(place, columns, progress=progress)
     images = vars(_inspect_images(place, pairs.images, decode, progress))
     return PairsInspection(
         **{**images, "fingerprint": pairs.fingerprint},
         pairs=len(pairs),
-        captions=len(pairs.captions),
+        captions=len(pairs.texts),
+        columns=dict(zip(pairs.names, pairs.kinds, strict=True)),
+        negatives=pairs.negatives.shape[1],
         repeated=pairs.duplicates,
         rejected=dict(pairs.rejected),
     )
@@ -134,7 +139,7 @@ def _inspect_run(run: RunFolder) -> RunInspection:
         damaged = str(error)
     return RunInspection(
         path=str(run.path),
-        state="finished" if run.encoder_file.exists() else "unfinished",
+        state="finished" if run.finished else "unfinished",
         step=int(train["step"]) if train else 0,
         steps=config.get("run", {}).get("max_steps"),
         images=images,

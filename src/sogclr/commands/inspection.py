@@ -93,11 +93,16 @@ class ImagesInspection(Inspection):
 
 @dataclass(frozen=True, kw_only=True)
 class PairsInspection(ImagesInspection):
-    """Of image-caption pairs: their different images, and the captions."""
+    """Of pairs: their different images and texts."""
 
     kind: ClassVar[str] = "pairs"
     pairs: int
     captions: int
+    """Different texts."""
+    columns: dict[str, str]
+    """Column -> what it holds."""
+    negatives: int
+    """Hard negatives."""
     repeated: int
     """Rows that were left out as the same pair had been there."""
     rejected: dict[str, str]
@@ -105,8 +110,12 @@ class PairsInspection(ImagesInspection):
 
     def rows(self) -> dict[str, str]:
         """Return the lines of the table."""
-        first = f"{self.pairs:,} of {self.captions:,} captions; {self.repeated:,} were repeated"
-        rows = {"pairs": first, **super().rows()}
+        texts = "captions" if "images" in self.columns.values() else "texts"
+        first = f"{self.pairs:,} of {self.captions:,} {texts}; {self.repeated:,} were repeated"
+        columns = ", ".join(f"{name} ({kind})" for name, kind in self.columns.items())
+        rows = {"pairs": first, "columns": columns, **super().rows()}
+        if self.negatives:
+            rows["negatives"] = f"{self.negatives:,}"
         pixels = {"pixels": rows.pop("pixels")} if "pixels" in rows else {}
         return {**rows, "unusable": f"{len(self.rejected):,} rows", **pixels}
 

@@ -19,7 +19,7 @@ from ..config.schema import TrainConfig
 from ..config.toml import from_options, read_table, to_table, to_toml
 from ..data.bad_files import too_many_bad
 from ..data.manifest import Manifest
-from ..data.source import Source, load_source, open_source
+from ..data.source import Source, load_source
 from ..errors import BadInput
 from ..files import file_lock, write_text
 from ..hardware import choose_device
@@ -35,6 +35,7 @@ from ..training.parts import OnMetrics
 from ..training.resolve import resolve
 from ..training.stopping import stop_on_signals
 from ..training.trainer import Trainer
+from .train_data import columns_of, scan
 
 
 def train(
@@ -127,7 +128,7 @@ def resume(
         # is there something to resume?
         folder, progress = RunFolder(run), Progress(quiet or not distributed.is_rank0())
         distributed.run_on_rank0(lambda: RunFolder.open(run).path)
-        if folder.encoder_file.exists():
+        if folder.finished:
             progress.info(
                 f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
             )
@@ -189,8 +190,8 @@ def _begin(
     """Return the trainer of a new run, whose folder with the first checkpoint is written; `held` keeps the lock on it."""
     # what to train on, and every open choice
     run.check_free()
-    data, columns = config.data.data, (config.pairs.image_column, config.pairs.caption_column)
-    source: Source = scan(data, progress, *columns) if own.dataset is None else DatasetSource(own.dataset)
+    given = own.dataset
+    source: Source = scan(config.data.data, progress, columns_of(config)) if given is None else DatasetSource(given)
     if sentence := too_many_bad(source, dict(source.bad), config.data.max_bad):
         raise BadInput(sentence)
     config, lines = resolve(config, source)
@@ -239,10 +240,8 @@ def _continue(
     # the same samples as before
     own = own.fit_to(run)
     source: Source = load_source(run) if own.dataset is None else DatasetSource(own.dataset)
-    if held is not None:
-        columns = {"image_column": config.pairs.image_column, "caption_column": config.pairs.caption_column}
-        if difference := source.difference(source.rescan(columns)):
-            raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {run.path}")
+    if held is not None and (difference := source.difference(source.rescan(columns_of(config)))):
+        raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {run.path}")
     # build, then load
     trainer = Trainer(build(config, source, run, progress, own, on_metrics))
     if held is not None:
@@ -289,34 +288,12 @@ def _start_from(trainer: Trainer, config: TrainConfig, source: Source) -> str:
             f"{other.path} trained {other.config().model.model} and this run trains {config.model.model} "
             "(or the heads differ); --init-from needs the same --model and head"
         ) from None
-    if not isinstance(source.images, Manifest):
-        return f"starts    from {newest}"
+    if not isinstance(source.images, Manifest) or not len(source.images):
+        return f"starts    from {newest}" + (f" with {carried:,} normalizers" if carried else "")
     difference = other.manifest().difference(source.images)
     return f"starts    from {newest} with {carried:,} normalizers; " + (
         difference.describe() if difference else "the same images"
     )
-
-
-def scan(
-    data: str | os.PathLike[str], progress: Progress, image_column: str | None = None, caption_column: str | None = None
-) -> Source:
-    """Return what to train on: the pairs of DATA; or its images, or those of its `train/` part.
-
-    Args:
-        data: a folder, a list file, a table of pairs, or tar shards.
-        progress: for messages and a bar.
-        image_column: column of the images' paths in a table; found by its name when left out.
-        caption_column: column of the captions; found by its name when left out.
-
-    Raises:
-        BadInput: DATA cannot be read, or columns are given and it holds images.
-    """
-    report = progress.callback("checking images")
-    source = open_source(data, image_column=image_column, caption_column=caption_column, progress=report)
-    part = source.training_part()
-    if part is not None:
-        progress.info(f"training on {part.root} (the rest of {data} is left for evaluation)")
-    return part or source
 
 
 def versions() -> dict[str, str]:

@@ -60,6 +60,7 @@ ESTIMATORS = _table(
         options=("balanced",),
         says="normalizer over the batch and a queue of {queue:,}",
         builder="sogclr.training.build_loss:dictionary",
+        known_pairs=False,
     ),
     EstimatorRow(
         name="queue-average",
@@ -69,6 +70,7 @@ ESTIMATORS = _table(
         defaults=_AVERAGE,
         says="normalizer over the batch and a queue of {queue:,}",
         builder="sogclr.training.build_loss:queue_average",
+        known_pairs=False,
     ),
     EstimatorRow(
         name="neural",
@@ -91,6 +93,7 @@ ESTIMATORS = _table(
             "images": "sogclr.training.build_loss:memory_loss",
             "pairs": "sogclr.training.build_loss:two_tower_memory_loss",
         },
+        known_pairs=False,
     ),
     EstimatorRow(
         name="boosted-memory",
@@ -104,6 +107,7 @@ ESTIMATORS = _table(
             "images": "sogclr.losses:MemoryContrastiveLoss",
             "pairs": "sogclr.losses:TwoTowerMemoryContrastiveLoss",
         },
+        known_pairs=False,
     ),
 )
 

@@ -10,6 +10,7 @@ from .schema import (
     KeySchedule,
     Logger,
     Optimizer,
+    Pooling,
     Precision,
     RecipeName,
     TemperatureMode,
@@ -84,9 +85,16 @@ class TrainOptions(TypedDict, total=False):
     logger: Logger
 
     # Pairs
+    columns: str | None
     image_column: str | None
     caption_column: str | None
+    shared_tower: bool
+    share_negatives: bool
+    known_pairs: bool
     text_model: str | None
+    pooling: Pooling | None
+    query_prompt: str
+    document_prompt: str
     text_width: int
     text_layers: int
     text_length: int

@@ -6,7 +6,8 @@ A row's builder, `module:name`, is called with those of these values that it has
     num_samples   images in the data set           temperature   a float, or modules where it is learned
     num_texts     texts, of pairs only             gamma         a float or the schedule; 1 where the estimator takes none
     dim           width of the embeddings          estimator     the built estimator; of pairs one for images, one for texts
-    steps         updates of the whole run
+    steps         updates of the whole run         positives   of pairs: the ids of all of them, (n,) and (n,)
+    same_kind     of pairs: whether both columns hold things of one kind, with one set of ids
 
 An estimator for pairs is built twice, with `num_samples` the images and then the texts.
 """
@@ -71,6 +72,8 @@ class EstimatorRow(Row):
     """Kinds of DATA that it works on."""
     losses: Mapping[str, str] = field(default_factory=dict)
     """Kind of DATA -> `module:name` of the loss that comes with it, in place of the method's."""
+    known_pairs: bool = True
+    """Whether it can leave out what matches by another pair, and take hard negatives; a queue cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)

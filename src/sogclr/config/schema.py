@@ -24,6 +24,7 @@ TemperatureMode = Literal["constant", "per-sample", "global"]
 GammaSchedule = Literal["constant", "cosine", "cosine-full", "adaptive"]
 Convention = Literal["per_view", "per_sample"]
 KeySchedule = Literal["constant", "cosine"]
+Pooling = Literal["mean", "cls"]
 Logger = Literal["none", "wandb", "mlflow", "trackio"]
 
 BASIC_OPTIONS: tuple[str, ...] = (
@@ -81,7 +82,7 @@ class DataConfig:
     title: ClassVar[str] = "data"
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """Images: a folder (its train/ part, if it has one), a .txt list, tar shards, or Parquet with images inside. Image-caption pairs: CSV, TSV, JSONL, Parquet, or tar shards. Each may be a URL: s3://, gs://, hf://, ..."""
+    """Images: a folder (its train/ part, if it has one), a .txt list, tar shards, or Parquet with images inside. Pairs of images and captions, of texts, or of images: CSV, TSV, JSONL, Parquet; or tar shards. Each may be a URL: s3://, gs://, hf://, ..."""
     out: Annotated[str, Check(_out_refusal)]
     """The run's folder, on this disk; it must not hold another run."""
     labels: str = "auto"
@@ -264,24 +265,38 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """For image-caption pairs: the columns, and the text tower."""
+    """For pairs: the columns, and the text towers."""
 
-    title: ClassVar[str] = "image-caption pair"
+    title: ClassVar[str] = "pair"
 
+    columns: str | None = None
+    """Two columns of a table, each of images or of texts, as query,document; a third holds hard negatives of the first. Found when left out: an image and a caption by their names, or the only two."""
     image_column: str | None = None
     """Column of the images' paths; found by its name when left out."""
     caption_column: str | None = None
     """Column of the captions; found by its name when left out."""
+    shared_tower: bool = False
+    """One tower for both columns, which hold things of one kind."""
+    share_negatives: bool = False
+    """Hard negatives count for every pair of the batch, and not for their own alone."""
+    known_pairs: bool = True
+    """What matches by another pair of DATA is no negative, even if that pair is not in the batch."""
     text_model: str | None = None
-    """A Hugging Face text encoder: a local folder, or an installed package. A small transformer of our own when left out."""
+    """A Hugging Face text encoder: a local folder, an installed package, or a name on the hub. A small transformer of our own when left out."""
+    pooling: Pooling | None = None
+    """How its tokens become one vector; what the encoder's folder says, else mean, when left out."""
+    query_prompt: str = ""
+    """Put before each text of the first column."""
+    document_prompt: str = ""
+    """Put before each text of the second column."""
     text_width: Annotated[int, Check(_width_refusal)] = 256
     """Width of that transformer."""
-    text_layers: Annotated[int, Range(1)] = 4
-    """Its layers."""
+    text_layers: Annotated[int, Range(0)] = 4
+    """Its layers; 0 is a bag of tokens, which is quick."""
     text_length: Annotated[int, Range(4)] = 64
-    """Most tokens of a caption; the rest is cut off."""
+    """Most tokens of a text; the rest is cut off."""
     vocab_size: Annotated[int, Range(300)] = 8192
-    """Most tokens of the tokenizer that is trained on the captions."""
+    """Most tokens of the tokenizer that is trained on the texts."""
     image_rate: Annotated[float, Range(0, 100, note="it is a share of --lr")] = 1.0
     """Share of the learning rate that the image encoder gets; 0 freezes it, and its features are computed once."""
     text_rate: Annotated[float, Range(0, 100, note="it is a share of --lr")] = 1.0

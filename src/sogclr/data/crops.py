@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     index: torch.Tensor  # type: ignore[assignment]  # a field of this name hides tuple.index, which nobody calls
     """int64 (B',) on the host: sample ids. B' is below the batch size when bad files were met."""
     crops: torch.Tensor
-    """uint8 (V, B', S, S, 3)."""
+    """uint8 (I V, B', S, S, 3): V crops of each of a sample's I images."""
     bad: list[tuple[int, str]]
     """Ids of this batch whose file could not be read, and why."""
 
@@ -42,20 +42,29 @@ class Cropper(Protocol):
 
     views: int
 
-    def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-        """Return the boxes of images (n,) of these sizes, pixels: float64 (n, V, 4) of left, top, right, bottom."""
+    def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
+        """Return the boxes of images (n,) of these sizes, pixels: float64 (n, V, 4) of left, top, right, bottom.
+
+        Args:
+            epoch: of the training.
+            ids: int64 (n,), the samples.
+            widths: (n,).
+            heights: (n,).
+            image: which of a sample's images they are.
+        """
         ...
 
 
 class RandomCrops:
-    """The V random crops of each image: a function of (seed, epoch, id) and of the image's size."""
+    """The V random crops of each image: a function of (seed, epoch, id, which of its images) and of the image's size."""
 
     def __init__(self, recipe: Recipe, views: int, seed: int) -> None:
         self.recipe, self.views, self.seed = recipe, views, seed
 
-    def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
         """Draw the boxes: float64 (n, V, 4), pixels."""
-        of_view = [uniforms(self.seed, epoch, ids, v, CROP_SLOTS) for v in range(self.views)]
+        first = image * self.views
+        of_view = [uniforms(self.seed, epoch, ids, v, CROP_SLOTS) for v in range(first, first + self.views)]
         return np.stack([crop_boxes(self.recipe, u, widths, heights) for u in of_view], axis=1)
 
 
@@ -67,7 +76,7 @@ class CentralCrop:
     def __init__(self, crop_fraction: float) -> None:
         self.crop_fraction = crop_fraction
 
-    def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
         """Return the central square of each: float64 (n, 1, 4), pixels."""
         sizes = zip(widths.tolist(), heights.tolist(), strict=True)
         return np.array([[central_box(w, h, self.crop_fraction)] for w, h in sizes]).reshape(-1, 1, 4)
@@ -100,29 +109,33 @@ class CropDataset(Dataset[Batch]):
         self.source, self.cropper, self.size, self.background = source, cropper, size, background
         self._remote = isinstance(source.images.root, RemotePath)
         used = np.zeros(len(source.images), bool)
-        used[source.image_of(ids)] = True
+        used[source.images_of(ids)] = True
         widths, heights = (v[used].astype(np.int64) for v in (source.images.widths, source.images.heights))
         # Only images that are never decoded smaller than they are, so that keeping them changes no pixel.
-        small = len(ids) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
+        small = len(widths) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
         self._keep = bool(decoded is None and small and 3 * int((widths * heights).sum()) <= cache_bytes)
         self._kept: dict[int, Image.Image] = {}  # by image id: pairs with an image in common have one
 
     def __getitem__(self, request: Request) -> Batch:
-        ids, image_ids = request.ids, self.source.image_of(request.ids)
-        widths, heights = np.maximum(self.source.widths[ids], 1), np.maximum(self.source.heights[ids], 1)
-        expected = self.cropper.boxes(request.epoch, ids, widths, heights)  # all at once, where the headers were right
-        crops = np.empty((self.cropper.views, len(ids), self.size, self.size, 3), dtype=np.uint8)
+        ids, image_ids = request.ids, self.source.images_of(request.ids)
+        per_sample, views = image_ids.shape[1], self.cropper.views
+        # all boxes at once, where the headers were right
+        expected = [self._boxes_of(request.epoch, ids, image_ids[:, k], k) for k in range(per_sample)]
+        crops = np.empty((per_sample * views, len(ids), self.size, self.size, 3), dtype=np.uint8)
         bad: list[tuple[int, str]] = []
         good: list[int] = []
-        fetched = self._fetch(ids, image_ids) if self._remote and self.decoded is None else {}
+        fetched = self._fetch(image_ids) if self._remote and self.decoded is None else {}
         with warnings_off:  # here as well, for it costs less where it is on already than once an image
-            for row, (id, image_id) in enumerate(zip(ids.tolist(), image_ids.tolist(), strict=True)):
+            for row, (id, own_images) in enumerate(zip(ids.tolist(), image_ids.tolist(), strict=True)):
                 try:
-                    image, width, height, boxes = self._read(request.epoch, id, image_id, expected[row], fetched)
-                    if image.size != (width, height):
-                        boxes = boxes * ([image.width / width, image.height / height] * 2)
-                    for v, box in enumerate(boxes.tolist()):
-                        crops[v, len(good)] = resized_crop(image, tuple(box), self.size)
+                    for k, image_id in enumerate(own_images):
+                        image, width, height, boxes = self._read(
+                            request.epoch, id, image_id, k, expected[k][row], fetched
+                        )
+                        if image.size != (width, height):
+                            boxes = boxes * ([image.width / width, image.height / height] * 2)
+                        for v, box in enumerate(boxes.tolist(), k * views):
+                            crops[v, len(good)] = resized_crop(image, tuple(box), self.size)
                 except BadImage as error:
                     bad.append((id, str(error)))
                 else:
@@ -131,45 +144,66 @@ class CropDataset(Dataset[Batch]):
         whole = torch.from_numpy(crops)
         return Batch(request.step, request.epoch, index, whole[:, : len(good)].contiguous() if bad else whole, bad)
 
-    def _fetch(self, ids: np.ndarray, image_ids: np.ndarray) -> dict[int, BinaryIO | BadImage]:
-        """Return the files of a batch of remote images, asked for at the same time: what takes time is the way."""
+    def _boxes_of(self, epoch: int, ids: np.ndarray, image_ids: np.ndarray, image: int) -> np.ndarray:
+        """Return the boxes (n, V, 4) of images of the sizes that their headers told."""
+        images = self.source.images
+        widths, heights = np.maximum(images.widths[image_ids], 1), np.maximum(images.heights[image_ids], 1)
+        return self.cropper.boxes(epoch, ids, widths, heights, image)
 
-        def fetch(id: int) -> str | BinaryIO | BadImage:
+    def _fetch(self, image_ids: np.ndarray) -> dict[int, BinaryIO | BadImage]:
+        """Return the files of remote images, asked for at the same time: what takes time is the way."""
+
+        def fetch(image_id: int) -> str | BinaryIO | BadImage:
             try:
-                return self.source.file(id)
+                return self.source.images.file(image_id)
             except BadImage as error:
                 return error
 
-        pairs = zip(ids.tolist(), image_ids.tolist(), strict=True)
-        wanted = [id for id, image_id in pairs if image_id not in self._kept]
+        wanted = [image_id for image_id in image_ids.ravel().tolist() if image_id not in self._kept]
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             found = zip(wanted, pool.map(fetch, wanted), strict=True)
-            return {id: file for id, file in found if not isinstance(file, str)}
+            return {image_id: file for image_id, file in found if not isinstance(file, str)}
 
     def _read(
-        self, epoch: int, id: int, image_id: int, expected: np.ndarray, fetched: dict[int, BinaryIO | BadImage]
+        self,
+        epoch: int,
+        id: int,
+        image_id: int,
+        image: int,
+        expected: np.ndarray,
+        fetched: dict[int, BinaryIO | BadImage],
     ) -> tuple[Image.Image, int, int, np.ndarray]:
-        """Return the image, perhaps decoded smaller; its full width and height; the boxes (V, 4) at full size."""
+        """Return the pixels, perhaps decoded smaller; their full width and height; the boxes (V, 4) at full size.
+
+        Args:
+            epoch: of the training.
+            id: the sample.
+            image_id: its image.
+            image: which of the sample's images that is.
+            expected: the boxes if the size is what the header told.
+            fetched: image id -> file, or why there is none, of images that are remote.
+        """
         if image_id in self._kept:
-            image = self._kept[image_id]
-            return image, image.width, image.height, expected
+            kept = self._kept[image_id]
+            return kept, kept.width, kept.height, expected
+
+        def boxes_at(width: int, height: int) -> np.ndarray:
+            if (width, height) == (self.source.images.widths[image_id], self.source.images.heights[image_id]):
+                return expected
+            one, wide, high = (np.array([value]) for value in (id, width, height))
+            found: np.ndarray = self.cropper.boxes(epoch, one, wide, high, image)[0]
+            return found
+
         if self.decoded is not None and (found := self.decoded.get(image_id)) is not None:
-            image, width, height = found
-            return image, width, height, self._boxes(epoch, id, width, height, expected)
-        found_file = fetched.get(id) or self.source.file(id)
+            pixels, width, height = found
+            return pixels, width, height, boxes_at(width, height)
+        found_file = fetched.get(image_id) or self.source.images.file(image_id)
         if isinstance(found_file, BadImage):
             raise found_file
         with opened(found_file) as file:
             width, height = file.width, file.height
-            boxes = self._boxes(epoch, id, width, height, expected)
-            image = file.pixels(self.background, largest_shrink(boxes, self.size))
+            boxes = boxes_at(width, height)
+            pixels = file.pixels(self.background, largest_shrink(boxes, self.size))
         if self._keep and boxes is expected:
-            self._kept[image_id] = image
-        return image, width, height, boxes
-
-    def _boxes(self, epoch: int, id: int, width: int, height: int, expected: np.ndarray) -> np.ndarray:
-        """Return the boxes (V, 4) at full size: those expected, unless the size was unknown or has changed since."""
-        if (width, height) == (self.source.widths[id], self.source.heights[id]):
-            return expected
-        boxes: np.ndarray = self.cropper.boxes(epoch, np.array([id]), np.array([width]), np.array([height]))[0]
-        return boxes
+            self._kept[image_id] = pixels
+        return pixels, width, height, boxes

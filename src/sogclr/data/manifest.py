@@ -18,6 +18,7 @@ from ..progress import ProgressCallback
 from .column_files import RunFiles, read_columns, read_head, write_columns
 from .headers import Checked, check_headers, sparse_text
 from .listing import Listing, first_few, list_file, list_folder
+from .pair_columns import ColumnNames
 from .paths import AnyPath, absolute, as_path, common_folder, file_at
 from .shards import find_shards, list_shards, samples_in
 from .text_columns import text_bytes
@@ -130,7 +131,7 @@ class Manifest:
         checked = check_headers(root, listing, at_most=at_most, cache=cache, progress=progress)
         return cls(root, source, listing, checked)
 
-    def rescan(self, columns: dict[str, str | None]) -> Manifest:
+    def rescan(self, columns: ColumnNames) -> Manifest:
         """Return the images as their files are now, without reading headers; `columns` are of pairs alone."""
         if self.source.suffix.lower() not in (".txt", ".tar", ".parquet", ".arrow"):
             return Manifest.scan(self.root, check=False)
@@ -167,9 +168,9 @@ class Manifest:
         """Return itself: each sample is an image."""
         return self
 
-    def image_of(self, ids: np.ndarray) -> np.ndarray:
-        """Return the image ids, int64 (k,), of ids (k,): the same."""
-        return ids
+    def images_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the image ids of samples (k,): int64 (k, 1), the same."""
+        return ids[:, None]
 
     # ------------------------------------------------------------------------------------------------------ all images
     @property

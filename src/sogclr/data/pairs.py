@@ -1,15 +1,15 @@
-"""Image-caption pairs with stable ids, in Arrow memory maps: which image and which text each pair is.
+"""Pairs of two things with stable ids, in Arrow memory maps: an image and a caption, two texts, or two images.
 
-As a `Source` its samples are the pairs; `image_ids` and `text_ids` say what a pair is made of.
+The different images of both columns have ids of their own, and so have the different texts: what stands in both columns
+is one thing. As a `Source` its samples are the pairs; `first_ids` and `second_ids` say what a pair is made of.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,28 +17,33 @@ import pyarrow.compute as pc
 
 from ..errors import BadInput
 from ..progress import ProgressCallback
-from .column_files import RunFiles, read_columns, read_head, saved_root, write_columns
+from .column_files import RunFiles
 from .headers import check_headers
-from .listing import Listing, list_paths, relative_to
+from .listing import Listing, list_paths
 from .manifest import CHECK_AT_MOST, Difference, Manifest
+from .pair_columns import IMAGE_TEXT, ColumnNames, Kind
+from .pair_files import IMAGES, load_images, map_pairs, read_parts, write_pairs
+from .pair_ids import NO_NEGATIVES, number_negatives, number_things
 from .paths import AnyPath, absolute, as_path, common_folder
 from .shards import find_shards, read_shards
 from .tables import PairRows, is_table, read_rows
-from .text_columns import column_of, release_memory, text_bytes, unique_texts
-
-_IMAGES = "images.arrow"
+from .text_columns import release_memory, text_bytes
 
 
 class Pairs:
-    """The pairs of a table or of tar shards. Ids 0..len-1 follow (image id, text id).
+    """The pairs of a table or of tar shards. Ids 0..len-1 follow (id of the first thing, id of the second).
 
     Attributes:
+        kinds: what the two columns hold; images come first where there are both.
+        names: of the two columns.
         images: the manifest of the different images; its ids are the image ids.
-        captions: large_string (m,): the different captions, sorted; their places are the text ids.
-        image_ids, text_ids: int64 (n,), of each pair.
+        texts: large_string (m,): the different texts, sorted; their places are the text ids.
+        first_ids, second_ids: int64 (n,), of each pair, each of its column's kind.
+        negatives: int64 (2, k): a pair, ascending, and the id of a text that is no match of its first thing.
         rejected: (where, reason) of the rows that are no pair.
         duplicates: how often a pair came again.
-        fingerprint: SHA-256 over the images' fingerprint, the captions and the ids.
+        contradicted: hard negatives that are left out, as another row says that they match.
+        fingerprint: SHA-256 over the images' fingerprint, the texts and the ids.
     """
 
     kind = "pairs"
@@ -46,28 +51,35 @@ class Pairs:
     def __init__(
         self,
         images: Manifest,
-        captions: pa.LargeStringArray,
+        texts: pa.LargeStringArray,
         ids: tuple[np.ndarray, np.ndarray],
         rejected: list[tuple[str, str]],
         duplicates: int = 0,
+        *,
+        kinds: tuple[Kind, Kind] = IMAGE_TEXT,
+        names: tuple[str, str] = ("image", "caption"),
+        negatives: np.ndarray = NO_NEGATIVES,
+        contradicted: int = 0,
     ) -> None:
-        self.images, self.captions = images, captions
-        self.image_ids, self.text_ids = ids
+        self.images, self.texts, self.kinds, self.names = images, texts, kinds, names
+        self.first_ids, self.second_ids = ids
         self.rejected, self.duplicates = rejected, duplicates
+        self.negatives, self.contradicted = negatives, contradicted
         self.root, self.source = images.root, images.source
         digest = hashlib.sha256(images.fingerprint.encode())
-        for part in (pc.binary_length(captions).to_numpy(), *ids):
-            digest.update(part.astype("<i8", copy=False).data)
-        digest.update(text_bytes(captions))
+        if kinds != IMAGE_TEXT:
+            digest.update(json.dumps(kinds).encode())
+        for part in (pc.binary_length(texts).to_numpy(), *ids, *negatives):
+            digest.update(np.ascontiguousarray(part.astype("<i8", copy=False)).data)
+        digest.update(text_bytes(texts))
         self.fingerprint = digest.hexdigest()
 
     @classmethod
     def scan(
         cls,
         data: str | os.PathLike[str],
+        columns: ColumnNames | None = None,
         *,
-        image_column: str | None = None,
-        caption_column: str | None = None,
         check: bool | None = None,
         progress: ProgressCallback | None = None,
     ) -> Pairs:
@@ -75,8 +87,7 @@ class Pairs:
 
         Args:
             data: a table, whose paths are relative to its folder; or a folder of .tar files, one, or a pattern of them.
-            image_column: the column of the images' paths in a table; found by its name when left out.
-            caption_column: the column of the captions in a table; found by its name when left out.
+            columns: of a table; found by their names, or by being the only two, as far as they are left out.
             check: whether to read headers; None reads them when at most 200,000 images are not in the cache.
             progress: called with (headers read, headers to read).
 
@@ -87,8 +98,11 @@ class Pairs:
         place = absolute(source)
         shards = [] if is_table(place) and place.suffix != ".parquet" else find_shards(place)
         if not shards and is_table(place):
-            root, rows = place.parent, read_rows(place, image_column, caption_column)
-            return cls.from_rows(root, source, rows, check=check, progress=progress)
+            return cls.from_rows(place.parent, source, read_rows(place, columns), check=check, progress=progress)
+        if columns is not None and columns.columns is not None:
+            raise BadInput(
+                f"--columns is for tables and {source} holds tar shards of images and captions; leave it out"
+            )
         if not shards:
             raise BadInput(f"there are no tar shards {source}; give a folder of .tar files, one, or a pattern")
         root = place if place.is_dir() else common_folder(shards)
@@ -111,7 +125,7 @@ class Pairs:
         Args:
             root: absolute folder that the images' paths are relative to.
             source: DATA as it was given.
-            rows: images and captions; its texts are let go of.
+            rows: the pairs; its texts are let go of.
             listing: where the images are, by their names in the rows; None: these are paths of plain files.
             check: whether to read headers; None reads them when at most 200,000 images are not in the cache.
             progress: called with (headers read, headers to read).
@@ -121,80 +135,101 @@ class Pairs:
         """
         if not len(rows):
             first = f" (first: {rows.rejected[0][0]} {rows.rejected[0][1]})" if rows.rejected else ""
-            raise BadInput(f"{source} holds no pair of an image and a caption{first}; give one with both")
-        captions, text_ids = unique_texts(rows.caption.blocks())  # the longer texts first, while nothing else is there
-        blocks = rows.image.blocks()
-        if listing is None:
-            _normalise(blocks, str(root))
-        names, image_ids = unique_texts(blocks)
+            both = "an image and a caption" if rows.kinds == IMAGE_TEXT else f"a {rows.names[0]} and a {rows.names[1]}"
+            raise BadInput(f"{source} holds no pair of {both}{first}; give one with both")
+        # the different things: the longer texts first, while nothing else is there
+        texts, text_ids = number_things(rows.columns("texts"))
+        names, image_ids = number_things(rows.columns("images"), None if listing is not None else str(root))
         if listing is None:
             listing = list_paths(names, root)
         else:  # images without a caption have no row
-            image_ids = pc.index_in(names, value_set=listing.relative).to_numpy()[image_ids]
+            image_ids = [pc.index_in(names, value_set=listing.relative).to_numpy()[ids] for ids in image_ids]
         checked = None
         if check is not False:
             at_most = CHECK_AT_MOST if check is None else None
             checked = check_headers(root, listing, at_most=at_most, progress=progress)
-        key = image_ids.astype(np.int64) * len(captions) + text_ids
-        key.sort()
-        different = key[np.append(True, key[1:] != key[:-1])]
-        images, ids = Manifest(root, source, listing, checked), np.divmod(different, len(captions))
-        return cls(images, captions, ids, rows.rejected, len(key) - len(different))
+        images = Manifest(root, source, listing, checked)
+        # the different pairs
+        wrong = text_ids.pop()
+        of_columns = [(image_ids if kind == "images" else text_ids).pop(0) for kind in rows.kinds]
+        base = len(texts) if rows.kinds[1] == "texts" else len(images)
+        key = of_columns[0].astype(np.int64) * base + of_columns[1]
+        different = np.unique(key)
+        negatives, contradicted = number_negatives(key, different, base, np.array(rows.negative_rows, np.int64), wrong)
+        return cls(
+            images,
+            texts,
+            np.divmod(different, base),
+            rows.rejected,
+            len(key) - len(different),
+            kinds=rows.kinds,
+            names=rows.names,
+            negatives=negatives,
+            contradicted=contradicted,
+        )
 
     # -------------------------------------------------------------------------------------------------------- one pair
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.first_ids)
 
     def relative(self, id: int) -> str:
-        """Return the path of a pair's image, relative to `root`."""
-        return self.images.relative(int(self.image_ids[int(id)]))
+        """Return a name for a pair: the path of its image, relative to `root`; of two images or two texts, both."""
+        columns = [k for k in (0, 1) if self.kinds[k] == "images"] or [0, 1]
+        return " | ".join(self.name(k, int(self.ids(k)[int(id)])) for k in columns)
 
-    def file(self, id: int) -> str | BinaryIO:
-        """Return where the bytes of a pair's image are."""
-        return self.images.file(int(self.image_ids[int(id)]))
+    def name(self, column: int, thing: int) -> str:
+        """Return the path of an image, or a text, by the column (0 or 1) that it stands in and its id."""
+        return str(self.things(column)[thing].as_py())
 
-    def image_of(self, ids: np.ndarray) -> np.ndarray:
-        """Return the image ids, int64 (k,), of pairs (k,)."""
-        found: np.ndarray = self.image_ids[ids]
-        return found
-
-    def caption(self, text_id: int) -> str:
-        """Return a caption by its text id."""
-        return str(self.captions[int(text_id)].as_py())
+    def images_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the image ids of pairs (k,): int64 (k, I), for I columns of images."""
+        columns = [self.ids(k)[ids] for k in (0, 1) if self.kinds[k] == "images"]
+        return np.stack(columns, axis=1) if columns else np.empty((len(ids), 0), np.int64)
 
     # -------------------------------------------------------------------------------------------------------- all pairs
-    @cached_property
-    def widths(self) -> np.ndarray:
-        """Return the width of each pair's image: int32 (n,), pixels; 0 where unknown."""
-        widths: np.ndarray = self.images.widths[self.image_ids]
-        return widths
+    def ids(self, column: int) -> np.ndarray:
+        """Return `first_ids` (0) or `second_ids` (1)."""
+        return (self.first_ids, self.second_ids)[column]
 
-    @cached_property
-    def heights(self) -> np.ndarray:
-        """Return the height of each pair's image: int32 (n,), pixels; 0 where unknown."""
-        heights: np.ndarray = self.images.heights[self.image_ids]
-        return heights
+    def things(self, column: int) -> pa.LargeStringArray:
+        """Return all things of a column's kind: the images' paths or the texts, in the order of their ids."""
+        return self.images.names if self.kinds[column] == "images" else self.texts
 
     @property
     def usable(self) -> np.ndarray:
         """Return the pairs whose image is not known to be bad: int64, ascending."""
-        good = np.zeros(len(self.images), bool)
-        good[self.images.usable] = True
-        return np.flatnonzero(good[self.image_ids])
+        return np.flatnonzero(~self._with_bad_image())
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """Return (id, reason) of the pairs whose image cannot be read, as far as is known."""
-        reasons = dict(self.images.bad)
-        if not reasons:
-            return []
-        rows = np.flatnonzero(np.isin(self.image_ids, list(reasons)))
-        return [(int(row), reasons[int(self.image_ids[row])]) for row in rows]
+        """Return (id, reason) of the pairs with an image that cannot be read, as far as is known."""
+        reasons, rows = dict(self.images.bad), np.flatnonzero(self._with_bad_image())
+        of_rows = self.images_of(rows).tolist()
+        return [
+            (int(row), next(reasons[i] for i in ids if i in reasons)) for row, ids in zip(rows, of_rows, strict=True)
+        ]
 
-    def captions_of(self, text_ids: np.ndarray) -> list[str]:
-        """Return the captions of text ids, int64 (k,)."""
-        texts: list[str] = self.captions.take(pa.array(text_ids)).to_pylist()
+    def _with_bad_image(self) -> np.ndarray:
+        bad = np.zeros(len(self.images), bool)
+        bad[[id for id, _ in self.images.bad]] = True
+        found = np.zeros(len(self), bool)
+        for column in (0, 1):
+            if self.kinds[column] == "images" and bad.any():
+                found |= bad[self.ids(column)]
+        return found
+
+    def texts_of(self, text_ids: np.ndarray) -> list[str]:
+        """Return the texts of text ids, int64 (k,)."""
+        texts: list[str] = self.texts.take(pa.array(text_ids)).to_pylist()
         return texts
+
+    def negatives_of(self, ids: np.ndarray, epoch: int) -> np.ndarray:
+        """Return a hard negative of each pair (k,), the next one in each epoch: int64 (k,) text ids, -1 where there is none."""
+        start, stop = (np.searchsorted(self.negatives[0], ids, side=side) for side in ("left", "right"))
+        found = np.full(len(ids), -1, np.int64)
+        some = stop > start
+        found[some] = self.negatives[1][start[some] + (epoch + ids[some]) % (stop - start)[some]]
+        return found
 
     def difference(self, other: Pairs) -> Difference:
         """Compare with the `other`: what it adds, lacks or has changed, as paths with their captions."""
@@ -208,14 +243,21 @@ class Pairs:
         )
 
     def _lines(self) -> pa.LargeStringArray:
-        names = self.images.names.take(pa.array(self.image_ids))
-        return pc.binary_join_element_wise(
-            names, self.captions.take(pa.array(self.text_ids)), pa.scalar(": ", pa.large_string())
-        )
+        both = [self.things(k).take(pa.array(self.ids(k))) for k in (0, 1)]
+        return pc.binary_join_element_wise(*both, pa.scalar(": ", pa.large_string()))
 
     def describe(self) -> str:
         """Return one line of counts."""
-        text = f"{len(self):,} of {len(self.images):,} images and {len(self.captions):,} captions in {self.source}"
+        if self.kinds == IMAGE_TEXT:
+            what = f"{len(self.images):,} images and {len(self.texts):,} captions"
+        else:
+            counted = (f"{len(np.unique(self.ids(k))):,} {self.kinds[k]} ({self.names[k]})" for k in (0, 1))
+            what = " and ".join(counted)
+        text = f"{len(self):,} of {what} in {self.source}"
+        if self.negatives.size:
+            text += f", {self.negatives.shape[1]:,} hard negatives"
+            if self.contradicted:
+                text += f" (and {self.contradicted:,} left out, as another row says that they match)"
         notes = [(len(self.bad), "with an unreadable image"), (len(self.rejected), "unusable rows")]
         lost = [f"{count:,} {what}" for count, what in notes if count]
         if lost:
@@ -226,16 +268,14 @@ class Pairs:
         """Return None: a table or shards of pairs have no such part."""
         return None
 
-    def rescan(self, columns: dict[str, str | None]) -> Pairs:
+    def rescan(self, columns: ColumnNames) -> Pairs:
         """Return the pairs as their files are now, without reading headers.
 
         Args:
-            columns: `image_column` and `caption_column`, as the pairs were opened with.
+            columns: as the pairs were opened with.
         """
         source = self.root / self.source.name if self.source.suffix else self.source
-        source = source if source.exists() else self.source
-        image, caption = columns["image_column"], columns["caption_column"]
-        return Pairs.scan(source, image_column=image, caption_column=caption, check=False)
+        return Pairs.scan(source if source.exists() else self.source, columns, check=False)
 
     def save_to(self, run: RunFiles) -> None:
         """Write the pairs of a run; they are mapped from there from now on."""
@@ -251,14 +291,17 @@ class Pairs:
         """
         self.images.save(manifest_file)
         folder.mkdir(parents=True, exist_ok=True)
-        self.images.save(folder / _IMAGES)
-        head = {"fingerprint": self.fingerprint, "duplicates": self.duplicates}
-        write_columns(folder / "captions.arrow", {"caption": self.captions}, {})
-        where, reasons = [pa.array([r[k] for r in self.rejected], pa.large_string()) for k in (0, 1)]
-        write_columns(folder / "rejected.arrow", {"where": where, "reason": reasons}, {})
-        write_columns(folder / "pairs.arrow", {"image": self.image_ids, "text": self.text_ids}, head)
-        self.images = Manifest.load(folder / _IMAGES)
-        self.captions, self.image_ids, self.text_ids = _mapped(folder)
+        self.images.save(folder / IMAGES)
+        head = {
+            "fingerprint": self.fingerprint,
+            "duplicates": self.duplicates,
+            "kinds": self.kinds,
+            "names": self.names,
+            "contradicted": self.contradicted,
+        }
+        write_pairs(folder, self.texts, (self.first_ids, self.second_ids), self.negatives, self.rejected, head)
+        self.images = Manifest.load(folder / IMAGES)
+        self.texts, self.first_ids, self.second_ids = map_pairs(folder)
         release_memory()
 
     @classmethod
@@ -268,12 +311,14 @@ class Pairs:
         Raises:
             BadInput: missing, damaged or not of one piece.
         """
-        images = _images(manifest_file, folder / _IMAGES)
+        images = load_images(manifest_file, folder / IMAGES)
         try:
-            head, rejected = read_head(folder / "pairs.arrow"), read_columns(folder / "rejected.arrow")
-            captions, image_ids, text_ids = _mapped(folder)
-            rows = list(zip(rejected["where"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
-            found = cls(images, captions, (image_ids, text_ids), rows, head["duplicates"])
+            head, rejected, negatives = read_parts(folder)
+            texts, *ids = map_pairs(folder)
+            more = {}
+            if "kinds" in head:  # version 0.1 knew images with captions alone
+                more = {k: tuple(head[k]) for k in ("kinds", "names")} | {"contradicted": head["contradicted"]}
+            found = cls(images, texts, (ids[0], ids[1]), rejected, head["duplicates"], negatives=negatives, **more)
         except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
             raise BadInput(
                 f"{folder} does not hold the pairs of a run, or is damaged; restore it from a copy"
@@ -281,30 +326,3 @@ class Pairs:
         if found.fingerprint != head["fingerprint"]:
             raise BadInput(f"{folder} does not match its own fingerprint; restore it from a copy")
         return found
-
-
-def _images(manifest_file: Path, mapped: Path) -> Manifest:
-    """Return the mapped copy of the images' manifest, with the folder that the manifest names; old runs have no copy.
-
-    Raises:
-        BadInput: missing, damaged or not of one piece.
-    """
-    if not mapped.exists():
-        return Manifest.load(manifest_file)
-    root, fingerprint = saved_root(manifest_file)
-    images = Manifest.load(mapped, root)
-    if images.fingerprint != fingerprint:
-        raise BadInput(f"{mapped} is not the copy of {manifest_file}; remove it, it is only there for speed")
-    return images
-
-
-def _normalise(blocks: list[pa.LargeStringArray], root: str) -> None:
-    """Make paths what is stored of them, in place: only the current block is made of Python objects."""
-    for k, block in enumerate(blocks):
-        blocks[k] = column_of([relative_to(name, root) for name in block.to_pylist()])
-
-
-def _mapped(folder: Path) -> tuple[pa.LargeStringArray, np.ndarray, np.ndarray]:
-    """Return the captions, and the images' and texts' ids of the pairs."""
-    pairs, captions = read_columns(folder / "pairs.arrow"), read_columns(folder / "captions.arrow")
-    return captions["caption"], pairs["image"].to_numpy(), pairs["text"].to_numpy()

@@ -27,10 +27,11 @@ from ..files import atomic_write, cache_folder
 from ..progress import ProgressCallback
 from .images import IMAGE_SUFFIXES
 from .listing import Listing, ListingBuilder, relative_to
+from .pair_columns import CAPTION_COLUMNS
 from .paths import TABLE_SUFFIXES, AnyPath, as_path, identity, status_of, unpacked_file
 from .remote import RemotePath
 from .table_images import has_captions, has_images, unpack
-from .tables import CAPTION_COLUMNS, PairRows
+from .tables import PairRows
 
 _FORMAT = b"sogclr-shard-2"
 _SCHEMA = pa.schema(

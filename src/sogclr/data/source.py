@@ -1,6 +1,6 @@
 """Samples with stable ids, whatever DATA is: the `Source` protocol, and the table of the kinds of DATA.
 
-To read a new kind of DATA, write a function that returns a `Manifest` (images) or `Pairs` (image-caption pairs), or a
+To read a new kind of DATA, write a function that returns a `Manifest` (images) or `Pairs`, or a
 class like these, and add a row to `SOURCES`. Training, embedding and evaluation ask for nothing else.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..errors import BadInput
 from ..progress import ProgressCallback
 from .column_files import RunFiles
 from .manifest import Difference, Manifest
+from .pair_columns import ColumnNames
 from .pairs import Pairs
 from .paths import AnyPath, as_path
 from .shards import samples_in
@@ -24,7 +25,7 @@ from .tables import is_table
 
 
 class Source(Protocol):
-    """Samples with ids 0..len-1. A sample is an image, or, of pairs, an image with one of its captions."""
+    """Samples with ids 0..len-1. A sample is an image, or a pair: an image with a caption, two texts, or two images."""
 
     kind: str
     """`images` or `pairs`: what its samples are, in the plural."""
@@ -54,33 +55,15 @@ class Source(Protocol):
 
     @property
     def bad(self) -> list[tuple[int, str]]:
-        """Return (id, reason) of the samples whose image cannot be read, as far as is known."""
-        ...
-
-    @property
-    def widths(self) -> np.ndarray:
-        """Return the width of each sample's image: int32 (n,), pixels; 0 where unknown."""
-        ...
-
-    @property
-    def heights(self) -> np.ndarray:
-        """Return the height of each sample's image: int32 (n,), pixels; 0 where unknown."""
+        """Return (id, reason) of the samples with an image that cannot be read, as far as is known."""
         ...
 
     def relative(self, id: int, /) -> str:
-        """Return the path of a sample's image, relative to `root`."""
+        """Return a name for a sample: the path of its image, relative to `root`."""
         ...
 
-    def file(self, id: int, /) -> str | BinaryIO:
-        """Return where the bytes of a sample's image are.
-
-        Raises:
-            BadImage: they are gone.
-        """
-        ...
-
-    def image_of(self, ids: np.ndarray, /) -> np.ndarray:
-        """Return the image ids, int64 (k,), of samples (k,)."""
+    def images_of(self, ids: np.ndarray, /) -> np.ndarray:
+        """Return the image ids of samples (k,): int64 (k, I), of the I images that a sample has."""
         ...
 
     def describe(self) -> str:
@@ -91,11 +74,11 @@ class Source(Protocol):
         """Return the part of DATA that is for training, where it says so; None: all of it."""
         ...
 
-    def rescan(self, columns: dict[str, str | None], /) -> Self:
+    def rescan(self, columns: ColumnNames, /) -> Self:
         """Return the source as its files are now, without reading headers.
 
         Args:
-            columns: `image_column` and `caption_column`, as it was opened with.
+            columns: as it was opened with.
         """
         ...
 
@@ -113,10 +96,8 @@ class Source(Protocol):
 class OpenOptions:
     """How DATA is to be opened."""
 
-    image_column: str | None = None
-    """The column of the images' paths in a table; found by its name when left out."""
-    caption_column: str | None = None
-    """The column of the captions in a table; found by its name when left out."""
+    columns: ColumnNames = ColumnNames()  # noqa: RUF009  (frozen)
+    """Of a table of pairs."""
     check: bool | None = None
     """Whether to read the images' headers; None reads them when at most 200,000 are not in the cache."""
     progress: ProgressCallback | None = None
@@ -144,9 +125,8 @@ def kind_of(data: str | os.PathLike[str]) -> SourceKind:
 
 def open_source(
     data: str | os.PathLike[str],
+    columns: ColumnNames | None = None,
     *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
     check: bool | None = None,
     progress: ProgressCallback | None = None,
 ) -> Source:
@@ -154,19 +134,19 @@ def open_source(
 
     Args:
         data: a folder, a list file, a table of pairs, or tar shards; or the URL of one.
-        image_column: the column of the images' paths in a table; found by its name when left out.
-        caption_column: the column of the captions in a table; found by its name when left out.
+        columns: of a table; found by their names, or by being the only two, as far as they are left out.
         check: whether to read the images' headers; None reads them when at most 200,000 are not in the cache.
         progress: called with (headers read, headers to read).
 
     Raises:
         BadInput: DATA cannot be read, or columns are given and it holds images.
     """
-    kind = kind_of(data)
-    for name, column in (("--image-column", image_column), ("--caption-column", caption_column)):
-        if column is not None and kind.samples == "images":
-            raise BadInput(f"{name} is for image-caption pairs and {data} holds images; leave it out")
-    return kind.open(as_path(data), OpenOptions(image_column, caption_column, check, progress))
+    kind, columns = kind_of(data), columns or ColumnNames()
+    for name, value in vars(columns).items():
+        if value is not None and kind.samples == "images":
+            option = "--columns" if name == "columns" else f"--{name}-column"
+            raise BadInput(f"{option} is for pairs and {data} holds images; leave it out")
+    return kind.open(as_path(data), OpenOptions(columns, check, progress))
 
 
 def load_source(run: RunFiles) -> Source:
@@ -185,7 +165,7 @@ def scan_images(data: str | os.PathLike[str], progress: ProgressCallback | None 
 
 # ----------------------------------------------------------------------------------------------------------- the table
 def _open_pairs(data: AnyPath, options: OpenOptions) -> Pairs:
-    return Pairs.scan(data, **vars(options))
+    return Pairs.scan(data, options.columns, check=options.check, progress=options.progress)
 
 
 def _load_pairs(run: RunFiles) -> Pairs | None:

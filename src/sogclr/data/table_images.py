@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from ..errors import BadInput
 from ..files import atomic_write
+from .pair_columns import CAPTION_COLUMNS, IMAGE_COLUMNS
 from .paths import AnyPath, status_of, unpacked_file
-from .tables import CAPTION_COLUMNS, IMAGE_COLUMNS
 
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category")
 _ROWS = 64  # read at a time

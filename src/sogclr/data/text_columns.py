@@ -31,9 +31,10 @@ class TextColumn:
         self._current.clear()
 
     def blocks(self) -> list[pa.LargeStringArray]:
-        """Return all rows, in at least one block; nothing may be appended any more."""
+        """Return all rows, in at least one block, and let go of them."""
         self._flush()
-        return self._blocks
+        blocks, self._blocks = self._blocks, []
+        return blocks
 
 
 def column_of(texts: list[str]) -> pa.LargeStringArray:

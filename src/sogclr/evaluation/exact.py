@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..kernels import at_least_float32
 from ..losses.functional import expand_temperature, log_mean, normalize
+from .exact_pairs import pair_normalizers as pair_normalizers
 
 Variant = Literal["F1", "F2"]
 _ENTRIES = 1 << 22  # similarities at a time

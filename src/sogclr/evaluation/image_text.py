@@ -1,4 +1,4 @@
-"""Scores of an image and a text tower: retrieval both ways, and zero-shot classification."""
+"""Scores of two towers: retrieval both ways, and zero-shot classification of images by the names of their classes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import torch
 from torch import Tensor
 
 from ..data.labels import Labels
+from ..data.pair_columns import IMAGE_TEXT, Kind
 from ..models.features import PairFeatures
 from ..models.two_tower import TwoTower
 from .scores import compute
 from .zero_shot import class_embeddings
 
 
-def score_pairs(found: PairFeatures, *, online: bool = False) -> dict[str, float]:
-    """Return the scores of pairs: their different images against their different captions.
+def score_pairs(found: PairFeatures, kinds: tuple[Kind, Kind], *, online: bool = False) -> dict[str, float]:
+    """Return the scores of pairs: the different things of one column against those of the other.
 
     Args:
         found: the embeddings of both.
+        kinds: what the columns hold: images and texts are called so, all else queries and documents.
         online: only the scores that are taken during training.
     """
-    return compute(online=online, pairs=(found.images, found.texts, found.image_rows, found.text_rows))
+    given = (found.first, found.second, found.first_rows, found.second_rows)
+    return compute(online=online, pairs=given) if kinds == IMAGE_TEXT else compute(online=online, documents=given)
 
 
 def score_classes(

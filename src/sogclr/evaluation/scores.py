@@ -6,7 +6,7 @@ shows it in its table and its JSON, and the report shows it too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Given = Literal["labels", "features", "views", "pairs", "classes"]
+Given = Literal["labels", "features", "views", "pairs", "documents", "classes"]
 """What a score is computed of: the arguments of `compute` by these names, which its function is called with."""
 
 
@@ -65,7 +65,28 @@ class LabelledSplit:
     device: str | torch.device = "cpu"
 
 
-_TRAINING_PAIRS = "on a fixed sample of training pairs"
+def _retrieval(given: Given, first: str, second: str) -> Iterator[Score]:
+    """Yield the rows of retrieval both ways."""
+    function = ".retrieval:retrieval" if given == "pairs" else ".retrieval:document_retrieval"
+    for way, title in (
+        (f"{first}_to_{second}", f"{first} to {second}"),
+        (f"{second}_to_{first}", f"{second} to {first}"),
+    ):
+        for k in (1, 5, 10):
+            yield Score(
+                f"{way}_r{k}",
+                f"{title}, R@{k}",
+                given,
+                function,
+                selects=k == 1,
+                online=k <= 5,
+                curve="on a fixed sample of training pairs" if k == 1 else "",
+                group=way,
+            )
+        yield Score(f"{way}_mrr", f"{title}, MRR", given, function, group=way)
+        yield Score(f"{way}_ndcg10", f"{title}, NDCG@10", given, function, group=way)
+
+
 _TABLE = (
     Score(
         "knn_top1",
@@ -110,20 +131,8 @@ _TABLE = (
         online=True,
         curve="log of the mean Gaussian potential of the features",
     ),
-    *(
-        Score(
-            f"{way}_r{k}",
-            f"{way.replace('_', ' ')}, R@{k}",
-            "pairs",
-            ".retrieval:retrieval",
-            selects=k == 1,
-            online=k <= 5,
-            curve=_TRAINING_PAIRS if k == 1 else "",
-            group=way,
-        )
-        for way in ("image_to_text", "text_to_image")
-        for k in (1, 5, 10)
-    ),
+    *_retrieval("pairs", "image", "text"),
+    *_retrieval("documents", "query", "document"),
     Score("zero_shot_top1", "zero-shot, top 1", "classes", ".zero_shot:zero_shot"),
 )
 SCORES: dict[str, Score] = {score.key: score for score in _TABLE}
@@ -135,6 +144,7 @@ def compute(
     features: np.ndarray | None = None,
     views: tuple[Tensor, Tensor] | None = None,
     pairs: tuple[Tensor, Tensor, np.ndarray, np.ndarray] | None = None,
+    documents: tuple[Tensor, Tensor, np.ndarray, np.ndarray] | None = None,
     classes: tuple[Tensor, Tensor, np.ndarray] | None = None,
     online: bool = False,
 ) -> dict[str, float]:
@@ -145,6 +155,7 @@ def compute(
         features: float32 (n, D).
         views: float32 (m, D) twice, row i of both from one image.
         pairs: images (n, D), texts (m, D), and int64 (p,) twice, each pair's row of images and of texts.
+        documents: the same of queries and documents: pairs of two texts, or of two images.
         classes: images (n, D), class embeddings (C, D), and int64 (n,), each image's class.
         online: only those that are taken during training.
     """
@@ -153,6 +164,7 @@ def compute(
         "features": None if features is None else (features,),
         "views": views,
         "pairs": pairs,
+        "documents": documents,
         "classes": classes,
     }
     found: dict[str, float] = {}

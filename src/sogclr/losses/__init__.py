@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .image_text import ClipLoss, SigLipLoss, TwoTowerGlobalContrastiveLoss
+from .clip import ClipLoss, SigLipLoss
+from .image_text import TwoTowerGlobalContrastiveLoss
 from .memory import MemoryContrastiveLoss, TwoTowerMemoryContrastiveLoss
 from .moco import MoCoLoss
 from .two_view import DecoupledContrastiveLoss, GlobalContrastiveLoss, NTXentLoss

@@ -37,7 +37,7 @@ class Anchors:
     log_g: Tensor
     """(V, B): log ĝ over the negatives in the batch."""
     negatives: float | Tensor = 0.0
-    """How many negatives each anchor has: a number, or (B,)."""
+    """How many negatives each anchor has: a number, (B,) or (V, B)."""
 
     def estimator_input(self) -> EstimatorInput:
         """Return what an estimator sees of two views: both are anchors, and both are candidates."""

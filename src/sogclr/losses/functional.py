@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from ..kernels import at_least_float32, log_sum_between, log_sum_negatives, ranks
 from ..kernels.choice import can_sync
+from ..kernels.dense import same_ids
 from .validation import all_distinct
 
 
@@ -222,6 +223,13 @@ def ids_of_pairs(x_ids: Tensor, y_ids: Tensor) -> Tensor:
     return x_ids if y_ids is x_ids else torch.stack([x_ids, y_ids], dim=1)
 
 
+def by_tower(temperature: float | Tensor) -> float | Tensor | tuple[Tensor, Tensor]:
+    """Return the images' temperatures and the texts', (B,) each, of (2, B); what serves both ways as it is."""
+    return (
+        (temperature[0], temperature[1]) if isinstance(temperature, Tensor) and temperature.ndim == 2 else temperature
+    )
+
+
 def log_mean_negatives_two_towers(
     x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, temperature: float | Tensor
 ) -> Tensor:
@@ -241,23 +249,25 @@ def log_mean_negatives_two_towers(
     Returns:
         (2, B): the images' anchors, then the texts'.
     """
-    pair = (
-        (temperature[0], temperature[1]) if isinstance(temperature, Tensor) and temperature.ndim == 2 else temperature
-    )
     ids = ids_of_pairs(x_ids, y_ids)
-    return log_mean_of_pairs(torch.stack(log_sum_between(x, y, ids, ids, pair)), count_different(ids))
+    log_sum = torch.stack(log_sum_between(x, y, ids, ids, by_tower(temperature)))
+    return log_mean_of_pairs(log_sum, count_different(ids))
 
 
 def log_mean_of_pairs(log_sum: Tensor, count: Tensor) -> Tensor:
-    """Return log of the mean over an anchor's negatives, (2, B), from log of their sum, (2, B), and their number, (B,).
+    """Return log of the mean over an anchor's negatives, (2, B), from log of their sum, (2, B), and their number.
 
     An anchor without any negative at hand takes the mean ĝ of the others, as a constant: it then only pulls at its
-    positive, and everything stays finite.
+    positive, and everything stays finite. Where no anchor has any, log ĝ is 0.
+
+    Args:
+        log_sum: (2, B), -inf where there are none.
+        count: (B,), or (2, B) where the images' anchors have other numbers of them than the texts'.
     """
     some = count > 0
     log_g = log_sum - count.clamp(min=1).to(log_sum.dtype).log()  # -inf where there are none
-    others = log_g.detach().logsumexp(dim=1, keepdim=True) - some.sum().to(log_sum.dtype).log()
-    return torch.where(some, log_g, others)
+    others = log_g.detach().logsumexp(dim=1, keepdim=True) - some.sum(dim=-1, keepdim=True).to(log_sum.dtype).log()
+    return torch.where(some, log_g, torch.where(some.any(dim=-1, keepdim=True), others, 0.0))
 
 
 def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -276,8 +286,16 @@ def sigmoid_loss(x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, scale: Tens
     Returns:
         (B,), one value an image.
     """
-    logits = scale * (x @ y.T) + bias
-    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
-    same = (x_ids[:, None] == x_ids[None, :]) | (y_ids[:, None] == y_ids[None, :])
+    ids = ids_of_pairs(x_ids, y_ids)
+    return sigmoid_loss_masked(x @ y.T, ~same_ids(ids, ids), scale, bias)
+
+
+def sigmoid_loss_masked(sim: Tensor, negative: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Return `sigmoid_loss` of similarities, (B, B + K), whose diagonal is the positives; what is no negative is left out.
+
+    Args as of `log_mean_masked` and `sigmoid_loss`.
+    """
+    logits = scale * sim + bias
+    own = torch.zeros_like(negative).fill_diagonal_(True)
     terms = -logsigmoid(torch.where(own, logits, -logits))
-    return terms.masked_fill(same & ~own, 0.0).sum(dim=1)
+    return terms.masked_fill(~(negative | own), 0.0).sum(dim=1)

@@ -1,9 +1,8 @@
-"""Images and texts, one encoder each: the two-way global contrastive loss (arXiv 2202.12387, §5) and its baselines."""
+"""Images and texts, one encoder each: the two-way global contrastive loss (arXiv 2202.12387, §5)."""
 
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +12,46 @@ from ..errors import BadInput
 from ..kernels.ranks import gather, log_sum_between, uneven_batch
 from . import functional as F
 from . import temperatures
+from .candidates import HardNegatives, KnownPairs, log_mean_masked, negatives_of_pairs, similarities
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import Estimator, EstimatorInput, Gamma, MovingAverage
 from .queue import EmbeddingQueue
-from .validation import check_built_for, check_negatives, check_pairs
+from .validation import (
+    check_built_for,
+    check_hard_negatives,
+    check_negatives,
+    check_pairs,
+    check_positives,
+    check_some_negative,
+)
 
 _WHAT = "image and text embeddings"
+_NO_QUEUE = (
+    "positives, same_kind and hard negatives do not go with a queue, which knows shared ids alone; use an estimator "
+    "without one"
+)
 
 
 class ImageTextLoss(ContrastiveLoss):
-    """What the losses on image-text pairs have in common: checks, unit rows, float32, two kinds of ids, ranks.
+    """What the losses on pairs have in common: checks, unit rows, float32, two kinds of ids, hard negatives, ranks.
+
+    Images and texts stand for any two kinds of things. A row is one pair, so of a thing with several positives each row
+    pulls at its own, and the mean over its rows is that of -s over its positives.
 
     A loss adds `per_pair`, or `values` where it needs the rows themselves.
-    """
 
-    num_samples: int | None = None
-    num_texts: int | None = None
+    Args:
+        temperature: tau > 0, or a module of `sogclr.temperatures`.
+        reduction: `mean`, `sum` or `none`.
+        normalize: scale embeddings to norm one first.
+        text_temperature: the texts', where they have temperatures of their own.
+        sizes: how many images and how many texts there are; None where ids are any.
+        positives: ids of images and of texts, (P,) each: all pairs of the data set. A candidate that matches an anchor
+            by a pair that is not in the batch is then no negative of it. Data, not in `state_dict()`.
+        same_kind: both are one kind with one space of ids, as two columns of texts: what has the anchor's id is no
+            negative of it, and pairs match both ways.
+        share_negatives: hard negatives count for all images of the batch, and not for their row's alone.
+    """
 
     def __init__(
         self,
@@ -36,12 +59,29 @@ class ImageTextLoss(ContrastiveLoss):
         reduction: Reduction,
         normalize: bool,
         text_temperature: nn.Module | None = None,
+        sizes: tuple[int | None, int | None] = (None, None),
+        positives: tuple[Tensor, Tensor] | None = None,
+        same_kind: bool = False,
+        share_negatives: bool = False,
     ) -> None:
         super().__init__(temperature, reduction, normalize)
         self.text_temperature = text_temperature  # where texts have temperatures of their own
+        self.num_samples, self.num_texts = sizes
+        self.known: KnownPairs | None = None
+        self.same_kind, self.share_negatives = same_kind, share_negatives
+        if positives is not None:
+            check_positives(positives, *sizes)
+            known = KnownPairs(*positives, same_kind)
+            self.known = None if known.one_each() else known  # no thing has another match than its row's
 
     def forward(
-        self, image_embeddings: Tensor, text_embeddings: Tensor, index: Tensor, text_index: Tensor | None = None
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        index: Tensor,
+        text_index: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negative_index: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch of pairs, and update the state in training mode.
 
@@ -51,37 +91,68 @@ class ImageTextLoss(ContrastiveLoss):
             index: (B,) int64 or int32, ids of the images.
             text_index: (B,), ids of the texts, where an image has several captions or a caption several images; the
                 images' ids when left out. Pairs that share an image or a text are never negatives of each other.
+            negatives: (B, H, D) floating, or (B, D) for one each: texts that are hard negatives of each row's image.
+                With gradient, and no anchors. On all ranks or on none, with one H.
+            negative_index: (B, H) or (B,), their ids as texts; -1 where there is none, whose embedding may be anything.
+                One that is in the batch, that came before, or that is a known match, is not counted (again).
 
         Returns:
             () float32 or float64, or (B of all ranks,) with `reduction='none'`.
 
         Raises:
-            BadInput: shapes, dtypes or ids are wrong.
+            BadInput: shapes, dtypes or ids are wrong, or no anchor of the batch has a negative (CPU).
             NonFinite: an embedding is not finite (CPU).
         """
-        x, y = image_embeddings, text_embeddings
+        x, y, hard = image_embeddings, text_embeddings, None
         x_ids, sizes = check_on_all_ranks(check_pairs, x, y, index, self.num_samples, _WHAT)
         if text_index is not None:
             y_ids, _ = check_on_all_ranks(check_pairs, x, y, text_index, self.num_texts, _WHAT, False)
+        if negatives is not None or negative_index is not None:
+            hard_ids, _ = check_on_all_ranks(check_hard_negatives, y, negatives, negative_index, self.num_texts)
         with uneven_batch(sizes), no_autocast(x):
             x_ids = gather(x_ids)
             check_negatives(x_ids)
             y_ids = x_ids if text_index is None else gather(y_ids)
             check_negatives(y_ids)
             x, y = gather(self.rows(x)), gather(self.rows(y))
-            values = self.values(x, y, x_ids, y_ids)
+            if negatives is not None:
+                z = torch.where(hard_ids[..., None] >= 0, negatives.view(*hard_ids.shape, y.shape[1]), 0.0)
+                hard = HardNegatives(gather(self.rows(z).to(x.dtype)), gather(hard_ids), self.share_negatives)
+            values = self.values(x, y, x_ids, y_ids, hard)
         return self.reduce(values)
 
-    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
-        """Return the (B,) losses of the (B, D) unit rows of all ranks, with ids of images and of texts, (B,) each."""
+    def negatives_of(self, x_ids: Tensor, y_ids: Tensor, hard: HardNegatives | None) -> Tensor | None:
+        """Return which candidates are negatives of each image, (B, B + K) bool; None where their ids say all.
+
+        Raises:
+            BadInput: there is no negative at all (CPU).
+        """
+        negative = negatives_of_pairs(x_ids, y_ids, hard, self.known, self.same_kind)
+        if negative is not None:
+            check_some_negative(negative)
+        return negative
+
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, hard: HardNegatives | None) -> Tensor:
+        """Return the (B,) losses of the rows of all ranks.
+
+        Args:
+            x: (B, D) unit rows, the images.
+            y: (B, D) unit rows, the texts.
+            x_ids: (B,) ids of the images.
+            y_ids: (B,) ids of the texts; `x_ids` itself where they are the images'.
+            hard: further texts.
+        """
         tau = self.temperature_of(x_ids, y_ids, x)
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
-        each = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim == 2 else tau
-        ids = F.ids_of_pairs(x_ids, y_ids)
-        log_sum = torch.stack(log_sum_between(x, y, ids, each))
-        negatives = F.count_different(ids).to(x.dtype)
-        # with one kind of ids everyone has a negative
-        log_g = log_sum - negatives.log() if y_ids is x_ids else F.log_mean_of_pairs(log_sum, negatives)
+        negative = self.negatives_of(x_ids, y_ids, hard)
+        if negative is not None:
+            log_g, negatives = log_mean_masked(similarities(x, y, hard), negative, tau)
+        else:
+            ids = F.ids_of_pairs(x_ids, y_ids)
+            log_sum = torch.stack(log_sum_between(x, y, ids, F.by_tower(tau)))
+            negatives = F.count_different(ids).to(x.dtype)
+            # with one kind of ids everyone has a negative
+            log_g = log_sum - negatives.log() if y_ids is x_ids else F.log_mean_of_pairs(log_sum, negatives)
         anchors = Anchors(torch.stack([x, y]), x_ids, tau, F.positive_similarity(x, y), log_g, negatives)
         return self.per_pair(anchors, y_ids)
 
@@ -134,6 +205,9 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         balanced: weigh an anchor's attraction too, as in `GlobalContrastiveLoss`.
         reduction: `mean`, `sum` or `none` (one value a pair).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
+        positives: as of `ImageTextLoss`, as are the next two; not with a queue, and neither are hard negatives.
+        same_kind: whether images and texts are one kind with one space of ids.
+        share_negatives: whether hard negatives count for all images.
 
     All state is in `state_dict()`: `image_estimator.log_u`, `text_estimator.log_u` (float32, one number each) and their
     `step`. It changes in training mode only.
@@ -160,22 +234,36 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
+        positives: tuple[Tensor, Tensor] | None = None,
+        same_kind: bool = False,
+        share_negatives: bool = False,
     ) -> None:
-        of_images, of_texts = _two_temperatures(temperature, num_samples, num_texts or num_samples)
-        super().__init__(of_images, reduction, normalize, of_texts)
-        self.num_samples, self.balanced = num_samples, balanced
-        self.num_texts = num_samples if num_texts is None else num_texts
+        texts = num_samples if num_texts is None else num_texts
+        of_images, of_texts = _two_temperatures(temperature, num_samples, texts)
+        super().__init__(
+            of_images, reduction, normalize, of_texts, (num_samples, texts), positives, same_kind, share_negatives
+        )
+        self.balanced = balanced
         if estimator is None:
-            estimator = MovingAverage(num_samples, gamma), MovingAverage(self.num_texts, gamma)
+            estimator = MovingAverage(num_samples, gamma), MovingAverage(texts, gamma)
         elif not isinstance(estimator, tuple):
             estimator = estimator, copy.deepcopy(estimator)
         self.image_estimator, self.text_estimator = estimator
         two = "give two, estimator=(for images, for texts)"
-        check_built_for(self.image_estimator, self.num_samples, "images", two)
-        check_built_for(self.text_estimator, self.num_texts, "texts", two)
-        for part in self.modules():
-            if isinstance(part, EmbeddingQueue):
-                part.keep_ids(2)
+        check_built_for(self.image_estimator, num_samples, "images", two)
+        check_built_for(self.text_estimator, texts, "texts", two)
+        queues = [part for part in self.modules() if isinstance(part, EmbeddingQueue)]
+        if queues and (positives is not None or same_kind):
+            raise BadInput(_NO_QUEUE)
+        self.has_queue = len(queues) > 0
+        for queue in queues:
+            queue.keep_ids(2)
+
+    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, hard: HardNegatives | None) -> Tensor:
+        """Return what `ImageTextLoss.values` does; refuse hard negatives where a queue has further ones."""
+        if hard is not None and self.has_queue:
+            raise BadInput(_NO_QUEUE)
+        return super().values(x, y, x_ids, y_ids, hard)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau,  the mean over image and text: (B,)."""
@@ -225,84 +313,3 @@ def _two_temperatures(
             "give two, temperature=(PerSample(images), PerSample(texts))"
         )
     return temperature, copy.deepcopy(temperature)
-
-
-class ClipLoss(ImageTextLoss):
-    """CLIP's loss:  mean over images (against texts) and texts (against images) of  -log softmax of s/tau.
-
-    The negatives are those of the batch; what shares an image or a text is left out of them.
-    `statistics['objective']` is -s + tau log ĝ, on the scale of `TwoTowerGlobalContrastiveLoss`, with the batch's
-    normalizer.
-
-    Args:
-        temperature: tau > 0, or a module of `sogclr.temperatures`.
-        reduction: `mean`, `sum` or `none`.
-        normalize: scale embeddings to norm one first.
-
-    Example:
-        >>> import torch, sogclr
-        >>> z = torch.eye(4)
-        >>> round(float(sogclr.ClipLoss(temperature=1.0)(z, z, torch.arange(4))), 4)   # log(e + 3) - 1
-        0.7437
-
-    Source: Radford et al., arXiv 2103.00020.
-    """
-
-    per_temperature = True
-
-    def __init__(
-        self, temperature: float | nn.Module = 0.07, reduction: Reduction = "mean", normalize: bool = True
-    ) -> None:
-        super().__init__(temperature, reduction, normalize)
-
-    def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
-        """Return  log( exp(s/tau) + sum over negatives of exp(s_ab/tau) ) - s/tau,  the mean of both ways: (B,)."""
-        self.record(anchors, anchors.log_g)
-        return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
-
-
-class SigLipLoss(ImageTextLoss):
-    """SigLIP's loss:  mean over images of  -sum over texts of log sigmoid( ±(s_ab / tau + bias) ),  + for the own text.
-
-    The scale 1/tau and the bias are learned, as in the paper: give `loss_fn.parameters()` to the optimizer too.
-    `statistics['objective']` is -s + tau log ĝ with the batch's normalizer, as in `ClipLoss`.
-
-    Args:
-        temperature: tau > 0 to start from.
-        bias: to start from.
-        learnable: False keeps both as they are.
-        reduction: `mean`, `sum` or `none`.
-        normalize: scale embeddings to norm one first.
-
-    Example:
-        >>> import torch, sogclr
-        >>> z = torch.eye(4)
-        >>> f"{sogclr.SigLipLoss(temperature=1.0, bias=0.0)(z, z, torch.arange(4)):.4f}"   # log(1 + 1/e) + 3 log 2
-        '2.3927'
-
-    Source: Zhai et al., arXiv 2303.15343.
-    """
-
-    per_temperature = True
-
-    def __init__(
-        self,
-        temperature: float = 0.1,
-        bias: float = -10.0,
-        learnable: bool = True,
-        reduction: Reduction = "mean",
-        normalize: bool = True,
-    ) -> None:
-        super().__init__(temperature, reduction, normalize)
-        if not math.isfinite(bias):
-            raise BadInput(f"bias must be finite and was {bias}; -10 is the paper's")
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
-        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
-
-    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor) -> Tensor:
-        """Return  -sum over texts b of log sigmoid( ±(s_ab / tau + bias) )  of each image: (B,)."""
-        scale, bias = replicated(self.log_scale).exp().to(x.dtype), replicated(self.bias).to(x.dtype)
-        with torch.no_grad():
-            log_g = F.log_mean_negatives_two_towers(x, y, x_ids, y_ids, 1 / scale)
-            self.record(Anchors(torch.stack([x, y]), x_ids, 1 / scale, F.positive_similarity(x, y), log_g), log_g)
-        return F.sigmoid_loss(x, y, x_ids, y_ids, scale, bias)

@@ -104,6 +104,18 @@ def check_negatives(index: Tensor) -> None:
         )
 
 
+def check_some_negative(negative: Tensor) -> None:
+    """Refuse a batch of all ranks none of whose anchors has a negative, (B, C) bool; on CUDA it is not looked at.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if can_sync(negative) and not bool(negative.any()):
+        raise BadInput(
+            f"none of the {len(negative)} rows of the batch has a negative that is no known match; mix more in a batch"
+        )
+
+
 def check_not_negative(index: Tensor) -> None:
     """Refuse ids (B,) below 0, which a queue takes for empty places; ids on CUDA are not looked at.
 
@@ -131,6 +143,95 @@ def check_finite(z0: Tensor, z1: Tensor, index: Tensor) -> None:
             "lower the learning rate or look at these inputs",
             rows,
         )
+
+
+def check_hard_negatives(
+    y: Tensor, negatives: Tensor | None, negative_index: Tensor | None, num_texts: int | None
+) -> Tensor:
+    """Return `negative_index` as int64 on the embeddings' device, (B, H), after what `check_pairs` checks of pairs.
+
+    Args:
+        y: (B, D) floating, the rows of the same kind in the batch.
+        negatives: (B, H, D) or (B, D) floating; what has no id may hold anything.
+        negative_index: (B, H) or (B,) int64 or int32, -1 where there is none.
+        num_texts: ids run from 0 to num_texts - 1; None: from 0.
+
+    Raises:
+        BadInput: shapes, dtypes or the range of the ids are wrong, or one of the two is missing.
+        NonFinite: an embedding on the CPU that has an id is not finite.
+    """
+    if negatives is None or negative_index is None:
+        missing = "negatives" if negatives is None else "negative_index"
+        raise BadInput(f"{missing} is missing; hard negatives are embeddings and their ids, give both or neither")
+    z = negatives.unsqueeze(1) if negatives.ndim == 2 else negatives
+    index = negative_index.unsqueeze(1) if negative_index.ndim == 1 else negative_index
+    if z.ndim != 3 or not z.shape[1] or (z.shape[0], z.shape[2]) != y.shape:
+        raise BadInput(
+            f"negatives must be (B, H, D) or (B, D), beside embeddings of (B, D) {tuple(y.shape)}, and are "
+            f"{tuple(negatives.shape)}"
+        )
+    if not z.is_floating_point() or z.device != y.device:
+        raise BadInput(f"negatives must be floating and on {y.device}, and are {z.dtype} on {z.device}")
+    if index.shape != z.shape[:2]:
+        raise BadInput(
+            f"negative_index must be {tuple(z.shape[:2])}, an id for each hard negative, and is "
+            f"{tuple(negative_index.shape)}"
+        )
+    if index.dtype not in (torch.int64, torch.int32):
+        raise BadInput(f"negative_index must be int64 or int32 and is {index.dtype}; convert it with .long()")
+    if not torch.compiler.is_compiling():
+        _check_hard_ids(index, num_texts)
+        if z.device.type == "cpu":
+            _check_hard_finite(z, index.to(z.device))
+    return index.to(device=z.device, dtype=torch.int64, non_blocking=True)
+
+
+def _check_hard_ids(index: Tensor, num_texts: int | None) -> None:
+    most = torch.iinfo(torch.int64).max if num_texts is None else num_texts - 1
+    valid = "0 or more" if num_texts is None else f"0..{most}"
+    if index.device.type != "cpu":
+        outside = (index < -1) | (index > most)
+        torch._assert_async(~outside.any(), f"negative_index out of range (valid: {valid}, and -1)")
+    elif index.numel():
+        lowest, highest = _range(index.flatten())
+        if lowest < -1 or highest > most:
+            raise BadInput(
+                f"negative_index {lowest if lowest < -1 else highest} is out of range (valid: {valid}, and -1 where "
+                "there is none); give ids of the second kind"
+            )
+
+
+def _check_hard_finite(z: Tensor, index: Tensor) -> None:
+    bad = ~torch.isfinite(z).all(dim=2) & (index >= 0)
+    if bool(bad.any()):
+        rows = bad.any(dim=1).nonzero().flatten().tolist()
+        raise NonFinite(
+            f"{int(bad.sum())} of {bad.numel()} hard negatives are not finite (rows {_few(rows)}, ids "
+            f"{_few(index[bad].tolist())}); lower the learning rate or look at these inputs",
+            rows,
+        )
+
+
+def check_positives(positives: tuple[Tensor, Tensor], num_samples: int | None, num_texts: int | None) -> None:
+    """Refuse known pairs of a data set that are not two (P,) tensors of ids in range.
+
+    Raises:
+        BadInput: they are not.
+    """
+    shapes = [tuple(ids.shape) for ids in positives]
+    if len(shapes) != 2 or len(shapes[0]) != 1 or shapes[0] != shapes[1]:
+        raise BadInput(f"positives must be two tensors of ids, (P,) each, and are {shapes}; give (first, second)")
+    for ids, count in zip(positives, (num_samples, num_texts), strict=True):
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise BadInput(f"positives must be int64 or int32 and are {ids.dtype}; convert them with .long()")
+        if not len(ids):
+            raise BadInput("positives hold no pairs; give all pairs of the data set, or None")
+        lowest, highest = (int(end) for end in ids.aminmax())
+        if lowest < 0 or (count is not None and highest >= count):
+            raise BadInput(
+                f"positives hold id {lowest if lowest < 0 else highest}, out of range for a loss of "
+                f"{count if count is not None else 'any number of'} things (valid: from 0); number them as in the batches"
+            )
 
 
 def _few(values: list[int], most: int = 8) -> str:

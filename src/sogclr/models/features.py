@@ -20,7 +20,7 @@ from ..errors import BadInput
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
 from .encoder import Encoder, EncoderInfo, load_encoder
-from .two_tower import TEXTS_AT_ONCE, TwoTower, load_two_tower
+from .two_tower import TEXTS_AT_ONCE, TextTower, TwoTower, load_two_tower
 
 BATCH = 64  # images: small, so that a sample of a few hundred keeps several ranks busy
 
@@ -130,17 +130,17 @@ def compute_views(
 
 
 def load_image_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device) -> Encoder:
-    """Load what images are embedded with: the two towers of a run on pairs, else the backbone.
+    """Load what images are embedded with: the image tower of a run on pairs, else the backbone.
 
     Args:
         run_or_file: a run folder or a .safetensors file.
         device: where the encoder will be.
 
     Raises:
-        BadInput: no such run or file, or the run is not finished.
+        BadInput: no such run or file, the run is not finished, or it is on texts.
     """
     if Path(run_or_file).is_dir() and RunFolder(run_or_file).holds_pairs():
-        return load_two_tower(run_or_file, device)
+        return load_two_tower(run_or_file, device).images
     return load_encoder(run_or_file, device)
 
 
@@ -192,36 +192,36 @@ def features_over_ranks(
     return features[order], kept[order], sorted(entry for part in parts for entry in part[2])
 
 
-def texts_over_ranks(towers: TwoTower, texts: list[str]) -> torch.Tensor:
-    """Encode texts as `TwoTower.encode_texts` does, chunk k on rank k modulo the number of ranks; gather them on all.
+def texts_over_ranks(tower: TextTower, texts: list[str]) -> torch.Tensor:
+    """Encode texts as `TextTower.encode` does, chunk k on rank k modulo the number of ranks; gather them on all.
 
     Returns:
-        Float32 (N, D) unit rows, on the towers' device.
+        Float32 (N, D) unit rows, on the tower's device.
     """
     rank, ranks = distributed.shard()
     if ranks == 1:
-        return towers.encode_texts(texts)
+        return tower.encode(texts)
     chunks = [texts[k : k + TEXTS_AT_ONCE] for k in range(0, len(texts), TEXTS_AT_ONCE)]
-    own = [towers.encode_texts(chunk).cpu().numpy() for chunk in chunks[rank::ranks]]
+    own = [tower.encode(chunk).cpu().numpy() for chunk in chunks[rank::ranks]]
     parts = distributed.all_gather_object(own)
     rows = [parts[k % ranks][k // ranks] for k in range(len(chunks))]
-    return torch.from_numpy(np.concatenate(rows)).to(towers.device)
+    return torch.from_numpy(np.concatenate(rows)).to(tower.device)
 
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """Embeddings of the different images and the different captions of some image-caption pairs."""
+    """Embeddings of the different things of both columns of some pairs."""
 
-    images: Tensor
+    first: Tensor
     """(n, D) unit rows, on the device."""
-    texts: Tensor
+    second: Tensor
     """(m, D) unit rows, on the device."""
-    image_ids: np.ndarray
-    """int64 (n,), ascending ids of the manifest."""
-    image_rows: np.ndarray
-    """int64 (p,), each pair's row of `images`."""
-    text_rows: np.ndarray
-    """int64 (p,), each pair's row of `texts`."""
+    first_ids: np.ndarray
+    """int64 (n,), ascending ids of the first column's things."""
+    first_rows: np.ndarray
+    """int64 (p,), each pair's row of `first`."""
+    second_rows: np.ndarray
+    """int64 (p,), each pair's row of `second`."""
     bad: list[tuple[int, str]]
     """(id, reason) of the images that cannot be read; their pairs are left out."""
 
@@ -236,7 +236,7 @@ def pair_features(
     batch_size: int = BATCH,
     progress: ProgressCallback | None = None,
 ) -> PairFeatures:
-    """Embed the images and captions of some pairs, over all ranks, with the whole result on each.
+    """Embed both sides of some pairs, over all ranks, with the whole result on each.
 
     Args:
         towers: on `device`, in evaluation mode.
@@ -250,26 +250,34 @@ def pair_features(
     Raises:
         BadInput: none of the images can be read.
     """
-    image_ids, text_ids = pairs.image_ids[rows], pairs.text_ids[rows]
-    features, kept, bad = features_over_ranks(
-        towers,
-        pairs.images,
-        np.unique(image_ids),
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        progress=progress,
-    )
-    if not len(kept):
+    embedded: list[Tensor] = []
+    kept: list[np.ndarray] = []
+    bad: list[tuple[int, str]] = []
+    for column, tower in enumerate(towers.towers):
+        ids = np.unique(pairs.ids(column)[rows])
+        if isinstance(tower, TextTower):
+            embedded.append(texts_over_ranks(tower, pairs.texts_of(ids)))
+        else:
+            found, ids, unreadable = features_over_ranks(
+                tower, pairs.images, ids, batch_size=batch_size, workers=workers, device=device, progress=progress
+            )
+            embedded.append(torch.from_numpy(found).to(device))
+            bad += unreadable
+        kept.append(ids)
+    readable = rows[np.isin(pairs.first_ids[rows], kept[0]) & np.isin(pairs.second_ids[rows], kept[1])]
+    if not len(readable):
         raise BadInput(
             f"none of the {len(bad):,} images of {pairs.source} can be read (first: {bad[0][1]}); give others"
         )
-    readable = np.isin(image_ids, kept)
-    image_ids, text_ids = image_ids[readable], text_ids[readable]
-    captions = np.unique(text_ids)
-    texts = texts_over_ranks(towers, pairs.captions_of(captions))
-    image_rows, text_rows = np.searchsorted(kept, image_ids), np.searchsorted(captions, text_ids)
-    return PairFeatures(torch.from_numpy(features).to(device), texts, kept, image_rows, text_rows, bad)
+    # things of which no pair is left go too
+    places = []
+    for column in (0, 1):
+        used, of_pair = np.unique(pairs.ids(column)[readable], return_inverse=True)
+        embedded[column] = embedded[column][torch.from_numpy(np.searchsorted(kept[column], used)).to(device)]
+        kept[column] = used
+        places.append(of_pair)
+    first, second = embedded
+    return PairFeatures(first, second, kept[0], places[0], places[1], sorted(set(bad)))
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -1,17 +1,15 @@
-"""The text tower: a byte-level BPE tokenizer and a small transformer, or a Hugging Face encoder from a local path.
+"""Text towers: a byte-level BPE tokenizer and a small transformer, or a Hugging Face encoder.
 
 Its configuration and its tokenizer are saved with the run (`text/`), so that nothing else is needed to use it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import tokenizers
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..files import write_text
+from .hugging_face import Pooling, find_encoder, import_transformers, pooling_of
 
 # threads of the tokenizer and our reader processes would wait for each other
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -77,7 +76,7 @@ class TextTransformer(nn.Module):
     Args:
         vocab_size: number of token ids.
         width: of the embeddings and of the output.
-        layers: number of transformer layers.
+        layers: number of transformer layers; 0 leaves the mean of the embeddings, a bag of tokens.
         heads: attention heads of a layer.
         length: L is at most this.
         pad: id of the padding token.
@@ -91,7 +90,8 @@ class TextTransformer(nn.Module):
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.blocks = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        norm = nn.LayerNorm(width)
+        self.blocks = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False) if layers else None
         for name, parameter in self.named_parameters():  # TransformerEncoder copies one layer: initialize each anew
             if parameter.ndim >= 2:
                 deep = name.endswith(("out_proj.weight", "linear2.weight"))
@@ -101,27 +101,28 @@ class TextTransformer(nn.Module):
         """Return the features (N, width) of tokens (N, L)."""
         empty = tokens == self.pad
         x = self.token(tokens) + self.position[: tokens.shape[1]]
-        return mean_over_tokens(self.blocks(x, src_key_padding_mask=empty), ~empty)
+        return mean_over_tokens(x if self.blocks is None else self.blocks(x, src_key_padding_mask=empty), ~empty)
 
 
 class PretrainedText(nn.Module):
-    """A Hugging Face text encoder. int64 tokens (N, L) -> (N, hidden_size): the mean over the tokens but padding.
+    """A Hugging Face text encoder. int64 tokens (N, L) -> (N, hidden_size), pooled over the tokens.
 
     Args:
         inner: the model; its output has `last_hidden_state`.
         pad: id of the padding token.
+        pooling: the mean over the tokens but padding, or the first token (cls).
     """
 
-    def __init__(self, inner: nn.Module, pad: int) -> None:
+    def __init__(self, inner: nn.Module, pad: int, pooling: Pooling = "mean") -> None:
         super().__init__()
-        self.inner, self.pad = inner, pad
+        self.inner, self.pad, self.pooling = inner, pad, pooling
         self.num_features = int(cast(Any, inner.config).hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the features (N, hidden_size) of tokens (N, L)."""
         there = tokens != self.pad
-        hidden = self.inner(input_ids=tokens, attention_mask=there.long()).last_hidden_state
-        return mean_over_tokens(hidden, there)
+        hidden: Tensor = self.inner(input_ids=tokens, attention_mask=there.long()).last_hidden_state
+        return hidden[:, 0] if self.pooling == "cls" else mean_over_tokens(hidden, there)
 
 
 def mean_over_tokens(hidden: Tensor, there: Tensor) -> Tensor:
@@ -146,6 +147,10 @@ class TextInfo:
     heads: int = 0
     hugging_face: dict[str, Any] | None = None
     """The configuration of a Hugging Face encoder; None for the built-in one."""
+    pooling: Pooling = "mean"
+    """Over the tokens of a Hugging Face encoder."""
+    prompts: tuple[str, str] = ("", "")
+    """What is put before each text of the first column of pairs, and of the second."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,15 @@ class TextSetup:
     """Folder of a Hugging Face encoder with pretrained weights; None starts from random ones."""
 
     @classmethod
-    def from_captions(cls, captions: Iterable[str], vocab_size: int, width: int, layers: int, length: int) -> TextSetup:
+    def from_captions(
+        cls,
+        captions: Iterable[str],
+        vocab_size: int,
+        width: int,
+        layers: int,
+        length: int,
+        prompts: tuple[str, str] = ("", ""),
+    ) -> TextSetup:
         """Set up a built-in transformer, with a tokenizer trained on the captions.
 
         Args:
@@ -167,43 +180,66 @@ class TextSetup:
             width: of the transformer; it gets a head for each 64.
             layers: of the transformer.
             length: most tokens of a text.
+            prompts: before each text of the first column, and of the second.
         """
         tokenizer = train_tokenizer(captions, vocab_size, length)
         heads = max(1, width // 64)
-        return cls(TextInfo(tokenizer.inner.get_vocab_size(), length, tokenizer.pad, width, layers, heads), tokenizer)
+        vocabulary = tokenizer.inner.get_vocab_size()
+        return cls(TextInfo(vocabulary, length, tokenizer.pad, width, layers, heads, prompts=prompts), tokenizer)
 
     @classmethod
-    def from_pretrained(cls, name: str, length: int) -> TextSetup:
+    def from_pretrained(
+        cls, name: str, length: int, pooling: Pooling | None = None, prompts: tuple[str, str] = ("", "")
+    ) -> TextSetup:
         """Set up a pretrained Hugging Face encoder.
 
         Args:
-            name: a local folder, or an installed package that carries one.
+            name: a local folder, an installed package that carries one, or a name on the Hugging Face hub.
             length: most tokens of a text; less where the encoder has fewer positions.
+            pooling: of the tokens; what its folder says (1_Pooling), else mean, when left out.
+            prompts: before each text of the first column, and of the second.
 
         Raises:
             BadInput: no such folder or package, no fast tokenizer in it, or `transformers` is not installed.
         """
         folder = find_encoder(name)
-        config = _transformers().AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = import_transformers().AutoConfig.from_pretrained(str(folder), local_files_only=True)
         if not (folder / "tokenizer.json").is_file():
             raise BadInput(f"{folder} has no tokenizer.json; save it with transformers' fast tokenizer")
         inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         length = min(length, getattr(config, "max_position_embeddings", length))
         pad = config.pad_token_id if config.pad_token_id is not None else 0
-        info = TextInfo(inner.get_vocab_size(), length, pad, hugging_face=config.to_dict())
+        info = TextInfo(
+            inner.get_vocab_size(),
+            length,
+            pad,
+            hugging_face=config.to_dict(),
+            pooling=pooling or pooling_of(folder),
+            prompts=prompts,
+        )
         return cls(info, Tokenizer(inner, length, pad), folder)
+
+    def tokens(self, texts: list[str], column: int) -> Tensor:
+        """Return the token ids, int64 (N, L), of N texts of a column (0 or 1), with its prompt before each."""
+        prompt = self.info.prompts[column]
+        return self.tokenizer([prompt + text for text in texts] if prompt else texts)
 
     def build(self) -> nn.Module:
         """Build the tower, with its first weights."""
         info = self.info
         if info.hugging_face is None:
             return TextTransformer(info.vocab_size, info.width, info.layers, info.heads, info.length, info.pad)
-        transformers = _transformers()
+        transformers = import_transformers()
         if self.weights is not None:
-            inner = transformers.AutoModel.from_pretrained(str(self.weights), local_files_only=True)
+            try:
+                inner = transformers.AutoModel.from_pretrained(
+                    str(self.weights), local_files_only=True, use_safetensors=True
+                )
+            except OSError:
+                raise BadInput(f"{self.weights} has no model.safetensors; save the encoder in that format") from None
         else:
             inner = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**info.hugging_face))
-        return PretrainedText(inner.float(), info.pad)
+        return PretrainedText(inner.float(), info.pad, info.pooling)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `tokenizer.json` to `folder`."""
@@ -219,48 +255,11 @@ class TextSetup:
             BadInput: a file is missing or damaged.
         """
         try:
-            info = TextInfo(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            info = TextInfo(**{**table, "prompts": tuple(table.get("prompts", ("", "")))})
             inner = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         except Exception as error:  # the tokenizer raises bare exceptions
             raise BadInput(
                 f"{folder} does not hold the text tower of a run ({error}); restore it from a copy"
             ) from None
         return cls(info, Tokenizer(inner, info.length, info.pad))
-
-
-def find_encoder(name: str) -> Path:
-    """Find the folder with the `config.json` of an encoder.
-
-    Args:
-        name: its path, or the name of an installed package that carries it.
-
-    Raises:
-        BadInput: there is none.
-    """
-    place = Path(name)
-    if (place / "config.json").is_file():
-        return place
-    module = name.replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    for parent in (spec.submodule_search_locations or []) if spec else []:
-        found = sorted(p.parent for p in Path(parent).rglob("config.json") if (p.parent / "tokenizer.json").is_file())
-        if found:
-            return found[0]
-    raise BadInput(
-        f"--text-model {name} is neither a folder with a config.json nor an installed package that carries an encoder; "
-        "give the path of a Hugging Face text encoder (nothing is downloaded)"
-    )
-
-
-def _transformers() -> ModuleType:
-    from .torchvision_cpu import import_timm
-
-    import_timm()  # transformers imports torchvision too, and needs the same repair
-    try:
-        import transformers
-    except ImportError:
-        raise BadInput("a Hugging Face text tower needs the package transformers: pip install 'sogclr[text]'") from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    module: ModuleType = transformers
-    return module

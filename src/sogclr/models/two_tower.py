@@ -1,8 +1,11 @@
-"""Two towers, an image encoder and a text encoder with a common space: while they train, and afterwards."""
+"""Two towers, an encoder for each column of pairs, with one space: while they train, and afterwards."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..data.pair_columns import IMAGE_TEXT, Kind
 from ..errors import BadInput
 from ..run_folder import RunFolder
 from .backbone import create_backbone, feature_width
@@ -17,81 +21,138 @@ from .encoder import Encoder, EncoderInfo, read_metadata, save_weights
 from .text import TextSetup
 
 FORMAT = "sogclr-two-tower-1"
-TEXTS_AT_ONCE = 256  # batch of the text tower in use
+TEXTS_AT_ONCE = 256  # batch of a text tower in use
 
 
 class TwoTowerModel(nn.Module):
-    """Image and text backbones, each with a linear projection into the common space; not normalised: the loss does that.
+    """Two backbones, each with a linear projection into the common space; not normalised: the loss does that.
 
-    A frozen backbone stays in evaluation mode and gets no gradient; `forward` takes its precomputed features.
+    A frozen backbone stays in evaluation mode and gets no gradient; `forward` takes its precomputed features. The names
+    of the parts are those of images with texts, whatever the columns hold: `backbone` and `head` are the first tower's,
+    `text_backbone` and `text_head` the second's.
 
     Args:
-        backbone: normalised images (N, 3, S, S) -> (N, F).
-        text_backbone: tokens (N, L) -> (N, T).
+        backbone: inputs of the first column -> (N, F): normalised images (N, 3, S, S), or tokens (N, L).
+        text_backbone: inputs of the second column -> (N, T); None: one tower serves both.
         dim: width of the common space.
-        image_frozen: whether the image backbone is frozen.
-        text_frozen: whether the text backbone is frozen.
+        frozen: whether the first backbone, and the second, are frozen.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        text_backbone: nn.Module,
+        text_backbone: nn.Module | None,
         dim: int,
         *,
-        image_frozen: bool = False,
-        text_frozen: bool = False,
+        frozen: tuple[bool, bool] = (False, False),
     ) -> None:
         super().__init__()
-        self.backbone, self.text_backbone = backbone, text_backbone
+        self.frozen, self.shared = frozen, text_backbone is None
+        self.backbone = backbone  # in the order that an optimizer's state has them
+        if text_backbone is not None:
+            self.text_backbone = text_backbone
         self.head = nn.Linear(feature_width(backbone), dim, bias=False)
-        self.text_head = nn.Linear(feature_width(text_backbone), dim, bias=False)
-        self.image_frozen, self.text_frozen = image_frozen, text_frozen
-        if image_frozen:
-            backbone.requires_grad_(False)
-        if text_frozen:
-            text_backbone.requires_grad_(False)
+        if text_backbone is not None:
+            self.text_head = nn.Linear(feature_width(text_backbone), dim, bias=False)
+        for column in (0, 1):
+            if frozen[column]:
+                self.parts(column)[0].requires_grad_(False)
 
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the projections (N, dim), (N, dim) of image-text pairs.
+    def parts(self, column: int) -> tuple[nn.Module, nn.Linear]:
+        """Return the backbone and the projection of a column, 0 or 1."""
+        return (self.text_backbone, self.text_head) if column and not self.shared else (self.backbone, self.head)
+
+    def project(self, inputs: Tensor, column: int) -> Tensor:
+        """Return the projections (N, dim) of a column's inputs, or of its features (N, F) where the backbone is frozen."""
+        backbone, head = self.parts(column)
+        rows: Tensor = head(inputs if self.frozen[column] else backbone(inputs))
+        return rows
+
+    def forward(self, first: Tensor, second: Tensor, negatives: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the projections (N, dim), (N, dim) of pairs, and those of hard negatives where there are any.
 
         Args:
-            images: normalised (N, 3, S, S), or features (N, F) where the image backbone is frozen.
-            texts: int64 tokens (N, L), or features (N, T) where the text backbone is frozen.
+            first: inputs of the first column, N of them; or features (N, F) where its backbone is frozen.
+            second: the same of the second column.
+            negatives: inputs of the second column.
         """
-        x = images if self.image_frozen else self.backbone(images)
-        y = texts if self.text_frozen else self.text_backbone(texts)
-        return self.head(x), self.text_head(y)
+        pair = self.project(first, 0), self.project(second, 1)
+        return pair if negatives is None else (*pair, self.project(negatives, 1))
 
     def train(self, mode: bool = True) -> TwoTowerModel:
         """Set training mode, except for frozen backbones."""
         super().train(mode)
-        if self.image_frozen:
-            self.backbone.eval()
-        if self.text_frozen:
-            self.text_backbone.eval()
+        for column in (0, 1):
+            if self.frozen[column]:
+                self.parts(column)[0].eval()
         return self
 
 
 class ImageTower(nn.Module):
-    """The image half of a model: normalised images (N, 3, S, S) -> (N, dim) unit rows.
+    """One column's half of a model: normalised images (N, 3, S, S) -> (N, dim) unit rows.
 
     Args:
-        model: shares its image backbone and projection.
+        model: shares its backbone and projection.
+        column: 0 or 1.
     """
 
-    def __init__(self, model: TwoTowerModel) -> None:
+    def __init__(self, model: TwoTowerModel, column: int = 0) -> None:
         super().__init__()
-        self.backbone, self.head = model.backbone, model.head
-        self.num_features = model.head.out_features
+        self.backbone, self.head = model.parts(column)
+        self.num_features = self.head.out_features
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the unit rows (N, dim) of normalised images (N, 3, S, S)."""
         return functional.normalize(self.head(self.backbone(images)).float(), dim=1)
 
 
-class TwoTower(Encoder):
-    """A model in use. As an `Encoder` it gives images' unit rows of the common space; `encode_texts` gives texts'.
+class TextTower(nn.Module):
+    """One column's half of a model: tokens (N, L) -> (N, dim) unit rows; `encode` takes texts.
+
+    Args:
+        model: shares its backbone and projection.
+        text: description and tokenizer.
+        column: 0 or 1.
+        device: where the model is.
+    """
+
+    def __init__(self, model: TwoTowerModel, text: TextSetup, column: int, device: torch.device | str) -> None:
+        super().__init__()
+        self.backbone, self.head = model.parts(column)
+        self.text, self.column, self.device = text, column, torch.device(device)
+        self.num_features = self.head.out_features
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the unit rows (N, dim) of tokens (N, L)."""
+        return functional.normalize(self.head(self.backbone(tokens)).float(), dim=1)
+
+    @torch.inference_mode()
+    def encode(self, texts: list[str]) -> Tensor:
+        """Return (N, dim) unit rows of N texts, float32, on the device."""
+        chunks = [texts[k : k + TEXTS_AT_ONCE] for k in range(0, len(texts), TEXTS_AT_ONCE)]
+        rows = [self(self.text.tokens(chunk, self.column).to(self.device)) for chunk in chunks]
+        return torch.cat(rows) if rows else torch.empty(0, self.num_features, device=self.device)
+
+    @torch.inference_mode()
+    def features(self, texts: list[str]) -> Tensor:
+        """Return the backbone's features (N, T), before the projection."""
+        found: Tensor = self.backbone(self.text.tokens(texts, self.column).to(self.device))
+        return found
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the description and the names and bytes of the weights."""
+        about = {**asdict(self.text.info), "column": self.column}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class TwoTower:
+    """A model in use: a tower for each column of pairs, `towers[0]` and `towers[1]`.
+
+    An image tower is an `Encoder`, which gives unit rows of the common space; a text tower is a `TextTower`.
 
     Example:
         >>> towers = load_two_tower("runs/birds")                                # doctest: +SKIP
@@ -99,33 +160,72 @@ class TwoTower(Encoder):
 
     Args:
         model: on `device`, in evaluation mode.
-        info: name and preprocessing of the image tower.
-        text: the text tower's description and tokenizer.
-        device: where texts are encoded.
+        kinds: what the two columns hold.
+        info: name and preprocessing of the image towers.
+        text: the text towers' description and tokenizer; None where there are none.
+        device: where the model is.
     """
 
-    def __init__(self, model: TwoTowerModel, info: EncoderInfo, text: TextSetup, device: torch.device | str) -> None:
-        super().__init__(ImageTower(model), info)
-        self.model, self.text, self.device = model, text, torch.device(device)
+    def __init__(
+        self,
+        model: TwoTowerModel,
+        kinds: tuple[Kind, Kind],
+        info: EncoderInfo,
+        text: TextSetup | None,
+        device: torch.device | str,
+    ) -> None:
+        self.model, self.kinds, self.info, self.text = model, kinds, info, text
+        self.device, self.num_features = torch.device(device), model.head.out_features
+        self.towers = [self._tower(column) for column in (0, 1)]
 
-    @torch.inference_mode()
-    def encode_texts(self, texts: list[str]) -> Tensor:
-        """Return (N, D) unit rows, float32, on the device."""
-        rows = [
-            functional.normalize(self.model.text_head(self.text_features(texts[k : k + TEXTS_AT_ONCE])).float(), dim=1)
-            for k in range(0, len(texts), TEXTS_AT_ONCE)
-        ]
-        return torch.cat(rows) if rows else torch.empty(0, self.num_features, device=self.device)
+    def _tower(self, column: int) -> Encoder | TextTower:
+        if self.kinds[column] == "images":
+            return Encoder(ImageTower(self.model, column), self.info).eval()
+        assert self.text is not None, "a column of texts has a tokenizer"
+        return TextTower(self.model, self.text, column, self.device).eval()
 
-    def text_features(self, texts: list[str]) -> Tensor:
-        """Return the text backbone's features (N, T), before the projection."""
-        features: Tensor = self.model.text_backbone(self.text.tokenizer(texts).to(self.device))
-        return features
+    @property
+    def images(self) -> Encoder:
+        """Return the tower of images, the first if both are.
+
+        Raises:
+            BadInput: there is none.
+        """
+        found = next((tower for tower in self.towers if isinstance(tower, Encoder)), None)
+        if found is None:
+            raise BadInput("this run was trained on texts and knows no images; give texts")
+        return found
+
+    def texts(self, column: int | None = None) -> TextTower:
+        """Return the tower of texts, that of a column (0 or 1) or else the last.
+
+        Raises:
+            BadInput: there is none.
+        """
+        towers = self.towers[::-1] if column is None else [self.towers[column]]
+        found = next((tower for tower in towers if isinstance(tower, TextTower)), None)
+        if found is None:
+            raise BadInput("this run was trained on images alone and knows no texts; give images")
+        return found
+
+    def encode(self, crops: Tensor) -> Tensor:
+        """Return (N, D) unit rows of uint8 crops (N, S, S, 3)."""
+        return self.images.encode(crops)
+
+    def encode_texts(self, texts: list[str], column: int | None = None) -> Tensor:
+        """Return (N, D) unit rows, float32, on the device.
+
+        Args:
+            texts: N of them.
+            column: 0 or 1, as whose texts they are encoded where both columns hold texts; the second when left out.
+        """
+        return self.texts(column).encode(texts)
 
 
-def save_two_tower(path: Path, model: TwoTowerModel, info: EncoderInfo) -> None:
-    """Write the weights of both towers; the text tower's description and tokenizer are in the run's `text/`."""
-    save_weights(path, model, FORMAT, info, dim=str(model.head.out_features))
+def save_two_tower(path: Path, model: TwoTowerModel, kinds: tuple[Kind, Kind], info: EncoderInfo) -> None:
+    """Write the weights of both towers; the text towers' description and tokenizer are in the run's `text/`."""
+    about = {"dim": str(model.head.out_features), "kinds": ",".join(kinds), "shared": str(int(model.shared))}
+    save_weights(path, model, FORMAT, info, **about)
 
 
 def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cpu") -> TwoTower:
@@ -146,7 +246,45 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
         raise BadInput(f"{run} is not finished ({path.name} is missing); resume it first: sogclr resume {run}")
     metadata = read_metadata(path, FORMAT, "restore it from a copy")
     info = EncoderInfo.from_json(metadata["info"])
-    text = TextSetup.load(folder.text_folder)
-    model = TwoTowerModel(create_backbone(info.name, info.image_size), text.build(), int(metadata["dim"]))
+    first, second = metadata.get("kinds", ",".join(IMAGE_TEXT)).split(",")
+    kinds: tuple[Kind, Kind] = _kind(first), _kind(second)
+    text = TextSetup.load(folder.text_folder) if "texts" in kinds else None
+    model = build_towers(kinds, info, text, int(metadata["dim"]), shared=metadata.get("shared") == "1")
     model.load_state_dict(load_file(path))
-    return TwoTower(model.to(device).eval().requires_grad_(False), info, text, device)
+    return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device)
+
+
+def _kind(word: str) -> Kind:
+    return "images" if word == "images" else "texts"
+
+
+def build_towers(
+    kinds: tuple[Kind, Kind],
+    info: EncoderInfo,
+    text: TextSetup | None,
+    dim: int,
+    *,
+    shared: bool = False,
+    pretrained: str | os.PathLike[str] | None = None,
+    frozen: tuple[bool, bool] = (False, False),
+) -> TwoTowerModel:
+    """Build both towers, with weights drawn from torch's generator or given.
+
+    Args:
+        kinds: what the two columns hold.
+        info: of the image towers: timm name and size.
+        text: of the text towers.
+        dim: width of the common space.
+        shared: whether one tower serves both columns, which are of one kind.
+        pretrained: weights of the image towers.
+        frozen: whether the first backbone, and the second, are frozen.
+    """
+
+    def backbone(kind: Kind) -> nn.Module:
+        if kind == "images":
+            return create_backbone(info.name, info.image_size, pretrained)
+        assert text is not None, "a column of texts has a tokenizer"
+        return text.build()
+
+    first = backbone(kinds[0])
+    return TwoTowerModel(first, None if shared else backbone(kinds[1]), dim, frozen=frozen)

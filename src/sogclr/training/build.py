@@ -13,6 +13,7 @@ from ..config.schema import TrainConfig
 from ..data.decoded import require_decoded
 from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
+from ..data.pair_columns import Kind
 from ..data.pairs import Pairs
 from ..data.recipe import Recipe, recipe_from_table
 from ..data.source import Source
@@ -22,7 +23,7 @@ from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import create_backbone, feature_width
 from ..models.encoder import EncoderInfo
 from ..models.text import TextSetup
-from ..models.two_tower import TwoTowerModel
+from ..models.two_tower import TwoTowerModel, build_towers
 from ..models.two_view import ContrastiveModel, ProjectionHead
 from ..progress import Progress
 from ..run_folder import RunFolder
@@ -35,7 +36,7 @@ from .own.views import OwnViews
 from .pair_task import PairTask
 from .parts import OnMetrics, Parts
 from .reading import Reading
-from .resolve import count_steps_per_epoch
+from .resolve import count_steps_per_epoch, tower_rates
 from .skip import use_fused
 from .views import ImageViews, Views
 
@@ -78,7 +79,7 @@ def build(
     # optimizers and schedule
     lr, warmup = float(optim.lr or 0.0), round((optim.warmup_epochs or 0) * steps_per_epoch)
     schedule = warmup_cosine(options.max_steps, warmup)
-    scales = {"backbone.": config.pairs.image_rate, "text_backbone.": config.pairs.text_rate}
+    scales = None if pairs is None else _lr_scales(config, pairs.kinds)
     loss_optimizers = build_loss_optimizers(loss, config) if isinstance(loss, ContrastiveLoss) else _own_optimizer(loss)
     return Parts(
         run=run,
@@ -86,7 +87,7 @@ def build(
         task=task,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(model, optim, scales if pairs is not None else None),
+        optimizer=build_optimizer(model, optim, scales),
         loss_optimizers=loss_optimizers,
         learning_rate=lambda step: lr * schedule(step),
         peak_learning_rate=lr,
@@ -226,51 +227,60 @@ def _own_optimizer(loss: nn.Module) -> list[torch.optim.Optimizer]:
 
 # ----------------------------------------------------------------------------------------------------------------- pairs
 def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.device) -> PairTask:
-    """Return the task of image-caption pairs."""
-    _check_frozen(config)
+    """Return the task of pairs."""
+    _check_frozen(config, pairs.kinds)
     reading = _reading(config, pairs)
-    text = _text_setup(config, pairs, run)
-    model = build_pair_model(config, text)
+    text = _text_setup(config, pairs, run) if "texts" in pairs.kinds else None
+    model = build_pair_model(config, pairs.kinds, text)
     _to_device(model, config, device)
     loss = build_loss(config, pairs).to(device)
     return PairTask(pairs, text, model, loss, _encoder_info(config), reading, run.features_folder, device)
 
 
-def _check_frozen(config: TrainConfig) -> None:
+def _lr_scales(config: TrainConfig, kinds: tuple[Kind, Kind]) -> dict[str, float]:
+    """Return the share of the learning rate of each tower, by the beginning of its parameters' names."""
+    return dict(zip(("backbone.", "text_backbone."), tower_rates(config.pairs, kinds), strict=True))
+
+
+def _check_frozen(config: TrainConfig, kinds: tuple[Kind, Kind]) -> None:
     model, options = config.model, config.pairs
-    if options.image_rate == 0 and model.pretrained is None and model.init_from is None:
+    if "images" in kinds and options.image_rate == 0 and model.pretrained is None and model.init_from is None:
         raise BadInput("--image-rate 0 freezes an encoder that knows nothing; give its weights with --pretrained FILE")
-    if options.text_rate == 0 and options.text_model is None and model.init_from is None:
+    if "texts" in kinds and options.text_rate == 0 and options.text_model is None and model.init_from is None:
         raise BadInput("--text-rate 0 freezes a text tower that knows nothing; give one with --text-model PATH")
 
 
 def _text_setup(config: TrainConfig, pairs: Pairs, run: RunFolder) -> TextSetup:
-    """Return the text tower's description and tokenizer: the run's own if it has begun, that of `--init-from`, or a new one."""
+    """Return the text towers' description and tokenizer: the run's own if it has begun, that of `--init-from`, or a new one."""
     options = config.pairs
+    prompts = (options.query_prompt, options.document_prompt)
     if run.config_file.is_file():
         return TextSetup.load(run.text_folder)
     if config.model.init_from is not None:
         other = RunFolder.open(config.model.init_from)
-        if not other.holds_pairs():
+        if not other.text_folder.is_dir():
             raise BadInput(f"{other.path} was trained on images alone; give its encoder with --pretrained instead")
         return TextSetup.load(other.text_folder)
     if options.text_model is not None:
-        return TextSetup.from_pretrained(options.text_model, options.text_length)
-    used = np.unique(pairs.text_ids[pairs.usable])
-    captions = (c for k in range(0, len(used), 4096) for c in pairs.captions_of(used[k : k + 4096]))
+        return TextSetup.from_pretrained(options.text_model, options.text_length, options.pooling, prompts)
+    columns = [pairs.ids(k)[pairs.usable] for k in (0, 1) if pairs.kinds[k] == "texts"]
+    used = np.unique(np.concatenate([*columns, pairs.negatives[1]]))
+    texts = (text for k in range(0, len(used), 4096) for text in pairs.texts_of(used[k : k + 4096]))
     return TextSetup.from_captions(
-        captions, options.vocab_size, options.text_width, options.text_layers, options.text_length
+        texts, options.vocab_size, options.text_width, options.text_layers, options.text_length, prompts
     )
 
 
-def build_pair_model(config: TrainConfig, text: TextSetup) -> TwoTowerModel:
+def build_pair_model(config: TrainConfig, kinds: tuple[Kind, Kind], text: TextSetup | None) -> TwoTowerModel:
     """Return both towers, with weights drawn from the seed or given."""
     torch.manual_seed(config.run.seed)
-    options = config.model
-    return TwoTowerModel(
-        create_backbone(str(options.model), config.data.image_size or 0, options.pretrained),
-        text.build(),
+    options, rates = config.model, tower_rates(config.pairs, kinds)
+    return build_towers(
+        kinds,
+        _encoder_info(config),
+        text,
         options.head_dim,
-        image_frozen=config.pairs.image_rate == 0,
-        text_frozen=config.pairs.text_rate == 0,
+        shared=config.pairs.shared_tower,
+        pretrained=options.pretrained,
+        frozen=(rates[0] == 0, rates[1] == 0),
     )

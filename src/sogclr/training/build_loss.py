@@ -32,10 +32,11 @@ def build_loss(config: TrainConfig, source: Source) -> ContrastiveLoss:
     options, row = config.loss, METHODS[config.loss.method]
     sizes = {"num_samples": len(source.images)}
     if isinstance(source, Pairs):
-        sizes["num_texts"] = len(source.captions)
+        sizes = {"num_samples": len(source.things(0)), "num_texts": len(source.things(1))}
     estimator = estimator_of(options.method, options.estimator)
     values: dict[str, object] = {
         **_values(config),
+        **_relation(config, source),
         **sizes,
         "temperature": _temperatures(options, list(sizes.values())),
     }
@@ -46,6 +47,18 @@ def build_loss(config: TrainConfig, source: Source) -> ContrastiveLoss:
     loss = construct(builders[source.kind], values)
     assert isinstance(loss, ContrastiveLoss), f"{builders[source.kind]} made no contrastive loss"
     return loss
+
+
+def _relation(config: TrainConfig, source: Source) -> dict[str, object]:
+    """Return what a loss is told of pairs beside their number: which of them match, and whose hard negatives count."""
+    estimator = estimator_of(config.loss.method, config.loss.estimator)
+    if not isinstance(source, Pairs) or (estimator and not estimator.known_pairs):
+        return {}
+    found: dict[str, object] = {"share_negatives": config.pairs.share_negatives}
+    if config.pairs.known_pairs:
+        found["positives"] = torch.from_numpy(source.first_ids.copy()), torch.from_numpy(source.second_ids.copy())
+        found["same_kind"] = source.kinds[0] == source.kinds[1]
+    return found
 
 
 def build_estimator(config: TrainConfig, num_samples: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..files import atomic_write
 from ..models.backbone import feature_width
 from ..models.encoder import Encoder
 from ..models.features import compute_features
-from ..models.two_tower import TwoTower
+from ..models.two_tower import TEXTS_AT_ONCE, TextTower
 from ..progress import ProgressCallback
 
 AT_ONCE = 8192  # images or texts between two writes
@@ -56,26 +56,27 @@ def image_features(
 
 
 @torch.inference_mode()
-def text_features(path: Path, towers: TwoTower, pairs: Pairs, progress: ProgressCallback | None = None) -> np.ndarray:
-    """Return the text backbone's features of every caption, float32 (m, T), mapped from `path`.
+def text_features(path: Path, tower: TextTower, pairs: Pairs, progress: ProgressCallback | None = None) -> np.ndarray:
+    """Return the backbone's features of every text of a column, and of its hard negatives: float32 (m, T), mapped from `path`.
 
     Args:
         path: the file, which is made first where there is none.
-        towers: in evaluation mode.
-        pairs: with m different captions.
-        progress: called with (captions done, captions to do).
+        tower: of the column, in evaluation mode.
+        pairs: with m different texts; NaN stands for those of the other column alone.
+        progress: called with (texts done, texts to do).
     """
 
     def fill(out: np.ndarray) -> None:
-        count, step = len(pairs.captions), 256
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            out[start:stop] = towers.text_features(pairs.captions_of(np.arange(start, stop))).float().cpu().numpy()
+        ids = np.unique(np.append(pairs.ids(tower.column), pairs.negatives[1] if tower.column else []).astype(np.int64))
+        if len(ids) < len(out):
+            out[:] = np.nan
+        for start in range(0, len(ids), TEXTS_AT_ONCE):
+            part = ids[start : start + TEXTS_AT_ONCE]
+            out[part] = tower.features(pairs.texts_of(part)).float().cpu().numpy()
             if progress is not None:
-                progress(stop, count)
+                progress(start + len(part), len(ids))
 
-    width = feature_width(towers.model.text_backbone)
-    return _once(path, (len(pairs.captions), width), fill)
+    return _once(path, (len(pairs.texts), feature_width(tower.backbone)), fill)
 
 
 def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> np.ndarray:
@@ -93,17 +94,19 @@ def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]
     return made
 
 
-def lookup_loader(sampler: ResumableSampler, pairs: Pairs, features: np.ndarray) -> Iterator[Batch]:
+def lookup_loader(sampler: ResumableSampler, pairs: Pairs, images: Mapping[int, np.ndarray]) -> Iterator[Batch]:
     """Yield batches of ids alone, as `training_loader` gives them with pixels: no image is opened.
 
     Args:
         sampler: of the pairs' ids.
-        pairs: images with captions.
-        features: of the images, (n, F); NaN where an image could not be read.
+        pairs: what they are of.
+        images: column -> features of its images, (n, F); NaN where an image could not be read.
     """
-    readable = np.isfinite(features[:, 0])
+    readable = {column: np.isfinite(features[:, 0]) for column, features in images.items()}
     for request in sampler:
-        good = readable[pairs.image_ids[request.ids]]
+        good = np.ones(len(request.ids), bool)
+        for column, known in readable.items():
+            good &= known[pairs.ids(column)[request.ids]]
         bad = [(int(i), "cannot be read") for i in request.ids[~good]]
         index = torch.from_numpy(request.ids[good])
-        yield Batch(request.step, request.epoch, index, torch.empty(1, len(index), 0, 0, 3, dtype=torch.uint8), bad)
+        yield Batch(request.step, request.epoch, index, torch.empty(0, len(index), 0, 0, 3, dtype=torch.uint8), bad)

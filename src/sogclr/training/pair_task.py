@@ -1,4 +1,4 @@
-"""Training on image-caption pairs: what the trainer asks of its data."""
+"""Training on pairs: what the trainer asks of its data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .reading import Reading
 from .task import Encode, Task
 from .transfer import transfer_state
 
-EVALUATED = 1000  # images of the online evaluation, with all their captions
+EVALUATED = 1000  # things of the first column in the online evaluation, with all their matches
 
 
 class PairTask(Task):
@@ -36,10 +36,10 @@ class PairTask(Task):
     A frozen tower's features are computed once and looked up. With both frozen only the projections train.
 
     Args:
-        pairs: images with captions.
-        text: tokenizer and description of the text tower.
+        pairs: of images and texts, of texts, or of images.
+        text: tokenizer and description of the text towers; None where there are none.
         model: both towers, on `device`.
-        loss: called with (image rows, text rows, image ids, text ids), on `device`.
+        loss: called with (first rows, second rows, first ids, second ids), and hard negatives with their ids; on `device`.
         info: what the encoder file says of itself.
         reading: how images are read.
         features: the folder of frozen towers' features.
@@ -51,7 +51,7 @@ class PairTask(Task):
     def __init__(
         self,
         pairs: Pairs,
-        text: TextSetup,
+        text: TextSetup | None,
         model: TwoTowerModel,
         loss: nn.Module,
         info: EncoderInfo,
@@ -62,89 +62,115 @@ class PairTask(Task):
         self.pairs, self.text, self.model, self.loss_fn = pairs, text, model, loss
         self.info, self.reading, self.features, self.device = info, reading, features, device
         self.augment = Augmentation(reading.recipe, reading.image_size, info.mean, info.std, reading.seed)
-        self._images: np.ndarray | None = None
-        self._texts: np.ndarray | None = None
-        chosen = choose(np.unique(pairs.image_ids[pairs.usable]), EVALUATED, reading.seed)
-        self.evaluated = pairs.usable[np.isin(pairs.image_ids[pairs.usable], chosen)]
+        self.frozen: dict[int, np.ndarray] = {}
+        """Column -> features of its frozen tower."""
+        self.has_hard_negatives = bool(pairs.negatives.size)
+        chosen = choose(np.unique(pairs.first_ids[pairs.usable]), EVALUATED, reading.seed)
+        self.evaluated = pairs.usable[np.isin(pairs.first_ids[pairs.usable], chosen)]
 
     # ---------------------------------------------------------------------------------------------------------- batches
     def prepare(self, progress: Progress) -> None:
         """Compute the features of frozen towers, unless the run has them already."""
         self.model.eval()
-        if self.model.image_frozen:
-            self._images = image_features(
-                self.features / "images.npy",
-                Encoder(self.model.backbone, self.info),
-                self.pairs.images,
-                workers=self.reading.workers,
-                device=self.device,
-                progress=progress.callback("features of the images"),
+        kinds, towers = self.pairs.kinds, self._towers()
+        for column in (0, 1):
+            if not self.model.frozen[column]:
+                continue
+            kind, alone = kinds[column], kinds[0] != kinds[1]
+            path = self.features / (f"{kind}.npy" if alone else f"{kind}-{column + 1}.npy")
+            report = progress.callback(
+                f"features of the {kind}" if alone else f"features of {self.pairs.names[column]}"
             )
-        if self.model.text_frozen:
-            towers = TwoTower(self.model, self.info, self.text, self.device)
-            report = progress.callback("features of the captions")
-            self._texts = text_features(self.features / "texts.npy", towers, self.pairs, report)
+            if kind == "images":
+                self.frozen[column] = image_features(
+                    path,
+                    Encoder(self.model.parts(column)[0], self.info),
+                    self.pairs.images,
+                    workers=self.reading.workers,
+                    device=self.device,
+                    progress=report,
+                )
+            else:
+                self.frozen[column] = text_features(path, towers.texts(column), self.pairs, report)
+
+    def _towers(self) -> TwoTower:
+        return TwoTower(self.model, self.pairs.kinds, self.info, self.text, self.device)
+
+    def _read_columns(self) -> list[int]:
+        """Return the columns whose images are read for each batch."""
+        return [k for k in (0, 1) if self.pairs.kinds[k] == "images" and k not in self.frozen]
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield batches of pairs from `start` on, one crop of each image."""
         reading = self.reading
-        if self._images is not None:
-            sampler = ResumableSampler(self.pairs.usable, reading.batch_size, reading.seed, start, distributed.shard())
-            return lookup_loader(sampler, self.pairs, self._images)
-        return reading.batches(self.pairs, start, 1, pin_memory)
+        if self._read_columns():
+            return reading.batches(self.pairs, start, 1, pin_memory)
+        sampler = ResumableSampler(self.pairs.usable, reading.batch_size, reading.seed, start, distributed.shard())
+        images = {k: features for k, features in self.frozen.items() if self.pairs.kinds[k] == "images"}
+        return lookup_loader(sampler, self.pairs, images)
 
     def blank_batch(self) -> Batch:
-        """Return two black images with the captions of two pairs."""
+        """Return two pairs with black images."""
         return self.reading.blank_batch(self.pairs, 1)
 
     def has_negatives(self, batch: Batch) -> bool:
-        """Return whether a batch, perhaps without bad files, holds two different images and two different texts."""
-        return all(bool((ids != ids[:1]).any()) for ids in self.ids(batch))
+        """Return whether a batch, perhaps without bad files, holds two different things in each column."""
+        return all(bool((ids != ids[:1]).any()) for ids in self.ids(batch)[:2])
 
     # --------------------------------------------------------------------------------------------------------- one step
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return what the model takes: images or their features, tokens or the captions' features."""
-        image_ids, text_ids = (ids.numpy() for ids in self.ids(batch))
-        if self._images is not None:
-            images = torch.from_numpy(self._images[image_ids]).to(self.device, non_blocking=True)
-        else:
-            crops = batch.crops[0].to(self.device, non_blocking=True)
-            images = self.augment(crops, batch.index.numpy(), batch.epoch, 0)
-        if self._texts is not None:
-            return images, torch.from_numpy(self._texts[text_ids]).to(self.device, non_blocking=True)
-        tokens = self.text.tokenizer(self.pairs.captions_of(text_ids))
-        return images, tokens.to(self.device, non_blocking=True)
+        """Return what the model takes of each column: images, tokens, or features; and of the hard negatives, if any."""
+        both = [self._inputs_of(column, ids.numpy(), batch) for column, ids in enumerate(self.ids(batch)[:2])]
+        if self.has_hard_negatives:
+            wrong = self.ids(batch)[2].numpy()
+            # a pair without one has its own text there, which the loss leaves out
+            both.append(self._inputs_of(1, np.where(wrong < 0, self.ids(batch)[1].numpy(), wrong), batch))
+        return tuple(both)
+
+    def _inputs_of(self, column: int, ids: np.ndarray, batch: Batch) -> Tensor:
+        if column in self.frozen:
+            return torch.from_numpy(self.frozen[column][ids]).to(self.device, non_blocking=True)
+        if self.pairs.kinds[column] == "texts":
+            assert self.text is not None, "a column of texts has a tokenizer"
+            return self.text.tokens(self.pairs.texts_of(ids), column).to(self.device, non_blocking=True)
+        place = [k for k in (0, 1) if self.pairs.kinds[k] == "images"].index(column)
+        crops = batch.crops[place].to(self.device, non_blocking=True)
+        return self.augment(crops, batch.index.numpy(), batch.epoch, place)
 
     def ids(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return the images' ids and the texts', (B,) each."""
+        """Return the ids of the first things, of the second, and of the hard negatives, if any: (B,) each, -1 for none."""
         rows = batch.index.numpy()
-        return torch.from_numpy(self.pairs.image_ids[rows]), torch.from_numpy(self.pairs.text_ids[rows])
+        found = [self.pairs.first_ids[rows], self.pairs.second_ids[rows]]
+        if self.has_hard_negatives:
+            found.append(self.pairs.negatives_of(rows, batch.epoch))
+        return tuple(torch.from_numpy(ids) for ids in found)
 
     def loss(self, encode: Encode, inputs: tuple[Tensor, ...], ids: tuple[Tensor, ...]) -> Tensor:
         """Return the loss of one pass through both towers."""
-        value: Tensor = self.loss_fn(*encode(*inputs), *ids)
+        first, second, *wrong = encode(*inputs)
+        hard = {"negatives": wrong[0], "negative_index": ids[2]} if wrong else {}
+        value: Tensor = self.loss_fn(first, second, ids[0], ids[1], **hard)
         return value
 
     # ------------------------------------------------------------------------------------------------------------ state
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
-        """Take what another run's loss kept of the images and captions that both runs have, and return how many images."""
-        theirs, loss = source.pairs(), self.loss_fn
-        images, captions = (self.pairs.images.names, theirs.images.names), (self.pairs.captions, theirs.captions)
-        transfer_state(loss, loss_state, {"text_estimator.log_u": captions, "text_temperature.tau": captions})
-        return transfer_state(loss, loss_state, {"image_estimator.log_u": images, "temperature.tau": images})
+        """Take what another run's loss kept of the things that both runs have, and return how many of the first column."""
+        theirs, ours = source.pairs(), self.pairs
+        first, second = ((ours.things(k), theirs.things(k)) for k in (0, 1))
+        transfer_state(self.loss_fn, loss_state, {"text_estimator.log_u": second, "text_temperature.tau": second})
+        return transfer_state(self.loss_fn, loss_state, {"image_estimator.log_u": first, "temperature.tau": first})
 
     # ------------------------------------------------------------------------------------------------- scores and files
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Return the recall both ways on a fixed sample of the training images and all their captions."""
+        """Return the recall both ways on a fixed sample of the training pairs."""
         self.model.eval()
         broadcast_buffers(self.model)
         try:
-            towers = TwoTower(self.model, self.info, self.text, self.device)
             features = pair_features(
-                towers, self.pairs, self.evaluated, workers=self.reading.workers, device=self.device
+                self._towers(), self.pairs, self.evaluated, workers=self.reading.workers, device=self.device
             )
-            return score_pairs(features, online=True)
+            return score_pairs(features, self.pairs.kinds, online=True)
         finally:
             self.model.train()
 
@@ -155,9 +181,11 @@ class PairTask(Task):
     def write_inputs(self, run: RunFolder) -> None:
         """Write the pairs and the tokenizer."""
         self.pairs.save_to(run)
-        self.text.save(run.text_folder)
+        if self.text is not None:
+            self.text.save(run.text_folder)
 
     def finish(self, run: RunFolder) -> None:
-        """Write both towers in one file, and the image encoder's own."""
-        save_two_tower(run.two_tower_file, self.model, self.info)
-        save_encoder(run.encoder_file, self.model.backbone, self.info)
+        """Write the image encoder's own file, and both towers in one, which makes the run finished."""
+        if self.pairs.kinds[0] == "images":
+            save_encoder(run.encoder_file, self.model.backbone, self.info)
+        save_two_tower(run.two_tower_file, self.model, self.pairs.kinds, self.info)

@@ -34,7 +34,7 @@ class Reading:
     """Where images are taken from instead of their files."""
 
     def batches(self, source: Source, start: int, views: int, pin_memory: bool) -> Iterator[Batch]:
-        """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (views, B, S, S, 3)."""
+        """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (images x views, B, S, S, 3)."""
         return training_loader(
             source,
             source.usable,
@@ -53,6 +53,6 @@ class Reading:
 
     def blank_batch(self, source: Source, views: int) -> Batch:
         """Return black crops of two samples, of which only the shapes count."""
-        side = self.image_size
-        blank = torch.zeros(views, 2, side, side, 3, dtype=torch.uint8)
-        return Batch(0, 0, torch.from_numpy(source.usable[:2]), blank, [])
+        side, ids = self.image_size, source.usable[:2]
+        crops = views * source.images_of(ids).shape[1]
+        return Batch(0, 0, torch.from_numpy(ids), torch.zeros(crops, 2, side, side, 3, dtype=torch.uint8), [])

@@ -11,6 +11,8 @@ from ..config.methods import METHODS, estimator_of, options_of
 from ..config.rows import Row
 from ..config.schema import LossConfig, OptimConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
+from ..data.pair_columns import Kind
+from ..data.pairs import Pairs
 from ..data.recipe import named_recipe, recipe_from_table
 from ..data.source import Source
 from ..errors import BadInput
@@ -19,7 +21,7 @@ from ..models.backbone import resolve_name
 from .optim import learning_rate, weight_decay
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
-_NAMES = {"images": "images alone", "pairs": "image-caption pairs"}  # kind of DATA -> its name in a sentence
+_NAMES = {"images": "images alone", "pairs": "pairs"}  # kind of DATA -> its name in a sentence
 
 
 def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]]:
@@ -29,6 +31,8 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         BadInput: too few images, an unknown model, a device that is not there, or options for another kind of DATA.
     """
     check_kind(config, source.kind)
+    if isinstance(source, Pairs):
+        check_kinds(config, source)
     size = config.data.image_size or image_size_for(source)
     model, why = resolve_name(config.model.model, size)
     named = "caption" if source.kind == "pairs" and config.data.recipe == "auto" else config.data.recipe
@@ -67,15 +71,57 @@ def check_kind(config: TrainConfig, kind: str) -> None:
     if kind == "pairs" and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
     if kind != "pairs":
-        for f in fields(PairsConfig):
-            if getattr(config.pairs, f.name) != f.default:
-                option = f"--{f.name.replace('_', '-')}"
-                raise BadInput(f"{option} is for image-caption pairs and {config.data.data} holds images; leave it out")
+        _refuse_options(config, [f.name for f in fields(PairsConfig)], "pairs", "images")
+
+
+def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
+    """Check that the options go with what the columns of the pairs hold.
+
+    Raises:
+        BadInput: they do not.
+    """
+    kinds, (first, second) = pairs.kinds, pairs.names
+    if kinds[0] != kinds[1] and config.pairs.shared_tower:
+        raise BadInput(
+            f"--shared-tower is for two columns of one kind, and {first} holds {kinds[0]} and {second} {kinds[1]}; leave it out"
+        )
+    if "images" not in kinds:
+        _refuse_options(config, ["image_rate"], "images", "texts")
+        if config.model.model or config.model.pretrained:
+            raise BadInput(f"--model and --pretrained are for images and {pairs.source} holds texts; give --text-model")
+    if "texts" not in kinds:
+        names = ["text_rate", "text_model", "text_width", "text_layers", "text_length", "vocab_size", "pooling"]
+        _refuse_options(config, [*names, "query_prompt", "document_prompt"], "texts", "images")
+    if kinds[0] != "texts":
+        _refuse_options(config, ["query_prompt"], "two columns of texts", f"{kinds[0]} in its first")
+    estimator = estimator_of(config.loss.method, config.loss.estimator)
+    if pairs.negatives.size and estimator and not estimator.known_pairs:
+        raise BadInput(
+            f"--estimator {estimator.name} takes no hard negatives, which {pairs.source} holds; leave it out"
+        )
+    if not pairs.negatives.size:
+        _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
+    if config.pairs.pooling is not None and config.pairs.text_model is None:
+        raise BadInput("--pooling is for a Hugging Face encoder; give one with --text-model, or leave it out")
+
+
+def _refuse_options(config: TrainConfig, names: list[str], meant: str, held: str) -> None:
+    """Refuse options of the section on pairs that are for another kind of DATA than is held."""
+    for f in fields(PairsConfig):
+        if f.name in names and getattr(config.pairs, f.name) != f.default:
+            option = f"--{f.name.replace('_', '-')}"
+            raise BadInput(f"{option} is for {meant} and {config.data.data} holds {held}; leave it out")
+
+
+def tower_rates(options: PairsConfig, kinds: tuple[Kind, Kind]) -> tuple[float, float]:
+    """Return the share of the learning rate that each column's tower gets."""
+    of_kind = {"images": options.image_rate, "texts": options.text_rate}
+    return of_kind[kinds[0]], of_kind[kinds[1]]
 
 
 def image_size_for(source: Source) -> int:
     """Return 32, 64, 96 or 224, from the median of the images' shorter sides."""
-    sides = np.minimum(source.widths, source.heights)
+    sides = np.minimum(source.images.widths, source.images.heights)
     sides = sides[sides > 0]
     median = float(np.median(sides)) if len(sides) else 224.0
     return next((size for below, size in _SIZES if median < below), 224)
@@ -175,17 +221,26 @@ def loss_words(loss: LossConfig) -> list[str]:
 
 def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) -> list[str]:
     run, optim, loss, pairs = config.run, config.optim, config.loss, config.pairs
-    texts = pairs.text_model or f"a transformer of {pairs.text_layers} layers, {pairs.text_width} wide"
+    shape = f"a transformer of {pairs.text_layers} layers" if pairs.text_layers else "a bag of tokens"
+    texts = pairs.text_model or f"{shape}, {pairs.text_width} wide"
+    kinds = source.kinds if isinstance(source, Pairs) else ("images", "images")
+    towers = ", one tower for both columns" if pairs.shared_tower else ", a tower for each column"
+    towers = towers if isinstance(source, Pairs) and kinds[0] == kinds[1] else ""
     lines = [
-        f"encoder   {config.model.model} ({why}){_lr_scale_words(pairs.image_rate)}",
-        f"texts     {texts}{_lr_scale_words(pairs.text_rate)}",
+        f"encoder   {config.model.model} ({why}){towers}{_lr_scale_words(pairs.image_rate)}",
+        f"texts     {texts}{towers}{_lr_scale_words(pairs.text_rate)}",
         f"views     {config.data.image_size} pixels",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
         f"optimizer {optim.optimizer}, lr {optim.lr:.4g}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
         f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]
-    return [line for line in lines if source.kind == "pairs" or not line.startswith("texts")]
+    unused = (
+        "" if "images" in kinds else "encoder",
+        "" if "images" in kinds else "views",
+        "" if "texts" in kinds else "texts",
+    )
+    return [line for line in lines if line.split()[0] not in unused]
 
 
 def _lr_scale_words(scale: float) -> str:

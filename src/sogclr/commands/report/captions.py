@@ -33,17 +33,19 @@ def nearest_to_captions(
         BadInput: the run's pairs or towers cannot be read.
     """
     pairs, towers = run.pairs(), load_two_tower(run.path, device)
-    features, kept, _ = compute_features(towers, thumbnails.manifest, np.sort(ids), workers=workers, device=device)
-    known = np.unique(pairs.text_ids[np.isin(pairs.image_ids, kept)])
+    features, kept, _ = compute_features(
+        towers.images, thumbnails.manifest, np.sort(ids), workers=workers, device=device
+    )
+    known = np.unique(pairs.second_ids[np.isin(pairs.first_ids, kept)])
     if not len(known):
         return []
     chosen = known[np.linspace(0, len(known) - 1, min(QUERIES, len(known))).round().astype(int)]
-    captions = pairs.captions_of(chosen)
+    captions = pairs.texts_of(chosen)
     similarity = towers.encode_texts(captions).cpu() @ torch.from_numpy(features).T
     values, rows = similarity.topk(min(NEIGHBOURS, len(kept)), dim=1)
     found = []
     for text_id, caption, value, row in zip(chosen.tolist(), captions, values.tolist(), rows.numpy(), strict=True):
-        own = set(pairs.image_ids[pairs.text_ids == text_id].tolist())
+        own = set(pairs.first_ids[pairs.second_ids == text_id].tolist())
         images = thumbnails.of(kept[row].tolist(), value)
         found.append((caption, [replace(t, same=t.id in own, class_name=None) for t in images]))
     return found

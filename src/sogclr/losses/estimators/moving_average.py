@@ -117,6 +117,16 @@ class MovingAverage(Estimator):
             self.assign(self.step, self.step + 1)
         return nu
 
+    @torch.no_grad()
+    def warm_start(self, log_g: Tensor, index: Tensor) -> None:
+        """Take log g as the estimate of samples, as if they had been seen.
+
+        Args:
+            log_g: (n,) floating; where an id stands more than once, log of the mean of its g is taken.
+            index: (n,) int64 ids; of a divided log_u all ranks call, with the same.
+        """
+        self._write(index, merge_duplicates(log_g, index).to(self.log_u.dtype))
+
     def _write(self, index: Tensor, new: Tensor) -> None:
         if self.part is None:
             self.assign(self.log_u, new, index)

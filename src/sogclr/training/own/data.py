@@ -21,6 +21,7 @@ from torch import Tensor
 from ...data.column_files import RunFiles
 from ...data.images import opened
 from ...data.manifest import Difference, Manifest
+from ...data.pair_columns import ColumnNames
 from ...data.paths import AnyPath
 from ...errors import BadInput
 from .parts import MapDataset, name_of
@@ -72,9 +73,9 @@ class DatasetSource:
         """Raise BadInput: there are no files."""
         raise BadInput(f"{self.relative(id)} is of a data set of your own and has no file")
 
-    def image_of(self, ids: np.ndarray) -> np.ndarray:
-        """Return the ids: each sample is an image."""
-        return ids
+    def images_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the image ids of samples (k,): int64 (k, 1), the same."""
+        return ids[:, None]
 
     def describe(self) -> str:
         """Return one line of counts."""
@@ -84,7 +85,7 @@ class DatasetSource:
         """Return None: all of a data set is for training."""
         return None
 
-    def rescan(self, columns: dict[str, str | None]) -> DatasetSource:
+    def rescan(self, columns: ColumnNames) -> DatasetSource:
         """Return the source itself: there are no files that change."""
         return self
 

@@ -1,0 +1,5 @@
+"""The real packages import torchvision, which may be built for another torch here: see `sogclr.models.torchvision_cpu`."""
+
+from sogclr.models.torchvision_cpu import import_timm
+
+import_timm()
