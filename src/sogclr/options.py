@@ -25,7 +25,7 @@ PYTHON_ONLY = frozenset({"quiet", "progress", "on_metrics", "model", "loss", "da
 """Parameters that are no options: a command shows its progress, and takes no objects of Python."""
 METAVARS = {"out": "PATH", "config": "PATH", "pretrained": "PATH", "init_from": "RUN", "source": "EMBEDDINGS|FOLDER"}
 """What stands for a value in the help, where its type does not say it."""
-FLAGS = {"source": "in"}
+FLAGS = {"source": "in", "as_column": "as"}
 """Parameters whose option has another name, which is a word of Python."""
 
 

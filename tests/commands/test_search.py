@@ -15,7 +15,9 @@ from sogclr.commands.collection import Collection, Hit, open_collection
 from sogclr.commands.evaluate_pairs import evaluate_pairs
 from sogclr.commands.report import report
 from sogclr.commands.search import gallery, search
+from sogclr.commands.search_index import ExactIndex
 from sogclr.errors import BadInput
+from sogclr.models.run_encoders import RunEncoders
 from sogclr.models.two_tower import load_two_tower
 
 
@@ -52,9 +54,9 @@ def test_texts_find_their_images_in_a_file_of_embeddings(run, embeddings):
 
 def test_pictures_are_found_beside_embeddings_of_another_program(run, embeddings, data, tmp_path):
     """Without a word on what they are of; and where there are none the page says so."""
-    collection = open_collection(embeddings, load_two_tower(run))
+    collection = open_collection(embeddings, RunEncoders.load(run, "cpu"))
     for folder, pictures in ((data.parent, 3), (tmp_path, 0)):
-        np.savez(folder / "theirs.npz", path=np.array(collection.paths), embedding=collection.rows.numpy())
+        np.savez(folder / "theirs.npz", path=np.array(collection.names), embedding=collection.index.rows.numpy())
         page = search(run, "the digit two", source=folder / "theirs.npz", top=3, device="cpu", workers=0).page
         assert page.read_text().count("data:image/webp") == pictures
     assert page.read_text().count("no longer exists") == 3
@@ -101,7 +103,7 @@ def test_an_image_finds_itself_and_its_like(run, data):
 
 def test_a_hundred_thousand_images_answer_in_under_a_second():
     rows = torch.randn(100_000, 128, generator=torch.Generator().manual_seed(0))
-    collection = Collection([f"{i}.png" for i in range(100_000)], rows, lambda row: None)
+    collection = Collection([f"{i}.png" for i in range(100_000)], ExactIndex(rows), str)
     query, times = rows[77] / rows[77].norm(), []
     for _ in range(5):
         begun = time.perf_counter()
@@ -126,13 +128,13 @@ def test_evaluation_as_json_has_the_documented_keys(run, data, capsys):
 def test_retrieval_by_hand(run, data):
     """The command's R@1 from the embeddings of `embed` and of the texts, by slow comparison."""
     towers = load_two_tower(run)
-    collection = open_collection(data, towers)
+    collection = open_collection(data, RunEncoders.load(run, "cpu"))
     captions = sorted(
-        {f"the digit {p.split('/')[0]}" for p in collection.paths}
-        | {f"a handwritten {p.split('/')[0]}" for p in collection.paths}
+        {f"the digit {p.split('/')[0]}" for p in collection.names}
+        | {f"a handwritten {p.split('/')[0]}" for p in collection.names}
     )
-    nearest = (collection.rows @ towers.encode_texts(captions).T).argmax(dim=1).tolist()
-    right = [captions[k].split()[-1] == p.split("/")[0] for k, p in zip(nearest, collection.paths, strict=True)]
+    nearest = (collection.index.rows @ towers.encode_texts(captions).T).argmax(dim=1).tolist()
+    right = [captions[k].split()[-1] == p.split("/")[0] for k, p in zip(nearest, collection.names, strict=True)]
     scores = package.evaluate(run, data, device="cpu", workers=0)
     assert scores["image_to_text_r1"] == pytest.approx(np.mean(right))
 
@@ -173,7 +175,7 @@ def test_a_run_on_images_has_no_texts(data, tmp_path):
     )
     with pytest.raises(BadInput, match="was trained on images alone and knows no texts"):
         search(out, "x", source=data, device="cpu")
-    with pytest.raises(BadInput, match="is no run on image-caption pairs"):
+    with pytest.raises(BadInput, match="is no run on pairs"):
         package.evaluate(out, data, device="cpu", workers=0)
     assert callable(evaluate_pairs)
 
