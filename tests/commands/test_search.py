@@ -8,9 +8,12 @@ import pytest
 import torch
 from captioned import PAIRS, write_pairs
 from digits import sogclr
+from PIL import Image
+from torch.nn import functional
 
 import sogclr as package
 from sogclr.cli import main
+from sogclr.commands import search_index
 from sogclr.commands.collection import Collection, Hit, open_collection
 from sogclr.commands.evaluate_pairs import evaluate_pairs
 from sogclr.commands.report import report
@@ -101,6 +104,39 @@ def test_an_image_finds_itself_and_its_like(run, data):
     assert hits[0].score == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["pairs", "images", "encoder file"])
+def test_every_jpeg_of_a_folder_finds_itself(kind, run, digits_run, tmp_path):
+    """JPEGs are decoded at a reduced size where the crop is much smaller, those of the collection and the query alike."""
+    folder, random = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    for k in range(12):
+        pixels = random.integers(0, 256, (150, 200 + k, 3), dtype=np.uint8)  # whose detail depends on how it is reduced
+        Image.fromarray(pixels).resize((600 + 16 * k, 450), Image.Resampling.NEAREST).save(folder / f"{k}.jpg")
+    model = {"pairs": run, "images": digits_run, "encoder file": digits_run / "encoder.safetensors"}[kind]
+    package.embed(model, folder, tmp_path / "e.npz", device="cpu", workers=0)
+    for source in (tmp_path / "e.npz", folder):
+        for image in folder.iterdir():
+            page = tmp_path / "page.html"
+            hits = search(model, source=source, image=image, top=2, out=page, device="cpu", workers=0).hits
+            assert hits[0].path == image.name
+            assert hits[0].score >= 0.999
+            assert hits[1].score < hits[0].score
+        if kind != "images":
+            break  # once is enough
+
+
+def test_a_query_image_that_cannot_be_read_is_refused(digits_run, digits_data, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    for name, message in [
+        ("broken.jpg", "broken.jpg .*; give another"),
+        ("gone.png", "gone.png no longer exists; give"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            search(digits_run, source=digits_data, image=tmp_path / name, device="cpu", workers=0)
+    with pytest.raises(BadInput, match=r"is no run's folder, .*; give --out"):
+        search(digits_run / "encoder.safetensors", source=digits_data, image=tmp_path / "gone.png")
+
+
 def test_a_hundred_thousand_images_answer_in_under_a_second():
     rows = torch.randn(100_000, 128, generator=torch.Generator().manual_seed(0))
     collection = Collection([f"{i}.png" for i in range(100_000)], ExactIndex(rows), str)
@@ -111,6 +147,18 @@ def test_a_hundred_thousand_images_answer_in_under_a_second():
         times.append(time.perf_counter() - begun)
     assert hits[0].path == "77.png"
     assert sorted(times)[2] < 1
+
+
+def test_rows_are_compared_chunk_by_chunk(monkeypatch):
+    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    query = functional.normalize(rows[31] + rows[2], dim=0)
+    whole = ExactIndex(rows).nearest(query, 60)
+    monkeypatch.setattr(search_index, "CHUNK", 7)
+    scores, places = ExactIndex(rows).nearest(query, 60)
+    assert places == whole[1]
+    assert sorted(places) == list(range(50))
+    assert scores == pytest.approx(whole[0])
+    assert scores == pytest.approx(sorted((functional.normalize(rows, dim=1) @ query).tolist(), reverse=True))
 
 
 def test_evaluation_as_json_has_the_documented_keys(run, data, capsys):
