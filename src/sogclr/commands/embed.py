@@ -82,7 +82,7 @@ def embed(
     Args:
         run: A run's folder, or an exported encoder (.safetensors).
         data: Images: a folder, a .txt list of files, a table of pairs, or tar shards. Texts: a .txt file with one a line, or a
-            table with `column`.
+            table with --column.
         out: The file to write: .parquet, .npz or .safetensors, with ids and paths or texts.
         column: Column of a table, whose texts are embedded; of a run on texts the column of the run when left out.
         as_column: Column of the run's pairs that encodes; the last that holds such things when left out.
