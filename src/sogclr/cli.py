@@ -46,15 +46,15 @@ class Command:
 
 COMMANDS = {
     "demo": Command("demo:demo", "see it work on real digits, in a few minutes; nothing is downloaded"),
-    "train": Command("train:train", "train an encoder on a folder of images, without labels", ("data",)),
+    "train": Command(
+        "train:train", "train an encoder on a folder of images, without labels; or two on pairs", ("data",)
+    ),
     "resume": Command("train:resume", "continue a run from its last checkpoint", ("run",)),
-    "embed": Command("embed:embed", "write the embeddings of a folder of images", ("run", "data")),
+    "embed": Command("embed:embed", "write the embeddings of images or texts", ("run", "data")),
     "eval": Command(
         "evaluate:evaluate", "score an encoder: kNN and linear probes, or label-free health", ("run", "data")
     ),
-    "search": Command(
-        "search:search", "find images by a text or an image, with a run on image-caption pairs", ("run", "text")
-    ),
+    "search": Command("search:search", "find images or texts by a text or an image", ("run", "text")),
     "export": Command("export:export", "write the encoder for timm, TorchScript or ONNX", ("run",)),
     "report": Command("report:report", "write one HTML page about a run", ("run",)),
     "cache": Command("cache:cache", "decode all images once, for training at memory speed", ("data",)),
@@ -241,7 +241,8 @@ def _show_run(run: RunFolder) -> None:
     from .distributed import is_rank0
 
     if is_rank0():
-        print(f"encoder   {run.encoder_file}")
+        images = run.encoder_file.is_file()  # which a run on texts has no encoder of
+        print(f"encoder   {run.encoder_file}" if images else f"encoders  {run.two_tower_file}")
         print(
             f"next      sogclr report {run.path}   |   sogclr eval {run.path} DATA   |   sogclr embed {run.path} DATA --out F.parquet"
         )

@@ -172,10 +172,10 @@ class RunFolder:
         return files[-1] if files else None
 
     def log_u(self) -> np.ndarray | None:
-        """Read the images' running log-normalizers from the newest checkpoint.
+        """Read the running log-normalizers from the newest checkpoint: of the images, or of the first column of pairs.
 
         Returns:
-            float32 (n,), -inf for images not seen yet; None without a checkpoint, or if the method keeps none.
+            float32 (n,) by id, -inf for what was not seen yet, and for what stands in the second column only; None without a checkpoint, or if the method keeps none.
 
         Raises:
             BadInput: the checkpoint cannot be read.

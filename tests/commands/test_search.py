@@ -8,14 +8,19 @@ import pytest
 import torch
 from captioned import PAIRS, write_pairs
 from digits import sogclr
+from PIL import Image
+from torch.nn import functional
 
 import sogclr as package
 from sogclr.cli import main
+from sogclr.commands import search_index
 from sogclr.commands.collection import Collection, Hit, open_collection
 from sogclr.commands.evaluate_pairs import evaluate_pairs
 from sogclr.commands.report import report
 from sogclr.commands.search import gallery, search
+from sogclr.commands.search_index import ExactIndex
 from sogclr.errors import BadInput
+from sogclr.models.run_encoders import RunEncoders
 from sogclr.models.two_tower import load_two_tower
 
 
@@ -52,9 +57,9 @@ def test_texts_find_their_images_in_a_file_of_embeddings(run, embeddings):
 
 def test_pictures_are_found_beside_embeddings_of_another_program(run, embeddings, data, tmp_path):
     """Without a word on what they are of; and where there are none the page says so."""
-    collection = open_collection(embeddings, load_two_tower(run))
+    collection = open_collection(embeddings, RunEncoders.load(run, "cpu"))
     for folder, pictures in ((data.parent, 3), (tmp_path, 0)):
-        np.savez(folder / "theirs.npz", path=np.array(collection.paths), embedding=collection.rows.numpy())
+        np.savez(folder / "theirs.npz", path=np.array(collection.names), embedding=collection.index.rows.numpy())
         page = search(run, "the digit two", source=folder / "theirs.npz", top=3, device="cpu", workers=0).page
         assert page.read_text().count("data:image/webp") == pictures
     assert page.read_text().count("no longer exists") == 3
@@ -99,9 +104,43 @@ def test_an_image_finds_itself_and_its_like(run, data):
     assert hits[0].score == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["pairs", "images", "encoder file"])
+def test_every_jpeg_of_a_folder_finds_itself(kind, run, digits_run, tmp_path):
+    """JPEGs are decoded at a reduced size where the crop is much smaller, those of the collection and the query alike."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k in range(12):  # rings, whose look depends on how they are reduced
+        y, x = np.mgrid[: 67 + 2 * k, : 71 + 3 * k]
+        square = (x - x.mean()) ** 2 + (y - y.mean()) ** 2
+        Image.fromarray((127 + 127 * np.sin(square / (90 + 20 * k))).astype(np.uint8)).save(folder / f"{k}.jpg")
+    model = {"pairs": run, "images": digits_run, "encoder file": digits_run / "encoder.safetensors"}[kind]
+    package.embed(model, folder, tmp_path / "e.npz", device="cpu", workers=0)
+    for source in (tmp_path / "e.npz", folder):
+        for image in folder.iterdir():
+            page = tmp_path / "page.html"
+            hits = search(model, source=source, image=image, top=2, out=page, device="cpu", workers=0).hits
+            assert hits[0].path == image.name
+            assert hits[0].score >= 0.9999
+            assert hits[1].score < hits[0].score
+        if kind != "images":
+            break  # once is enough
+
+
+def test_a_query_image_that_cannot_be_read_is_refused(digits_run, digits_data, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    for name, message in [
+        ("broken.jpg", "broken.jpg .*; give another"),
+        ("gone.png", "gone.png no longer exists; give"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            search(digits_run, source=digits_data, image=tmp_path / name, device="cpu", workers=0)
+    with pytest.raises(BadInput, match=r"is no run's folder, .*; give --out"):
+        search(digits_run / "encoder.safetensors", source=digits_data, image=tmp_path / "gone.png")
+
+
 def test_a_hundred_thousand_images_answer_in_under_a_second():
     rows = torch.randn(100_000, 128, generator=torch.Generator().manual_seed(0))
-    collection = Collection([f"{i}.png" for i in range(100_000)], rows, lambda row: None)
+    collection = Collection([f"{i}.png" for i in range(100_000)], ExactIndex(rows), str)
     query, times = rows[77] / rows[77].norm(), []
     for _ in range(5):
         begun = time.perf_counter()
@@ -109,6 +148,18 @@ def test_a_hundred_thousand_images_answer_in_under_a_second():
         times.append(time.perf_counter() - begun)
     assert hits[0].path == "77.png"
     assert sorted(times)[2] < 1
+
+
+def test_rows_are_compared_chunk_by_chunk(monkeypatch):
+    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    query = functional.normalize(rows[31] + rows[2], dim=0)
+    whole = ExactIndex(rows).nearest(query, 60)
+    monkeypatch.setattr(search_index, "CHUNK", 7)
+    scores, places = ExactIndex(rows).nearest(query, 60)
+    assert places == whole[1]
+    assert sorted(places) == list(range(50))
+    assert scores == pytest.approx(whole[0])
+    assert scores == pytest.approx(sorted((functional.normalize(rows, dim=1) @ query).tolist(), reverse=True))
 
 
 def test_evaluation_as_json_has_the_documented_keys(run, data, capsys):
@@ -126,13 +177,13 @@ def test_evaluation_as_json_has_the_documented_keys(run, data, capsys):
 def test_retrieval_by_hand(run, data):
     """The command's R@1 from the embeddings of `embed` and of the texts, by slow comparison."""
     towers = load_two_tower(run)
-    collection = open_collection(data, towers)
+    collection = open_collection(data, RunEncoders.load(run, "cpu"))
     captions = sorted(
-        {f"the digit {p.split('/')[0]}" for p in collection.paths}
-        | {f"a handwritten {p.split('/')[0]}" for p in collection.paths}
+        {f"the digit {p.split('/')[0]}" for p in collection.names}
+        | {f"a handwritten {p.split('/')[0]}" for p in collection.names}
     )
-    nearest = (collection.rows @ towers.encode_texts(captions).T).argmax(dim=1).tolist()
-    right = [captions[k].split()[-1] == p.split("/")[0] for k, p in zip(nearest, collection.paths, strict=True)]
+    nearest = (collection.index.rows @ towers.encode_texts(captions).T).argmax(dim=1).tolist()
+    right = [captions[k].split()[-1] == p.split("/")[0] for k, p in zip(nearest, collection.names, strict=True)]
     scores = package.evaluate(run, data, device="cpu", workers=0)
     assert scores["image_to_text_r1"] == pytest.approx(np.mean(right))
 
@@ -173,7 +224,7 @@ def test_a_run_on_images_has_no_texts(data, tmp_path):
     )
     with pytest.raises(BadInput, match="was trained on images alone and knows no texts"):
         search(out, "x", source=data, device="cpu")
-    with pytest.raises(BadInput, match="is no run on image-caption pairs"):
+    with pytest.raises(BadInput, match="is no run on pairs"):
         package.evaluate(out, data, device="cpu", workers=0)
     assert callable(evaluate_pairs)
 

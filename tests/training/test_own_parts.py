@@ -349,7 +349,7 @@ def test_a_configuration_with_parts_of_ones_own_asks_for_them(data, tmp_path):
 
 def test_parts_of_ones_own_are_refused_on_pairs(tmp_path):
     data = write_pairs(tmp_path / "digits", per_digit=1)
-    with pytest.raises(BadInput, match=r"model= is for images and .* holds image-caption pairs"):
+    with pytest.raises(BadInput, match=r"model= is for images and .* holds pairs"):
         package.train(data, tmp_path / "run", quiet=True, **(PAIRS | {"model": MyNet()}))
     assert not (tmp_path / "run").exists()
 

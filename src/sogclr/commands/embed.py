@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from .. import __version__
 from ..data.bad_files import write_bad_files
-from ..data.manifest import Manifest
-from ..data.source import scan_images
+from ..data.texts import Texts
 from ..errors import BadInput
 from ..evaluation.label_free import refuse_non_finite
 from ..files import atomic_write, check_output, file_lock, write_text
 from ..hardware import computing_on
 from ..models.encoder import Encoder
-from ..models.features import compute_features, load_image_encoder, nothing_readable
+from ..models.features import Features, compute_features, nothing_readable
+from ..models.run_encoders import RunEncoders
+from ..models.two_tower import TextTower
 from ..progress import ProgressCallback, progress_bar
+from .embedding_file import SUFFIXES, Job, check_names_fit, write_embeddings
+from .things import Things, compute_text_features, kind_of_things, open_things
 
-SUFFIXES = (".parquet", ".npz", ".safetensors")
-PART_ROWS = 8192  # images between two savings
-Job = dict[str, str | int]
-"""What a file of embeddings is made from, and by."""
+PART_ROWS = 8192  # things between two savings
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,13 @@ class EmbedResult:
     width: int
     """Numbers in a row."""
     bad: int
-    """Images that could not be read; they have no row."""
+    """Images that could not be read, or rows without a text; they have no row."""
+    kind: str = "images"
+    """What was embedded, images or texts."""
 
     def __str__(self) -> str:
-        lost = f"; {self.bad:,} files could not be read, see {_bad_file(self.path)}" if self.bad else ""
+        what = "files could not be read" if self.kind == "images" else "rows hold no text"
+        lost = f"; {self.bad:,} {what}, see {_bad_file(self.path)}" if self.bad else ""
         return f"{self.path}: {self.images:,} embeddings of {self.width:,} numbers{lost}"
 
 
@@ -57,6 +59,8 @@ def embed(
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    column: str | None = None,
+    as_column: str | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     batch_size: int = 256,
     workers: int | None = None,
@@ -64,26 +68,30 @@ def embed(
     quiet: bool = False,
     progress: ProgressCallback | None = None,
 ) -> EmbedResult:
-    """Write the embeddings of a folder of images. The same command again goes on where an interrupted one stopped.
+    """Write the embeddings of images or texts. The same command again goes on where an interrupted one stopped.
 
-    They are backbone features; of a run on pairs, unit vectors in the common space of images and texts.
+    They are backbone features; of a run on pairs, unit vectors in the space that both columns have in common.
 
-    The file holds `id` (int64, the place in the sorted list of files), `path` (relative to DATA; in a .safetensors file
-    as a JSON list in the metadata) and `embedding` (float32 or float16, computed in float32 on any device). What it was
-    made from and by is there too, as JSON: `about` (in a .safetensors file its bytes; in Parquet the metadata `sogclr`).
-    What is done is kept beside it every 8,192 images, and the same call goes on from there. Parquet is written in parts,
-    for any number of images; the other formats are assembled in memory.
+    The file holds `id` (int64), `path` or `text` (in a .safetensors file as a JSON list in the metadata) and `embedding`
+    (float32 or float16, computed in float32 on any device). The id of an image is its place in the sorted list of files,
+    and its path is relative to DATA; the id of a text is its line or row, from 0. What it was made from and by is there
+    too, as JSON: `about` (in a .safetensors file its bytes; in Parquet the metadata `sogclr`).
+    What is done is kept beside it every 8,192 rows, and the same call goes on from there. Parquet is written in parts,
+    for any number of rows; the other formats are assembled in memory.
 
     Args:
         run: A run's folder, or an exported encoder (.safetensors).
-        data: Images: a folder, a .txt list, a table, or tar shards; or the URL of one (s3://, ...).
-        out: The file to write: .parquet, .npz or .safetensors, with ids and paths.
+        data: Images: a folder, a .txt list, a table, or tar shards; or the URL of one (s3://, ...). Texts: a .txt file with one a
+            line, or a table with --column.
+        out: The file to write: .parquet, .npz or .safetensors, with ids and paths or texts.
+        column: Column of a table, whose texts are embedded; of a run on texts the column of the run when left out.
+        as_column: Column of the run's pairs that encodes; the last that holds such things when left out.
         dtype: Type of the numbers.
-        batch_size: Images at a time.
+        batch_size: Images or texts at a time.
         workers: Processes that read images; chosen from the cores when left out.
         device: auto, cpu, cuda, mps.
         quiet: Show no progress.
-        progress: Called with (images done, images to do), in the place of a bar.
+        progress: Called with (rows done, rows to do), in the place of a bar.
 
     Returns:
         What was written.
@@ -99,56 +107,86 @@ def embed(
         raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
     with file_lock(path.with_name(f".{path.name}.lock"), f"writes {path}"):
         with progress_bar("embedding", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
-            encoder = load_image_encoder(run, chosen)
-            manifest = scan_images(data)
-            _check_paths_fit(path, manifest)
-            parts = _Parts(path, _job(encoder, run, data, manifest, dtype), len(manifest.usable))
+            encoders = RunEncoders.load(run, chosen)
+            kind = kind_of_things(data, encoders, column, as_column)
+            of = encoders.named(as_column, kind)
+            of = encoders.columns(kind)[-1] if of is None else of
+            name = encoders.names[of] if encoders.names else ""
+            encoder, things = encoders.towers[of], open_things(data, kind, column or name)
+            check_names_fit(path, things)
+            parts = _Parts(path, _job(encoder, run, data, things, dtype, name), len(things.usable))
             for number in parts.missing():
                 first = number * PART_ROWS
-                ids, report = manifest.usable[first : first + PART_ROWS], _from(first, len(manifest.usable), show)
-                features, kept, bad = compute_features(
-                    encoder, manifest, ids, batch_size=batch_size, workers=readers, device=chosen, progress=report
+                ids, report = things.usable[first : first + PART_ROWS], _from(first, len(things.usable), show)
+                features, kept, bad = compute_embeddings(
+                    encoder, things, ids, batch_size=batch_size, workers=readers, device=chosen, progress=report
                 )
                 parts.write(number, _as_type(features, dtype), kept, bad)
-        return _finish(path, parts, manifest)
+        return _finish(path, parts, things)
+
+
+def compute_embeddings(
+    encoder: Encoder | TextTower,
+    things: Things,
+    ids: np.ndarray,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    progress: ProgressCallback | None = None,
+) -> Features:
+    """Compute the features of some images or texts, as `compute_features` returns them, with the same arguments."""
+    if isinstance(things, Texts):
+        return compute_text_features(encoder, things, ids, batch_size=batch_size, progress=progress)
+    assert isinstance(encoder, Encoder), "texts have a tower of their own"
+    return compute_features(
+        encoder, things, ids, batch_size=batch_size, workers=workers, device=device, progress=progress
+    )
 
 
 def _job(
-    encoder: Encoder,
+    encoder: Encoder | TextTower,
     run: str | os.PathLike[str],
     data: str | os.PathLike[str],
-    manifest: Manifest,
+    things: Things,
     dtype: str,
+    column: str,
 ) -> Job:
     return {
         "sogclr": __version__,
         "encoder": str(run),
-        "model": encoder.info.name,
+        "model": encoder.info.name if isinstance(encoder, Encoder) else "texts",
+        "kind": things.kind,
+        "column": column,
         "data": str(data),
         "weights": encoder.fingerprint(),
-        "images": manifest.fingerprint,
+        things.kind: things.fingerprint,
         "dtype": dtype,
         "part_rows": PART_ROWS,
     }
 
 
 def _from(first: int, total: int, show: ProgressCallback) -> ProgressCallback:
-    """Return a callback for the images from the `first` on, of so many in `total`."""
+    """Return a callback for the things from the `first` on, of so many in `total`."""
     return lambda done, _: show(first + done, total)
 
 
-def _finish(path: Path, parts: _Parts, manifest: Manifest) -> EmbedResult:
-    """Write the file from its parts, and the list of images that cannot be read beside it."""
-    bad = [*manifest.bad, *parts.bad()]
-    if len(bad) == len(manifest):
-        parts.remove()
-        raise nothing_readable(manifest, bad)
-    images, width = _assemble(path, parts, manifest)
+def _finish(path: Path, parts: _Parts, things: Things) -> EmbedResult:
+    """Write the file from its parts, and the list of what cannot be read beside it."""
+    if isinstance(things, Texts):
+        lost = things.rejected
+    else:
+        bad = [*things.bad, *parts.bad()]
+        if len(bad) == len(things):
+            parts.remove()
+            raise nothing_readable(things, bad)
+        lost = [(things.relative(i), reason) for i, reason in bad]
+    rows, width = write_embeddings(path, parts.read(), things, parts.job)
     _bad_file(path).unlink(missing_ok=True)
-    if bad:
-        write_bad_files(_bad_file(path), [(manifest.relative(i), reason) for i, reason in bad])
+    if lost:
+        write_bad_files(_bad_file(path), lost)
     parts.remove()
-    return EmbedResult(path, images, width, len(bad))
+    return EmbedResult(path, rows, width, len(lost), things.kind)
 
 
 # ----------------------------------------------------------------------------------------------------------- the parts
@@ -172,10 +210,10 @@ def _bad_file(path: Path) -> Path:
 class _Parts:
     """The finished pieces of an embedding file, in a hidden folder beside it; pieces of another job are thrown away."""
 
-    def __init__(self, path: Path, job: Job, images: int) -> None:
+    def __init__(self, path: Path, job: Job, rows: int) -> None:
         self.folder = path.with_name(f".{path.name}.parts")
         self.job = job
-        self.count = math.ceil(images / PART_ROWS)
+        self.count = math.ceil(rows / PART_ROWS)
         head = self.folder / "job.json"
         text = json.dumps(job, sort_keys=True)
         if not (head.is_file() and head.read_text(encoding="utf-8") == text):
@@ -212,51 +250,3 @@ class _Parts:
     def remove(self) -> None:
         """Take all pieces away."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _check_paths_fit(path: Path, manifest: Manifest) -> None:
-    """Refuse too many paths for a safetensors file, which keeps them in its header of at most 100 MB."""
-    if path.suffix == ".safetensors" and sum(map(len, manifest.relatives())) > 80_000_000:
-        raise BadInput(
-            f"{len(manifest):,} paths are too many for the header of a .safetensors file; give a .parquet name"
-        )
-
-
-# ------------------------------------------------------------------------------------------------------------ the file
-def _assemble(path: Path, parts: _Parts, manifest: Manifest) -> tuple[int, int]:
-    """Write the file from its parts, whole or not at all, and return its rows and columns."""
-    with atomic_write(path) as temporary:
-        if path.suffix == ".parquet":
-            return _write_parquet(temporary, parts, manifest, {"sogclr": json.dumps(parts.job)})
-        tables = list(parts.read())
-        ids = np.concatenate([t["id"] for t in tables])
-        features = np.concatenate([t["embedding"] for t in tables])
-        paths = manifest.relatives(ids)
-        if path.suffix == ".npz":
-            with open(temporary, "wb") as file:  # given a name, numpy would add .npz to it
-                np.savez(file, id=ids, path=np.array(paths, dtype=str), embedding=features, about=json.dumps(parts.job))
-        else:
-            # One key: safetensors writes several in any order, and the same job should give the same file.
-            about = np.frombuffer(json.dumps(parts.job).encode(), np.uint8)
-            tensors = {"id": ids, "embedding": features, "about": about}
-            save_file(tensors, temporary, metadata={"path": json.dumps(paths)})
-    rows, width = features.shape
-    return rows, width
-
-
-def _write_parquet(temporary: Path, parts: _Parts, manifest: Manifest, about: dict[str, str]) -> tuple[int, int]:
-    writer, rows, width = None, 0, 0
-    try:
-        for part in parts.read():
-            width = part["embedding"].shape[1]
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(part["embedding"].reshape(-1)), width)
-            paths = pa.array(manifest.relatives(part["id"]), type=pa.string())
-            table = pa.table({"id": pa.array(part["id"]), "path": paths, "embedding": vectors})
-            if writer is None:
-                writer = pq.ParquetWriter(temporary, table.schema.with_metadata(about), compression="zstd")
-            writer.write_table(table)
-            rows += len(table)
-    finally:
-        if writer is not None:
-            writer.close()
-    return rows, width

@@ -55,9 +55,9 @@ class EvalResult(RichText, Mapping[str, float]):
     """Images that classifiers were fitted on."""
     score_images: int | None = None
     captions: int | None = None
-    """Different captions, of image-caption pairs."""
+    """Different things of the second column, of pairs."""
     templates: tuple[str, ...] | None = None
-    """Sentences for the class names, of image-caption pairs with classes."""
+    """Sentences for the class names, of images with texts and classes."""
     protocol: dict[str, str] | None = None
     """How each kind of classifier was fitted, in words."""
     baselines: dict[str, dict[str, float]] | None = None

@@ -35,8 +35,8 @@ def evaluate(
 ) -> EvalResult:
     """Score an encoder: kNN and linear probes, or label-free health; retrieval and zero-shot of a run on pairs.
 
-    Without labels the scores are RankMe, alignment and uniformity. A run on image-caption pairs also knows texts. On a
-    table of pairs or tar shards it is scored by retrieval both ways, with chance (and, with `baselines`, untrained
+    Without labels the scores are RankMe, alignment and uniformity. A run on images with texts also knows texts. On a
+    table of pairs or tar shards a run on pairs is scored by retrieval both ways, with chance (and, with `baselines`, untrained
     towers) beside it; wherever there are labels, by zero-shot classification from the classes' names too.
 
     Args:

@@ -38,7 +38,7 @@ def export(
 
     `timm` and `safetensors` are one file: `timm.create_model(name, num_classes=0, checkpoint_path=file)` loads it
     strictly, and so does `load_encoder`. TorchScript and ONNX take normalised float32 images (N, 3, S, S), any N, and give
-    features (N, D). Of a run on image-caption pairs these two are the whole image tower, with its projection: unit rows,
+    features (N, D). Of a run on pairs these two are the whole image tower, with its projection: unit rows,
     to be multiplied with those of the texts; `timm` is its backbone alone, as timm knows no projections.
 
     Args:

@@ -1,4 +1,4 @@
-"""`sogclr search`: the images nearest to a text or to another image, and a page to look at."""
+"""`sogclr search`: the images or texts nearest to a text or to an image, and a page to look at."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .. import __version__
 from ..data.images import central_crop, decode
+from ..data.listing import list_paths
+from ..data.manifest import Manifest
+from ..data.pair_columns import Kind
 from ..errors import BadImage, BadInput
 from ..files import write_text
 from ..hardware import computing_on
-from ..models.two_tower import TwoTower, load_two_tower
-from ..progress import ProgressCallback, progress_bar
+from ..models.encoder import Encoder
+from ..models.features import compute_features
+from ..models.run_encoders import RunEncoders
+from ..models.two_tower import TextTower
+from ..progress import Progress, ProgressCallback, progress_bar
 from ..run_folder import RunFolder
 from .collection import Hit, Picture, open_collection
 from .report.thumbnails import data_uri
@@ -34,7 +43,7 @@ class SearchResult:
     """The page that shows them."""
 
     def __str__(self) -> str:
-        return "\n".join([*(f"{hit.score:.4f}  {hit.path}" for hit in self.hits), f"page    {self.page}"])
+        return "\n".join([*(f"{hit.score:.4f}  {hit.name}" for hit in self.hits), f"page    {self.page}"])
 
 
 def search(
@@ -43,6 +52,8 @@ def search(
     *,
     source: str | os.PathLike[str],
     image: str | os.PathLike[str] | None = None,
+    column: str | None = None,
+    as_column: str | None = None,
     top: int = 20,
     out: str | os.PathLike[str] | None = None,
     workers: int | None = None,
@@ -50,19 +61,25 @@ def search(
     quiet: bool = False,
     progress: ProgressCallback | None = None,
 ) -> SearchResult:
-    """Find images by a text, or by an image, with a run on image-caption pairs; writes a page of what was found.
+    """Find images or texts by a text, or by an image; writes a page of what was found.
+
+    A run on pairs finds the things of one column by those of the other; one on images finds images by their backbone
+    features. Where both columns hold the query's kind, it is encoded as the column that has not embedded the collection,
+    which is the first unless a file says otherwise.
 
     Args:
-        run: The run's folder.
+        run: The run's folder; to look for images like one, an exported encoder too.
         text: What to look for.
-        source: A file of `sogclr embed` (fast), or images that are embedded now.
-        image: Look for images like this one, instead of a text.
+        source: A file of `sogclr embed` (fast), or DATA as `sogclr embed` takes it, which is embedded now.
+        image: Look for things like this image, instead of a text.
+        column: Column of a table, whose texts are embedded; of a run on texts the column of the run when left out.
+        as_column: Column of the run's pairs that the query is encoded as.
         top: How many.
         out: The page; RUN/search.html when left out.
         workers: Processes that read images; chosen from the cores when left out.
         device: auto, cpu, cuda, mps.
         quiet: Show no progress.
-        progress: Called with (images done, images to do), in the place of a bar.
+        progress: Called with (things done, things to do), in the place of a bar.
 
     Returns:
         The hits, best first, and the page.
@@ -74,31 +91,57 @@ def search(
         raise BadInput("give one query: a text, or an image with --image FILE")
     if top < 1:
         raise BadInput(f"--top was {top}; give 1 or more")
+    kind: Kind = "images" if text is None else "texts"
+    page = _page(run, out)
     with (
         progress_bar("embedding", quiet, progress) as show,
         computing_on(device, workers) as (chosen, readers),
         torch.inference_mode(),
     ):
-        towers = load_two_tower(run, chosen)
-        query = towers.encode_texts([text])[0] if text is not None else embed_image(towers, str(image))
-        hits = open_collection(source, towers, readers, show).nearest(query, top)
-    page = RunFolder(run).search_file if out is None else Path(out)
-    write_text(page, gallery(text if text is not None else f"images like {image}", hits))
+        encoders = RunEncoders.load(run, chosen)
+        if not encoders.columns(kind):
+            remedy = "give an image with --image FILE" if kind == "texts" else "give a text"
+            raise BadInput(f"{run} was trained on {encoders.trained_on} and knows no {kind}; {remedy}")
+        asked = encoders.named(as_column, kind)
+        found = open_collection(
+            source, encoders, asked, column=column, workers=readers, progress=show, info=Progress(quiet).info
+        )
+        tower = encoders.towers[encoders.opposite(found.column, kind) if asked is None else asked]
+        query = embed_query(tower, text if text is not None else str(image), chosen)
+        hits = found.nearest(query, top)
+    write_text(page, gallery(text if text is not None else f"like {image}", hits))
     return SearchResult(hits, page)
 
 
-def embed_image(towers: TwoTower, path: str) -> Tensor:
-    """Return the embedding, (D,), of one image file.
+def _page(run: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
+    if out is None and not Path(run).is_dir():
+        raise BadInput(f"{run} is no run's folder, which the page could be written to; give --out PAGE.html")
+    return RunFolder(run).search_file if out is None else Path(out)
+
+
+def embed_query(tower: Encoder | TextTower, query: str, device: torch.device) -> Tensor:
+    """Return the unit row, (D,), of a text or of an image file, read as those of a collection are.
+
+    Args:
+        tower: on `device`, in evaluation mode.
+        query: the text, or the path.
+        device: where the tower is.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: the image cannot be read.
     """
-    info = towers.info
+    if isinstance(tower, TextTower):
+        return tower.encode([" ".join(query.split())])[0]
+    place = Path(os.path.abspath(query))
     try:
-        pixels = central_crop(decode(path, background=info.background), info.image_size, info.crop_fraction)
-    except BadImage as error:
-        raise BadInput(f"--image {path} {error}; give another") from None
-    return towers.encode(torch.from_numpy(pixels.copy())[None].to(towers.device))[0]
+        names = pa.array([place.name], pa.large_string())
+    except UnicodeEncodeError:
+        raise BadInput(f"--image {query} has a name that is not UTF-8; rename it") from None
+    manifest = Manifest(place.parent, place, list_paths(names, place.parent))
+    features, ids, bad = compute_features(tower, manifest, np.arange(1), device=device)
+    if not len(ids):
+        raise BadInput(f"--image {query} {bad[0][1]}; give another")
+    return functional.normalize(torch.from_numpy(features[0]), dim=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- page
@@ -108,8 +151,10 @@ def gallery(query: str, hits: list[Hit]) -> str:
     return render("search.html.j2", query=query, hits=shown, version=__version__)
 
 
-def _thumbnail(picture: Picture) -> tuple[str, str]:
+def _thumbnail(picture: Picture | None) -> tuple[str, str]:
     """Return the data URI of a small picture, or else the reason why there is none."""
+    if picture is None:  # of a text
+        return "", ""
     source = picture if isinstance(picture, str | os.PathLike) else io.BytesIO(picture.read())
     try:
         return data_uri(central_crop(decode(source, at_least=THUMBNAIL), THUMBNAIL)), ""

@@ -52,7 +52,7 @@ def train(
     quiet: bool = False,
     **options: Unpack[TrainOptions],
 ) -> RunFolder:
-    """Train an encoder on a folder of images, without labels; or on image-caption pairs; or on parts of your own.
+    """Train an encoder on a folder of images, without labels; or on pairs of any two columns; or on parts of your own.
 
     A model of your own maps images (N, C, H, W) to features (N, F), and gets our projection head. Its first weights are those
     it has. In a data set or a transform of your own, `random`, `numpy.random` and torch are seeded by (seed, epoch, index)

@@ -25,6 +25,8 @@ class ColumnNames:
     """The column of the captions."""
     columns: str | None = None
     """Two columns of any kind, or three with hard negatives, as `query,document,negative`."""
+    only: str | None = None
+    """The one column that is read, where texts are wanted and no pairs."""
 
     def __post_init__(self) -> None:
         names = self.listed()
@@ -57,11 +59,13 @@ def find_columns(path: AnyPath, names: list[str], asked: ColumnNames) -> Columns
     Raises:
         BadInput: not there; the message lists what is.
     """
-    if asked.columns is not None:
-        for name in asked.listed():
-            if name not in names:
-                raise BadInput(f"{path} has no column {name!r}; its columns are {', '.join(names)}")
-        return Columns(tuple(asked.listed()), None)
+    wanted = asked.listed() if asked.columns is not None else [asked.only] if asked.only is not None else []
+    for name in wanted:
+        if name not in names:
+            remedy = "; name the one of the texts with --column" if asked.only is not None else ""
+            raise BadInput(f"{path} has no column {name!r}; its columns are {', '.join(names)}{remedy}")
+    if wanted:
+        return Columns(tuple(wanted), None)
     if asked.image is None and asked.caption is None and len(names) == 2 and _usual(names, IMAGE_COLUMNS) is None:
         return Columns((names[0], names[1]), None)
     image = _find(path, names, asked.image, IMAGE_COLUMNS, "image")

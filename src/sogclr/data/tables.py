@@ -77,14 +77,14 @@ class PairRows:
             negatives: hard negatives, one or a list; empty ones are left out.
         """
         try:
-            one = _cell(first, self.kinds[0], self.names[0])
-            wrong = [_cell(v, "texts", "negative") for v in _listed(negatives) if v is not None and v != ""]
+            one = clean_cell(first, self.kinds[0], self.names[0])
+            wrong = [clean_cell(v, "texts", "negative") for v in _listed(negatives) if v is not None and v != ""]
         except BadRow as error:
             self.rejected.append((where, str(error)))
             return
         for value in _listed(seconds) or [None]:
             try:
-                other = _cell(value, self.kinds[1], self.names[1])
+                other = clean_cell(value, self.kinds[1], self.names[1])
             except BadRow as error:
                 self.rejected.append((where, str(error)))
                 continue
@@ -99,8 +99,12 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _cell(value: Any, kind: Kind, name: str) -> str:
-    """Return a cell as it is kept: an image's path, or a text with single spaces."""
+def clean_cell(value: Any, kind: Kind, name: str) -> str:
+    """Return a cell as it is kept: an image's path, or a text with single spaces.
+
+    Raises:
+        BadRow: there is no text in it.
+    """
     text = _text(value, "image" if kind == "images" and name in IMAGE_COLUMNS else name)
     return text if kind == "images" else " ".join(text.split())
 
@@ -139,9 +143,8 @@ def read_rows(path: AnyPath, asked: ColumnNames | None = None) -> PairRows:
     if not path.is_file():
         raise BadInput(f"there is no table {path}; give a CSV, TSV, JSONL or Parquet file of pairs")
     asked = asked or ColumnNames()
-    read = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
     rejected: list[tuple[str, str]] = []
-    table = read(path, asked, rejected)
+    table = read_cells(path, asked, rejected)
     columns: Columns = next(table)
     head: list[_Row] = list(islice(table, _LOOKED_AT))
     kinds = columns.kinds or (_kind(head, 1), _kind(head, 2))
@@ -162,11 +165,17 @@ def read_rows(path: AnyPath, asked: ColumnNames | None = None) -> PairRows:
     return rows
 
 
+def read_cells(path: Path, asked: ColumnNames, rejected: list[tuple[str, str]]) -> Iterator[Any]:
+    """Return an iterator of the columns, and then the rows as (where, cell, ...); what is no row at all is added to `rejected`."""
+    read = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
+    return read(path, asked, rejected)
+
+
 def _kind(rows: Sequence[_Row], place: int) -> Kind:
     """Return what a column holds: images, if most of its values end as names of image files do."""
     values = [value for row in rows for value in _listed(row[place]) if isinstance(value, str | bytes) and value]
     names = sum(
-        _is_image_name(value if isinstance(value, str) else value.decode("utf-8", "replace")) for value in values
+        is_image_name(value if isinstance(value, str) else value.decode("utf-8", "replace")) for value in values
     )
     return "images" if values and 2 * names > len(values) else "texts"
 
@@ -187,7 +196,7 @@ def _csv(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> 
         names = next(reader, [])
         if not any(name.strip() for name in names):
             raise BadInput(f"{path} is empty; its first line must name the columns")
-        if asked == ColumnNames() and len(names) == 2 and _is_image_name(names[0]):
+        if asked == ColumnNames() and len(names) == 2 and is_image_name(names[0]):
             places = [0, 1]  # no header: a path and a caption, or another path
             yield Columns(("image", "caption"), None)
             yield f"{path.name}:1", *names
@@ -210,7 +219,8 @@ def _csv(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> 
                 rejected.append((where, f"has {len(row)} of {len(names)} columns"))
 
 
-def _is_image_name(text: str) -> bool:
+def is_image_name(text: str) -> bool:
+    """Return whether a text ends as the names of image files do."""
     return Path(text.strip()).suffix.lower() in IMAGE_SUFFIXES
 
 

@@ -205,7 +205,7 @@ class TwoTower:
         towers = self.towers[::-1] if column is None else [self.towers[column]]
         found = next((tower for tower in towers if isinstance(tower, TextTower)), None)
         if found is None:
-            raise BadInput("this run was trained on images alone and knows no texts; give images")
+            raise BadInput("this run knows no texts; give images")
         return found
 
     def encode(self, crops: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
     folder = RunFolder.open(run)
     path = folder.two_tower_file
     if not folder.holds_pairs():
-        raise BadInput(f"{run} was trained on images alone and knows no texts; train on image-caption pairs for that")
+        raise BadInput(f"{run} was trained on images alone and knows no texts; train on pairs for that")
     if not path.is_file():
         raise BadInput(f"{run} is not finished ({path.name} is missing); resume it first: sogclr resume {run}")
     metadata = read_metadata(path, FORMAT, "restore it from a copy")

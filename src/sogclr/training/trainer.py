@@ -212,9 +212,7 @@ class Trainer:
         timing = self.clock.lap(self.step, self.parts.batch_size * self.parts.accumulate)
         self.log.write("train", self.step, self.epoch, values, timing)
         shown = [f", {name} {values[name]:.4f}" for name in ("objective", "loss") if name in values]
-        self.clock.note = (
-            f"{timing['images_per_s']:,.0f} images/s, {timing['data_wait']:.0%} waiting for data{''.join(shown)}"
-        )
+        self.clock.note = f"{timing['images_per_s']:,.0f} {self.task.things}/s, {timing['data_wait']:.0%} waiting for data{''.join(shown)}"
         self.meters.reset()
         self.counts["steps"] = 0
 

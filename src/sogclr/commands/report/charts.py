@@ -116,13 +116,14 @@ def line_chart(
     return _svg("".join(parts), described, f"data-chart='{escape(json.dumps(data, separators=(',', ':')))}'")
 
 
-def histogram(values: np.ndarray, label: str, x_label: str, bins: int = 48) -> Markup:
+def histogram(values: np.ndarray, label: str, x_label: str, things: str = "images", bins: int = 48) -> Markup:
     """Return an SVG of how often which value occurs; each bar says its range and count.
 
     Args:
-        values: float (n,), one of each image.
+        values: float (n,), one of each thing.
         label: what they are, for those who do not see it.
         x_label: below the axis.
+        things: what has the values, in the plural.
         bins: bars.
     """
     low, high = float(values.min()), float(values.max())
@@ -136,7 +137,7 @@ def histogram(values: np.ndarray, label: str, x_label: str, bins: int = 48) -> M
     for count, a, b in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
             (x0, y0), (x1, y1) = (map(float, place(*corner).split(",")) for corner in ((a, count), (b, 0)))
-            title = f"{_plain(a)} to {_plain(b)}: {count:,} images"
+            title = f"{_plain(a)} to {_plain(b)}: {count:,} {things}"
             bars.append(
                 f'<rect class="bar" x="{x0 + 0.5:.1f}" y="{y0:.1f}" width="{max(x1 - x0 - 1, 0.5):.1f}" '
                 f'height="{max(y1 - y0, 0.5):.1f}"><title>{title}</title></rect>'

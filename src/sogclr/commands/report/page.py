@@ -59,7 +59,10 @@ def page(summary: RunSummary, data: ReportData) -> str:
         map_json=None if data.map is None else vars(data.map),
         legend=LEGEND,
         without_normalizers=_without_normalizers(summary, data),
-        histogram=charts.histogram(log_u, "log u", "log u") if log_u is not None and len(log_u) else "",
+        unit=summary.unit,
+        histogram=charts.histogram(log_u, "log u", "log u", "texts" if data.of_texts else "images")
+        if log_u is not None and len(log_u)
+        else "",
         configuration=configuration(summary),
         files=file_tables(summary),
         commands=dict(summary.commands()),
@@ -70,17 +73,26 @@ def _facts(summary: RunSummary, data: ReportData) -> Iterator[Fact]:
     if data.images:
         classes = f"{len(data.labels.classes):,} classes" if data.labels else "no classes used"
         yield Fact("Images", f"{data.images:,}", classes)
-    size = summary.get("data", "image_size")
-    yield Fact("Encoder", str(summary.get("model", "model") or "?"), f"{size} × {size} pixels" if size else "")
+    if data.pairs is not None:
+        both = " and ".join(f"{kind} ({name})" for kind, name in zip(data.pairs.kinds, data.pairs.names, strict=True))
+        yield Fact("Pairs", f"{len(data.pairs):,}", both)
+    if data.of_texts:
+        text, layers, width = (summary.get("pairs", key) for key in ("text_model", "text_layers", "text_width"))
+        yield Fact("Encoder", str(text or "transformer"), "" if text else f"{layers} layers, {width} wide")
+    else:
+        size = summary.get("data", "image_size")
+        yield Fact("Encoder", str(summary.get("model", "model") or "?"), f"{size} × {size} pixels" if size else "")
     yield Fact("Method", summary.method, f"temperature {summary.get('loss', 'temperature')}")
     batch_size, optimizer = summary.get("run", "batch_size"), summary.get("optim", "optimizer")
     yield Fact("Batch size", str(batch_size or "?"), str(optimizer or ""))
     planned = summary.get("run", "epochs")
     yield Fact("Epochs", f"{summary.epoch:.4g}", f"of {planned} planned, {summary.step:,} steps")
-    seconds, rate = summary.seconds(), summary.images_per_second()
-    yield Fact("Training time", clock(seconds) if seconds else "not timed", f"{rate:,.0f} images/s" if rate else "")
+    seconds, rate = summary.seconds(), summary.per_second()
+    yield Fact(
+        "Training time", clock(seconds) if seconds else "not timed", f"{rate:,.0f} {summary.unit}/s" if rate else ""
+    )
     for key, value in list(summary.online_scores().items())[:1]:  # the curves show the others
-        yield Fact(f"Online {SCORES[key].title}", score_text(key, value), "on training images, last")
+        yield Fact(f"Online {SCORES[key].title}", score_text(key, value), f"on training {summary.unit}, last")
 
 
 def _panels(summary: RunSummary) -> Iterator[Panel]:
@@ -135,4 +147,4 @@ def _without_normalizers(summary: RunSummary, data: ReportData) -> str:
         return "Its checkpoint could not be read."
     if summary.run.latest_checkpoint() is None:
         return "The run has no checkpoint to read them from."
-    return f"{summary.method} keeps no normalizer per image: each batch is compared within itself."
+    return f"{summary.method} keeps no normalizers: each batch is compared within itself."

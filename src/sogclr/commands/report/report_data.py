@@ -1,4 +1,4 @@
-"""What the report shows of the images: neighbours, map and both ends of log u, as plain values for the page."""
+"""What the report shows of the images or texts: neighbours, map and both ends of log u, as plain values for the page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import numpy as np
 
 from ...data.labels import Labels, read_labels
 from ...data.manifest import Manifest
+from ...data.pair_columns import IMAGE_TEXT
+from ...data.pairs import Pairs
 from ...data.remote import RemotePath
 from ...errors import BadInput
+from ...models.two_tower import load_two_tower
 from ...progress import ProgressCallback
 from .captions import nearest_to_captions
 from .embedding_map import EmbeddingMap, embedding_map, layout
@@ -25,11 +28,12 @@ from .sample import (
     neighbours,
     same_class_share,
 )
+from .texts import ShownText, nearest_texts, texts_at_both_ends
 from .thumbnails import Thumbnail, Thumbnails
 
 COPY_SIZE = 128  # pixels of a thumbnail: sharp at twice the size that is shown
 TINY = 48  # pixels; images up to this size are shown with square pixels
-AT_EACH_END = 10  # images with the largest, and with the smallest log u
+AT_EACH_END = 10  # images or texts with the largest, and with the smallest log u
 
 
 @dataclass
@@ -38,26 +42,40 @@ class ReportData:
 
     notes: list[str] = field(default_factory=list)
     labels: Labels | None = None
+    pairs: Pairs | None = None
+    """Of a run on pairs."""
     images: int = 0
     """Images in the run's manifest."""
     sampled: int = 0
-    """Images that the neighbours and the map were drawn from."""
+    """Images that the neighbours and the map were drawn from, or texts of the second column."""
     queries: list[tuple[Thumbnail, list[Thumbnail]]] = field(default_factory=list)
     """Images, each with its nearest neighbours."""
     captions: list[tuple[str, list[Thumbnail]]] = field(default_factory=list)
-    """Captions with the images nearest to them, of a run on pairs."""
+    """Captions with the images nearest to them, of a run on images with texts."""
+    texts: list[tuple[str, list[ShownText]]] = field(default_factory=list)
+    """Texts of the first column with those of the second nearest to them, of a run on texts."""
     same_class: float | None = None
     """Share of the sample's nearest neighbours that have the class of their query."""
     map: EmbeddingMap | None = None
     log_u: np.ndarray | None = None
-    """float32, of the images visited; None where the method keeps none."""
+    """float32, of the images or texts visited, of pairs of those in the first column; None where the method keeps none."""
     unseen: int = 0
-    """Images that have not been visited."""
-    largest: list[Thumbnail] = field(default_factory=list)
-    """The images with the largest log u."""
-    smallest: list[Thumbnail] = field(default_factory=list)
+    """Those that have not been visited."""
+    largest: list[Thumbnail] | list[ShownText] = field(default_factory=list)
+    """The images or texts with the largest log u."""
+    smallest: list[Thumbnail] | list[ShownText] = field(default_factory=list)
     pixelated: bool = False
     """Show pixels as squares: the images are tiny."""
+
+    @property
+    def of_texts(self) -> bool:
+        """Return whether both columns hold texts, so that there are no images."""
+        return self.pairs is not None and "images" not in self.pairs.kinds
+
+    @property
+    def seconds(self) -> int:
+        """Return how many different things the second column of pairs holds."""
+        return 0 if self.pairs is None else len(np.unique(self.pairs.second_ids))
 
 
 def collect(
@@ -83,7 +101,14 @@ def collect(
         BadInput: `data` was given and does not hold the run's images.
     """
     found = ReportData()
+    try:
+        found.pairs = summary.run.pairs() if summary.run.holds_pairs() else None
+    except BadInput as error:
+        found.notes.append(f"No pairs are shown: {error}.")
     log_u = _read_log_u(summary, found)
+    if found.of_texts:
+        _add_texts(summary, most, log_u, device, found)
+        return found
     try:
         manifest = locate_images(summary.run.manifest_file, None)
     except BadInput as error:
@@ -116,7 +141,7 @@ def collect(
         return found
     _add_neighbours(sample, thumbnails, found)
     _add_map(sample, thumbnails, size, found)
-    if summary.run.holds_pairs():
+    if found.pairs is not None and found.pairs.kinds == IMAGE_TEXT:
         try:
             found.captions = nearest_to_captions(summary.run, sample.ids, thumbnails, workers=workers, device=device)
         except BadInput as error:
@@ -130,10 +155,29 @@ def _read_log_u(summary: RunSummary, found: ReportData) -> np.ndarray | None:
     except (BadInput, KeyError) as error:
         found.notes.append(f"The normalizers are not shown: {error}.")
         return None
-    if log_u is not None:
-        seen = np.isfinite(log_u)
-        found.log_u, found.unseen = log_u[seen], int((~seen).sum())
+    if log_u is None:
+        return None
+    visited = log_u
+    if found.pairs is not None:  # what stands in the second column alone is never asked
+        asked = np.unique(found.pairs.first_ids)
+        visited = log_u[asked]
+        log_u = np.full(len(log_u), -np.inf, log_u.dtype)
+        log_u[asked] = visited
+    seen = np.isfinite(visited)
+    found.log_u, found.unseen = visited[seen], int((~seen).sum())
     return log_u
+
+
+def _add_texts(summary: RunSummary, most: int, log_u: np.ndarray | None, device: str, found: ReportData) -> None:
+    """Add what there is to show of a run on texts."""
+    assert found.pairs is not None, "texts come in pairs"
+    found.notes.append("Both columns hold texts: there are no pictures and no map.")
+    if log_u is not None:
+        found.largest, found.smallest = texts_at_both_ends(log_u, found.pairs, AT_EACH_END)
+    try:
+        found.texts, found.sampled = nearest_texts(found.pairs, load_two_tower(summary.run, device), most)
+    except BadInput as error:
+        found.notes.append(f"No neighbours are shown: {error}.")
 
 
 def _read_labels(manifest: Manifest, summary: RunSummary, found: ReportData) -> Labels | None:

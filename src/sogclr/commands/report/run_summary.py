@@ -55,8 +55,13 @@ class RunSummary:
 
     @property
     def finished(self) -> bool:
-        """Return whether the run has written its encoder."""
-        return self.run.encoder_file.is_file()
+        """Return whether the run has written its encoder, or both of them."""
+        return self.run.finished
+
+    @property
+    def unit(self) -> str:
+        """Return what the run is on, in the plural: images or pairs."""
+        return "pairs" if self.run.holds_pairs() else "images"
 
     @property
     def step(self) -> int:
@@ -124,7 +129,7 @@ class RunSummary:
             last = now
         return total + last or None
 
-    def images_per_second(self) -> float | None:
+    def per_second(self) -> float | None:
         """Return the median over the logged stretches; without evaluation and saving."""
         rates = self._timings("train", "images_per_s")
         return statistics.median(rates) if rates else None

@@ -71,11 +71,12 @@ def _shown(value: object) -> str:
 
 
 def _times(summary: RunSummary) -> list[list[str]]:
-    seconds, rate, wait = summary.seconds(), summary.images_per_second(), summary.data_wait()
+    seconds, rate, wait = summary.seconds(), summary.per_second(), summary.data_wait()
+    views = ", two views each" if summary.unit == "images" else ""
     return [
         ["training, in all", clock(seconds) if seconds else "not timed"],
         ["of it, online evaluation", clock(summary.evaluation_seconds())],
-        ["images per second", f"{rate:,.0f} (median, two views each)" if rate else "not timed"],
+        [f"{summary.unit} per second", f"{rate:,.0f} (median{views})" if rate else "not timed"],
         ["waiting for data", f"{wait:.1%} of the training steps’ time" if wait is not None else "not timed"],
         ["skipped steps", f"{len(summary.skipped):,}"],
         ["unreadable files", f"{len(summary.bad_files):,}"],

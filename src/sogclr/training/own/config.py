@@ -112,11 +112,11 @@ def adapt_config(config: TrainConfig, lines: list[str], source: Source, own: Own
         own: the parts.
 
     Raises:
-        BadInput: parts of the user's own for image-caption pairs.
+        BadInput: parts of the user's own for pairs.
     """
     if own.table() and source.kind != "images":
         part = next(iter(own.table()))
-        raise BadInput(f"{part}= is for images and {config.data.data} holds image-caption pairs; leave it out")
+        raise BadInput(f"{part}= is for images and {config.data.data} holds pairs; leave it out")
     replaced: dict[str, str] = {}
     if own.loss is not None:
         replaced["loss"] = f"{name_of(own.loss)}, given"
