@@ -9,6 +9,8 @@ from pathlib import Path
 from captioned import NAMES
 from digits import SMALL
 
+from sogclr.models.text import train_tokenizer
+
 TEXTS = {k: v for k, v in SMALL.items() if k not in ("model", "image_size", "recipe")} | {
     "text_width": 32,
     "text_layers": 2,
@@ -50,4 +52,30 @@ def write_beir(
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     rows = [f"{q}\t{d}\t{score}" for q, scores in qrels.items() for d, score in scores.items()]
     (folder / "qrels" / f"{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+    return folder
+
+
+def write_bert(folder: Path, texts: list[str], pooling: str = "mean") -> Path:
+    """A real BERT with drawn weights, two layers of 32, as `save_pretrained` writes it."""
+    import torch
+    import transformers
+
+    inner = train_tokenizer(texts, 400, 16).inner
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=20,
+        pad_token_id=0,
+        initializer_range=0.3,  # so that what is said matters
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    inner.no_truncation()
+    inner.no_padding()
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
     return folder
