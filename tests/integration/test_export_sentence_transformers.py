@@ -65,10 +65,10 @@ def test_the_package_alone_gives_our_rows(data, tmp_path):
     folders = [
         export(two.path, "sentence-transformers", tmp_path / "answers"),
         export(two.path, "sentence-transformers", column="question"),
-        export(shared.path, "sentence-transformers", tmp_path / "both"),
+        export(shared.path, "sentence-transformers", column="question"),
         export(images.path, "sentence-transformers"),
     ]
-    assert [f.name for f in folders] == ["answers", "query_text_tower", "both", "text_tower"]
+    assert [f.name for f in folders] == ["answers", "query_text_tower", "text_tower", "text_tower"]
     assert not list(tmp_path.rglob("*.tmp"))
     answers, questions, both, captions = load_alone(folders)
     towers = load_two_tower(two.path)

@@ -85,15 +85,13 @@ def _export_tower(run: RunFolder, format: str, target: Path | None, column: str 
             )
         return _export_images(load_encoder(run.path), format, run.encoder_file, target)
     towers = load_two_tower(run)
-    # the image tower, the first of two; else the text tower, the last of two
-    usual = pairs.kinds.index("images") if "images" in pairs.kinds and format != SENTENCES else towers.texts().column
+    first_image = pairs.kinds.index("images") if "images" in pairs.kinds and format != SENTENCES else None
+    usual = towers.texts().column if first_image is None else first_image
     chosen = usual if column is None else pairs.names.index(column)
-    tower = towers.towers[chosen]
-    of_kind = [k for k in (0, 1) if pairs.kinds[k] == pairs.kinds[chosen]]
-    usual = of_kind[0] if isinstance(tower, Encoder) else of_kind[-1]
-    stem = (
-        "" if chosen == usual else ("query_", "document_")[chosen]
-    ) + f"{pairs.kinds[chosen].removesuffix('s')}_tower"
+    tower, of_kind = towers.towers[chosen], [k for k in (0, 1) if pairs.kinds[k] == pairs.kinds[chosen]]
+    # named after its kind, but for another than that kind's usual one
+    plain = towers.model.shared or chosen == (of_kind[0] if isinstance(tower, Encoder) else of_kind[-1])
+    stem = ("" if plain else ("query_", "document_")[chosen]) + pairs.kinds[chosen].removesuffix("s") + "_tower"
     if isinstance(tower, TextTower):
         served = {pairs.names[k]: towers.texts(k) for k in (of_kind if towers.model.shared else [chosen])}
         if format == SENTENCES:

@@ -52,6 +52,8 @@ def export_sentence_transformer(tower: TextTower, served: Sequence[TextTower], f
                 prompt = tower.text.info.prompts[one.column]
                 rows = model.encode(CHECKED, prompt=prompt, convert_to_tensor=True, show_progress_bar=False)
                 check_same(rows, one.encode(CHECKED), "text tower", "try --format onnx", TOLERANCE)
+        for weights in temporary.rglob("*.safetensors"):  # safetensors makes files that only their owner may read
+            weights.chmod((temporary / "modules.json").stat().st_mode)
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
