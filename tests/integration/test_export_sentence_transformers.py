@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from captioned import PAIRS, write_pairs
-from text_pairs import TEXTS, write_bert, write_questions
+from text_pairs import TEXTS, question, write_beir, write_bert, write_questions
 
 import sogclr
 from sogclr.commands.export import export
@@ -93,3 +93,31 @@ def test_a_missing_package_is_named(data, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"needs the package of that name; install it: pip install"):
         export(run.path, "sentence-transformers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_its_evaluator_scores_the_folder_as_eval_scores_the_run(data, tmp_path):
+    """A retrieval set with several relevant documents a query; prompts on both sides."""
+    pytest.importorskip("sentence_transformers")
+    prompts = {"query_prompt": "ask: ", "document_prompt": "say: "}
+    run = sogclr.train(data, tmp_path / "run", quiet=True, shared_tower=True, **TEXTS, **prompts)
+    corpus = {f"d{n}": f"{n}, and no other" for n in range(130)}
+    queries = {f"q{n}": question(*divmod(n, 10)) for n in range(25)}
+    qrels = {f"q{n}": {f"d{d}": 1 for d in (n, n + 3, 7 * n % 130, 129 - n)} for n in range(25)}
+    found = sogclr.evaluate(run, write_beir(tmp_path / "set", corpus, queries, qrels), device="cpu", quiet=True)
+    folder = export(run.path, "sentence-transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    evaluator = InformationRetrievalEvaluator(
+        queries,
+        corpus,
+        {query: set(documents) for query, documents in qrels.items()},
+        accuracy_at_k=[1, 5, 10],
+        precision_recall_at_k=[100],
+        write_csv=False,
+    )
+    theirs = evaluator(SentenceTransformer(str(folder), device="cpu", local_files_only=True))
+    names = {f"r{k}": f"accuracy@{k}" for k in (1, 5, 10)}
+    names |= {"ndcg10": "ndcg@10", "mrr10": "mrr@10", "recall100": "recall@100"}
+    assert dict(found) == pytest.approx({f"query_to_document_{k}": theirs[f"cosine_{v}"] for k, v in names.items()})
+    assert 0 < found["query_to_document_ndcg10"] < 1
