@@ -55,7 +55,9 @@ COMMANDS = {
         "evaluate:evaluate", "score an encoder: kNN and linear probes, or label-free health", ("run", "data")
     ),
     "search": Command("search:search", "find images or texts by a text or an image", ("run", "text")),
-    "export": Command("export:export", "write the encoder for timm, TorchScript or ONNX", ("run",)),
+    "export": Command(
+        "export:export", "write the encoder for timm, TorchScript, ONNX or Sentence Transformers", ("run",)
+    ),
     "report": Command("report:report", "write one HTML page about a run", ("run",)),
     "cache": Command("cache:cache", "decode all images once, for training at memory speed", ("data",)),
     "inspect": Command("inspect:inspect", "what is in a run, a folder of images or an encoder", ("path",)),

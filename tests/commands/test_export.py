@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from sogclr import cli
 from sogclr.commands import export as module
-from sogclr.commands.export import SUFFIXES, export
+from sogclr.commands.export import export
+from sogclr.commands.export_formats import SUFFIXES, run_torchscript
 from sogclr.errors import BadInput, RunFailed
 from sogclr.models import torchvision_cpu
 from sogclr.models.backbone import create_backbone
@@ -87,7 +88,7 @@ def test_every_format_agrees_with_the_encoder(format, run):
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             found = torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
         elif format == "torchscript":
-            found = module._run_torchscript(path, encoder, images)
+            found = run_torchscript(path, images)
         else:
             found = load_encoder(path)(images)
         torch.testing.assert_close(found, encoder(images), rtol=1e-4, atol=1e-4)
@@ -113,15 +114,14 @@ def test_an_exported_file_is_an_encoder_again(run, tmp_path):
 def test_a_file_that_computes_something_else_is_not_kept(format, run, tmp_path, monkeypatch):
     """The weights that are written are tampered with on the way."""
 
-    def tampered(write):
-        def writer(path, encoder):
-            other = create_backbone(encoder.info.name, encoder.info.image_size).eval()
-            write(path, Encoder(other, encoder.info))
+    write = getattr(module, f"write_{format}")
 
-        return writer
+    def tampered(path, of, *example):
+        info = load_encoder(run).info
+        other = create_backbone(info.name, info.image_size).eval()
+        write(path, Encoder(other, info) if isinstance(of, Encoder) else other, *example)
 
-    name = f"_write_{format}"
-    monkeypatch.setattr(module, name, tampered(getattr(module, name)))
+    monkeypatch.setattr(module, f"write_{format}", tampered)
     with pytest.raises(RunFailed, match=r"exported resnet10_mini differs from PyTorch by .*; nothing was written"):
         export(run, format, tmp_path / f"out{SUFFIXES[format]}")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
@@ -152,7 +152,11 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run, tmp_path):
         ((tmp_path / "empty",), "holds no finished encoder"),
         ((tmp_path / "foreign.safetensors",), "is marked None"),
         ((tmp_path / "cut.safetensors",), "truncated"),
-        ((run, "jpg"), "there is no format 'jpg'; give one of timm, safetensors, torchscript, onnx"),
+        (
+            (run, "jpg"),
+            "there is no format 'jpg'; give one of timm, safetensors, torchscript, onnx, sentence-transformers",
+        ),
+        ((run, "sentence-transformers"), "--format sentence-transformers is for runs on pairs"),
         ((run, "onnx", tmp_path / "a.pt"), "ends in '.pt'; give a name in .onnx"),
         ((run, "timm", tmp_path / "no" / "a.safetensors"), "there is no folder"),
         ((run, "torchscript", tmp_path / "folder.pt"), "is a folder"),

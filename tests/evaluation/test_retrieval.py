@@ -3,6 +3,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sogclr.errors import BadInput
 from sogclr.evaluation import retrieval as module
@@ -43,6 +45,39 @@ def test_recall_with_many_captions_an_image_and_images_a_caption(tile, monkeypat
         for k in (1, 5, 10):
             assert found[f"{name}_r{k}"] == pytest.approx(np.mean([r < k for r in rank]))
         assert found[f"{name}_median_rank"] == np.median(rank) + 1
+
+
+def slow_scores(queries, candidates, query_rows, candidate_rows):
+    """The definitions, with every wrong candidate before a match of the same similarity."""
+    sums = dict.fromkeys(("r1", "r5", "r10", "mrr", "ndcg10"), 0.0)
+    firsts = []
+    for q, query in enumerate(queries):
+        matches = {int(c) for r, c in zip(query_rows, candidate_rows, strict=True) if r == q}
+        sims = [float(query @ candidate) for candidate in candidates]
+        order = sorted(range(len(sims)), key=lambda c: (-sims[c], c in matches))
+        hits = [k for k, c in enumerate(order) if c in matches]
+        firsts.append(hits[0] + 1)
+        for k in (1, 5, 10):
+            sums[f"r{k}"] += hits[0] < k
+        sums["mrr"] += 1 / (hits[0] + 1)
+        ideal = sum(1 / np.log2(k + 2) for k in range(min(10, len(hits))))
+        sums["ndcg10"] += sum(1 / np.log2(k + 2) for k in hits if k < 10) / ideal
+    return {k: v / len(queries) for k, v in sums.items()} | {"median_rank": np.median(firsts)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 14), st.sampled_from([1 << 24, 20]))
+def test_ranking_scores_are_those_of_slow_loops_with_ties(seed, q, m, tile):
+    """Several matches a query, pairs that come again, and coordinates of so few values that many similarities tie."""
+    generator = np.random.default_rng(seed)
+    queries, candidates = (torch.from_numpy(generator.integers(-1, 2, (n, 3)) / 2).float() for n in (q, m))
+    query_rows = np.concatenate([np.arange(q), generator.integers(0, q, generator.integers(0, 2 * q + 1))])
+    candidate_rows = generator.integers(0, m, len(query_rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_TILE", tile)
+        rows, rank = module.match_ranks(queries, candidates, query_rows, candidate_rows)
+    found = module.ranking_scores(rows, rank)
+    assert found == pytest.approx(slow_scores(queries, candidates, query_rows, candidate_rows))
 
 
 def test_a_collapsed_model_scores_nothing_and_a_perfect_one_everything():

@@ -46,6 +46,7 @@ def test_every_row_names_a_function_and_gets_its_score():
         views=(torch.from_numpy(x), torch.from_numpy(x)),
         pairs=(unit, unit, rows, rows),
         documents=(unit, unit, rows, rows),
+        judgements=(unit, rows, rows + 1.0, x[:, 0]),
         classes=(unit, unit[:2], y),
     )
     assert set(SCORES) <= set(found)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from captioned import PAIRS, write_pairs
+from text_pairs import write_bert
 
 import sogclr as package
 from sogclr.errors import BadInput
@@ -79,24 +80,8 @@ def test_what_is_no_encoder_is_refused(tmp_path):
 def encoder_folder(tmp_path_factory):
     """A real BERT, two layers of 32, as `save_pretrained` writes it."""
     assert timm
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("bert")
-    inner = train_tokenizer(CAPTIONS, 400, 16).inner
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=400,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=20,
-        pad_token_id=0,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    inner.no_truncation()
-    inner.no_padding()
-    inner.save(str(folder / "tokenizer.json"))
-    return folder
+    pytest.importorskip("transformers")
+    return write_bert(tmp_path_factory.mktemp("bert"), CAPTIONS)
 
 
 @pytest.mark.integration

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from ..data.beir import is_retrieval_set
 from ..data.pair_columns import ColumnNames
 from ..data.source import kind_of
 from ..errors import BadInput
@@ -11,6 +13,7 @@ from ..evaluation.zero_shot import TEMPLATES
 from ..hardware import computing_on
 from ..progress import ProgressCallback, progress_bar
 from .eval_result import EvalResult, EvalSettings
+from .evaluate_beir import evaluate_beir
 from .evaluate_images import evaluate_images
 from .evaluate_pairs import evaluate_pairs, open_pairs
 
@@ -27,6 +30,7 @@ def evaluate(
     columns: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    split: str | None = None,
     batch_size: int = 256,
     workers: int | None = None,
     device: str = "auto",
@@ -38,6 +42,8 @@ def evaluate(
     Without labels the scores are RankMe, alignment and uniformity. A run on images with texts also knows texts. On a
     table of pairs or tar shards a run on pairs is scored by retrieval both ways, with chance (and, with `baselines`, untrained
     towers) beside it; wherever there are labels, by zero-shot classification from the classes' names too.
+    A run on pairs of two texts is also scored on a retrieval set: a folder in BEIR's layout, with corpus.jsonl,
+    queries.jsonl and qrels/test.tsv.
 
     Args:
         run: A run's folder, or an exported encoder (.safetensors).
@@ -50,6 +56,7 @@ def evaluate(
         columns: Two columns of a table of pairs, as for `sogclr train`; those of the run when left out.
         image_column: Column of the images' paths in a table of pairs; found by its name when left out.
         caption_column: Column of the captions; found by its name when left out.
+        split: Of a retrieval set in BEIR's layout: which file of qrels/; test when left out.
         batch_size: Images at a time.
         workers: Processes that read images; chosen from the cores when left out.
         device: auto, cpu, cuda, mps.
@@ -66,7 +73,12 @@ def evaluate(
         if value < least:
             raise BadInput(f"{name} must be {least} or more and was {value}")
     named = ColumnNames(image_column, caption_column, columns)
-    pairs = open_pairs(run, data, named) if kind_of(data).samples == "pairs" else None
+    beir = is_retrieval_set(Path(data))
+    if split is not None and not beir:
+        raise BadInput(f"--split is for retrieval sets (corpus.jsonl, queries.jsonl), and {data} is none; leave it out")
+    pairs = open_pairs(run, data, named) if not beir and kind_of(data).samples == "pairs" else None
     with progress_bar("evaluating", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
         settings = EvalSettings(labels, baselines, k, seed, templates, batch_size, readers, chosen, show)
+        if beir:
+            return evaluate_beir(run, Path(data), split or "test", settings)
         return evaluate_images(run, data, settings) if pairs is None else evaluate_pairs(run, pairs, settings)

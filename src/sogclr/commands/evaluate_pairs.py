@@ -11,6 +11,7 @@ import torch
 from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
 from ..data.pair_columns import IMAGE_TEXT, ColumnNames
+from ..data.pair_overlap import count_shared
 from ..data.pairs import Pairs
 from ..data.tables import is_table
 from ..errors import BadInput
@@ -101,6 +102,8 @@ def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSett
         ("images", "captions") if kinds == IMAGE_TEXT else (f"{pairs.names[0]} (query)", f"{pairs.names[1]} (document)")
     )
     split = f"{len(rows):,} pairs: {first:,} {what[0]}, {second:,} {what[1]}"
+    if seen := count_shared(pairs, RunFolder(run).pairs(), rows):
+        split += f"; {seen:,} of these {len(rows):,} pairs were trained on"
     if labels is not None:
         baselines["chance"]["zero_shot_top1"] = 1 / len(labels.classes)
         split += f"; zero-shot among {len(labels.classes)} classes ({labels.source})"

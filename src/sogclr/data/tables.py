@@ -165,7 +165,7 @@ def read_rows(path: AnyPath, asked: ColumnNames | None = None) -> PairRows:
     return rows
 
 
-def read_cells(path: Path, asked: ColumnNames, rejected: list[tuple[str, str]]) -> Iterator[Any]:
+def read_cells(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> Iterator[Any]:
     """Return an iterator of the columns, and then the rows as (where, cell, ...); what is no row at all is added to `rejected`."""
     read = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
     return read(path, asked, rejected)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Given = Literal["labels", "features", "views", "pairs", "documents", "classes"]
+Given = Literal["labels", "features", "views", "pairs", "documents", "judgements", "classes"]
 """What a score is computed of: the arguments of `compute` by these names, which its function is called with."""
 
 
@@ -87,6 +87,17 @@ def _retrieval(given: Given, first: str, second: str) -> Iterator[Score]:
         yield Score(f"{way}_ndcg10", f"{title}, NDCG@10", given, function, group=way)
 
 
+def _judged(name: str, title: str) -> Iterator[Score]:
+    """Yield a row of judged retrieval that pairs do not have: the other scores of its function stand in theirs."""
+    yield Score(
+        f"query_to_document_{name}",
+        f"query to document, {title}",
+        "judgements",
+        ".judged:judged_retrieval",
+        group="query_to_document",
+    )
+
+
 _TABLE = (
     Score(
         "knn_top1",
@@ -133,6 +144,8 @@ _TABLE = (
     ),
     *_retrieval("pairs", "image", "text"),
     *_retrieval("documents", "query", "document"),
+    *_judged("mrr10", "MRR@10"),
+    *_judged("recall100", "recall@100"),
     Score("zero_shot_top1", "zero-shot, top 1", "classes", ".zero_shot:zero_shot"),
 )
 SCORES: dict[str, Score] = {score.key: score for score in _TABLE}
@@ -145,6 +158,7 @@ def compute(
     views: tuple[Tensor, Tensor] | None = None,
     pairs: tuple[Tensor, Tensor, np.ndarray, np.ndarray] | None = None,
     documents: tuple[Tensor, Tensor, np.ndarray, np.ndarray] | None = None,
+    judgements: tuple[Tensor, np.ndarray, np.ndarray, np.ndarray] | None = None,
     classes: tuple[Tensor, Tensor, np.ndarray] | None = None,
     online: bool = False,
 ) -> dict[str, float]:
@@ -156,6 +170,8 @@ def compute(
         views: float32 (m, D) twice, row i of both from one image.
         pairs: images (n, D), texts (m, D), and int64 (p,) twice, each pair's row of images and of texts.
         documents: the same of queries and documents: pairs of two texts, or of two images.
+        judgements: similarities (q, 100) of the nearest wrong documents of each query, and the query, gain and similarity
+            (p,) of each relevant one.
         classes: images (n, D), class embeddings (C, D), and int64 (n,), each image's class.
         online: only those that are taken during training.
     """
@@ -165,6 +181,7 @@ def compute(
         "views": views,
         "pairs": pairs,
         "documents": documents,
+        "judgements": judgements,
         "classes": classes,
     }
     found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The global contrastive loss in the Sentence Transformers trainer (5.0 or newer).
+"""The global contrastive loss in the Sentence Transformers trainer (5.4 or newer).
 
     train, texts = add_ids(pairs)                     # a column `label`: which text is which
     loss = GlobalContrastiveLoss(model, texts)        # in place of MultipleNegativesRankingLoss
