@@ -105,9 +105,11 @@ def comparison(rows: Mapping[str, Mapping[str, float]]) -> Table:
     # On a terminal's width there is room for one kind; the JSON has both.
     shown = accuracies or keys
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for key in shown:
-        table.add_column(SCORES[key].title.replace(", ", "\n"), justify="right", no_wrap=True)
+    group = SCORES[shown[0]].group if len({SCORES[key].group for key in shown}) == 1 else ""
+    table.add_column(group.replace("_", " "), no_wrap=True)
+    for key in shown:  # what a group has in common stands above its rows
+        title = SCORES[key].title.removeprefix(f"{group.replace('_', ' ')}, ")
+        table.add_column(title.replace(", ", "\n"), justify="right", no_wrap=True)
     for name, scores in rows.items():
         table.add_row(name, *(_cell(scores, key) for key in shown))
     return table
