@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from digits import environment
+from pages import blocks
 from reference import SlowPairs
 from safetensors.torch import load_file
-from test_docs import blocks
 from tokenizers import BertWordPieceTokenizer
 
 from sogclr.errors import BadInput
@@ -28,6 +28,7 @@ datasets = pytest.importorskip("datasets")
 sentence_transformers = pytest.importorskip("sentence_transformers")
 transformers = pytest.importorskip("transformers")
 ours = pytest.importorskip("sogclr.integrations.sentence_transformers")
+STATE_FILE = "loss_state.safetensors"
 
 pytestmark = [
     pytest.mark.integration,
@@ -222,8 +223,10 @@ def test_matryoshka_has_normalizers_of_its_own_for_each_width(model, tmp_path, c
     values = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert sum(values[-3:]) < sum(values[:3])
     again = (ours.CachedGlobalContrastiveLoss if cached else ours.GlobalContrastiveLoss)(model, count, gamma=0.5)
-    trainer = trainer_of(model, ours.losses.MatryoshkaLoss(model, again, [WIDTH, 16, 8]), dataset, tmp_path)
-    trainer.load_loss(tmp_path / "checkpoint-12" / ours.STATE_FILE)
+    trainer = trainer_of(
+        model, ours.losses.MatryoshkaLoss(model, again, [WIDTH, 16, 8]), dataset, tmp_path, max_steps=12
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))  # all its steps are made
     assert_same(again.losses.state_dict(), inner.losses.state_dict())
 
 
@@ -233,10 +236,10 @@ def test_losses_of_several_data_sets_have_their_states_in_a_checkpoint(model, tm
         parts[name], count = ours.add_ids(data(columns))
         losses[name] = ours.GlobalContrastiveLoss(model, count)
     trainer_of(model, losses, datasets.DatasetDict(parts), tmp_path, max_steps=4, save_steps=4).train()
-    saved = load_file(tmp_path / "checkpoint-4" / ours.STATE_FILE)
+    saved = load_file(tmp_path / "checkpoint-4" / STATE_FILE)
     for name, loss in losses.items():
         assert torch.equal(
-            saved[f"{name}.losses.{WIDTH}.image_estimator.log_u"], loss.losses[str(WIDTH)].image_estimator.log_u
+            saved[f"{name}-losses.{WIDTH}.image_estimator.log_u"], loss.losses[str(WIDTH)].image_estimator.log_u
         )
         assert int(torch.isfinite(loss.losses[str(WIDTH)].image_estimator.log_u).sum()) == 46
 
@@ -247,7 +250,7 @@ def test_a_checkpoint_without_the_state_is_refused(model, tmp_path):
     args = arguments(tmp_path, max_steps=2, save_steps=2)
     plain = sentence_transformers.SentenceTransformerTrainer
     plain(model=model, args=args, train_dataset=dataset, loss=loss).train()
-    with pytest.raises(BadInput, match=r"checkpoint-2 has no loss_state\.safetensors; resume from"):
+    with pytest.raises(BadInput, match=r"there is no .*checkpoint-2/loss_state\.safetensors; resume from"):
         trainer_of(model, loss, dataset, tmp_path).train(resume_from_checkpoint=True)
 
 
@@ -348,6 +351,6 @@ def test_the_lines_of_the_page(tiny, tmp_path, monkeypatch):
     )
     names = dict(zip(("questions", "answers"), map(list, zip(*PAIRS, strict=True)), strict=True))
     exec(small, names | {"quiet": QUIET})
-    assert (tmp_path / "runs" / "answers" / "checkpoint-2" / ours.STATE_FILE).is_file()
+    assert (tmp_path / "runs" / "answers" / "checkpoint-2" / STATE_FILE).is_file()
     for text in blocks(page, "python notest"):
         compile(text, page.name, "exec")

@@ -11,22 +11,18 @@ two would be those of a mini-batch loss, and its checkpoints hold the loss's sta
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from ..distributed import is_rank0, shard
+from ..distributed import shard
 from ..errors import BadInput
 from ..evaluation.exact import eval_mode, pair_normalizers
-from ..files import atomic_write
 from ..kernels.ranks import all_gather
 from ..losses import TwoTowerGlobalContrastiveLoss
 from ..losses.estimators import Gamma, MiniBatch, MovingAverage
-from ..losses.estimators.sharded import whole_state
 from ..models.torchvision_cpu import import_timm
 
 import_timm()  # transformers imports torchvision too, and needs the same repair
@@ -34,7 +30,8 @@ try:
     from accelerate.utils import send_to_device
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-    from transformers.trainer_utils import get_last_checkpoint
+
+    from .transformers import LossStateCallback
 
     try:
         from sentence_transformers.sentence_transformer import losses
@@ -46,7 +43,6 @@ except ImportError as error:
 Features = Iterable[dict[str, Any]]
 LABELS = ("label", "labels", "score", "scores")
 """Columns that the trainer does not take for texts."""
-STATE_FILE = "loss_state.safetensors"
 _NO_IDS = "the data set has no ids; train on what add_ids(dataset) returns"
 
 
@@ -251,6 +247,9 @@ class GlobalContrastiveTrainer(SentenceTransformerTrainer):
     def __init__(self, *args: Any, warm_start: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.warm_start = warm_start
+        parts = nn.ModuleDict({name.replace(".", "-"): part for name, part in of_each_width(self.loss)})
+        self.loss_state = LossStateCallback(parts)
+        self.add_callback(self.loss_state)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; from a checkpoint, or from the latest with `True`, with the loss's state that it holds.
@@ -258,30 +257,11 @@ class GlobalContrastiveTrainer(SentenceTransformerTrainer):
         Raises:
             BadInput: a checkpoint has no state of this loss.
         """
-        folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        if folder:
-            self.load_loss(Path(folder) / STATE_FILE)
-        elif self.warm_start:
+        if isinstance(resume_from_checkpoint, str):
+            self.loss_state.resume_from = resume_from_checkpoint
+        if self.warm_start and not resume_from_checkpoint:
             self.begin_from_exact()
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; into a checkpoint the loss's state too."""
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir:
-            parts = of_each_width(self.loss)
-            state = {f"{name}.{key}": value for name, part in parts for key, value in whole_state(part).items()}
-            if is_rank0():
-                with atomic_write(Path(output_dir) / STATE_FILE) as temporary:
-                    save_file(state, temporary)
-
-    def load_loss(self, path: Path) -> None:
-        """Read what `save_model` wrote of the loss."""
-        if not path.is_file():
-            raise BadInput(f"{path.parent} has no {STATE_FILE}; resume from a checkpoint that this trainer saved")
-        state = load_file(path, device=str(self.model.device))
-        for name, part in of_each_width(self.loss):
-            part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
 
     def begin_from_exact(self) -> None:
         """Set the normalizers of every loss to their exact values; with several processes each embeds its part."""
