@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shlex
 import time
 from pathlib import Path
@@ -91,6 +92,8 @@ def every_so_many(table: Path, every: int) -> Path:
     target = cache_folder() / f"{table.parent.name}-{table.stem}-{every}.csv"
     with open(table, newline="", encoding="utf-8") as file:
         head, *rows = list(csv.reader(file))
-    lines = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in (head, *rows[::every])]
-    write_text(target, "\n".join(lines) + "\n")
+    part = io.StringIO()
+    csv.writer(part, lineterminator="\n").writerows([head, *rows[::every]])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, part.getvalue())
     return target
