@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from ..kernels import at_least_float32
+from ..kernels import at_least_float32, log_sum_between
 from ..kernels.dense import same_ids
 from ..losses.candidates import KnownPairs, first_of_each, log_sum_masked, matches
-from ..losses.functional import log_mean_of_pairs, normalize
+from ..losses.functional import count_different, log_mean_of_pairs, normalize
 
 _ENTRIES = 1 << 22  # similarities at a time
 
@@ -67,6 +67,10 @@ def pair_normalizers(
     x, y = (normalize(at_least_float32(z) if dtype is None else z.to(dtype)) for z in (x, y))
     known = None if positives is None else KnownPairs(*positives, same_kind).to(x.device)
     ids = torch.stack([first_ids, second_ids], dim=1)
+    in_both = same_kind and bool(torch.isin(first_ids, second_ids).any())
+    if known is None and negatives is None and not in_both:  # what shares an id is all that there is to leave out
+        log_sum = torch.stack(log_sum_between(x, y, ids, ids, temperature))
+        return log_mean_of_pairs(log_sum, count_different(ids))
     candidates, theirs = y, second_ids
     if negatives is not None and negative_ids is not None:
         new = first_of_each(negative_ids[None])[0] & ~torch.isin(negative_ids, second_ids)
