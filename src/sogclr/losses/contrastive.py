@@ -54,6 +54,8 @@ class ContrastiveLoss(StatefulModule):
 
     __call__: Callable[..., Tensor]
 
+    num_negatives: float | None = None
+    """How many negatives a positive stands beside in the denominator; None for infinitely many, which leave it out."""
     per_temperature = False
     """Whether the value is on the scale of F / tau, as of a cross-entropy, and not on that of F."""
 
@@ -86,7 +88,9 @@ class ContrastiveLoss(StatefulModule):
     def dual_values(self, anchors: Anchors, nu: Tensor) -> Tensor:
         """Return the (B,) dual values at nu, (V, B), and record them."""
         self.record(anchors, nu)
-        return F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
+        if self.num_negatives is None:
+            return F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
+        return F.softmax_dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature, self.num_negatives)
 
     def record(self, anchors: Anchors, nu: Tensor, **more: Tensor) -> None:
         """Keep what `statistics` is made from; `more` stands beside its entries, or for one of them."""

@@ -147,6 +147,25 @@ def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Ten
     return -s_pos + (temperature * (torch.exp(log_g - nu) + nu - 1)).mean(dim=0)
 
 
+def softmax_dual_loss(
+    s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Tensor, negatives: float
+) -> Tensor:
+    """Return  -s + tau log( exp(s / tau) / m + g )  of each anchor by its normalizer nu, the mean over the views: (B,).
+
+    It is tau times the softmax loss of a batch with m negatives, less tau log m: the positive stands in the
+    denominator, and an anchor that has won already counts less, by 1 - p with p = exp(s / tau) / (exp(s / tau) + m g).
+    With nu = log ĝ it and its gradient are that softmax loss; as m grows it becomes `dual_loss`.
+
+    Args as of `dual_loss`, and
+
+        negatives: m, greater than 0.
+    """
+    ahead = s_pos / temperature - nu - math.log(negatives)
+    weight = torch.sigmoid(-ahead).detach()
+    values = softplus(ahead, threshold=_LINEAR) + nu + weight * (torch.exp(log_g - nu) - 1)
+    return -s_pos + (temperature * values).mean(dim=0)
+
+
 def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
     """Return NT-Xent, the mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
 

@@ -20,6 +20,7 @@ from .validation import (
     check_built_for,
     check_hard_negatives,
     check_negatives,
+    check_num_negatives,
     check_pairs,
     check_positives,
     check_some_negative,
@@ -208,6 +209,8 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         positives: as of `ImageTextLoss`, as are the next two; not with a queue, and neither are hard negatives.
         same_kind: whether images and texts are one kind with one space of ids.
         share_negatives: whether hard negatives count for all images.
+        num_negatives: m: the positive stands in the denominator beside m negatives, so that the loss is the softmax loss of
+            a batch with so many, at any batch size; None for SogCLR's, which leaves the positive out (m infinite).
 
     All state is in `state_dict()`: `image_estimator.log_u`, `text_estimator.log_u` (float32, one number each) and their
     `step`. It changes in training mode only.
@@ -237,13 +240,14 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         positives: tuple[Tensor, Tensor] | None = None,
         same_kind: bool = False,
         share_negatives: bool = False,
+        num_negatives: float | None = None,
     ) -> None:
         texts = num_samples if num_texts is None else num_texts
         of_images, of_texts = _two_temperatures(temperature, num_samples, texts)
         super().__init__(
             of_images, reduction, normalize, of_texts, (num_samples, texts), positives, same_kind, share_negatives
         )
-        self.balanced = balanced
+        self.balanced, self.num_negatives = balanced, check_num_negatives(num_negatives)
         if estimator is None:
             estimator = MovingAverage(num_samples, gamma), MovingAverage(texts, gamma)
         elif not isinstance(estimator, tuple):

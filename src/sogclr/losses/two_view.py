@@ -11,7 +11,7 @@ from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import Convention, Estimator, Gamma, MovingAverage
-from .validation import check_built_for, check_negatives, check_pairs
+from .validation import check_built_for, check_negatives, check_num_negatives, check_pairs
 
 
 class TwoViewLoss(ContrastiveLoss):
@@ -90,6 +90,8 @@ class GlobalContrastiveLoss(TwoViewLoss):
             where E[w] = 1, with less noise (docs/method.md).
         reduction: `mean`, `sum` or `none` (one value a sample).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
+        num_negatives: m: the positive stands in the denominator beside m negatives, so that the loss is the softmax loss of
+            a batch with so many, at any batch size; None for SogCLR's, which leaves the positive out (m infinite).
 
     All state is in `state_dict()`: `estimator.log_u` (float32, one number a sample) and `estimator.step`. It changes
     in training mode only (`loss_fn.eval()` leaves it alone).
@@ -116,9 +118,11 @@ class GlobalContrastiveLoss(TwoViewLoss):
         balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
+        num_negatives: float | None = None,
     ) -> None:
         super().__init__(temperature, reduction, normalize)
         self.num_samples, self.balanced = num_samples, balanced
+        self.num_negatives = check_num_negatives(num_negatives)
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
         for part in (self.estimator, temperature):
             check_built_for(part, num_samples, "samples", "give both num_samples=len(dataset)")

@@ -246,6 +246,19 @@ def all_distinct(index: Tensor) -> bool:
     return len(set(ids)) == len(ids)
 
 
+def check_num_negatives(count: float | None) -> float | None:
+    """Return the number of negatives of a softmax.
+
+    Raises:
+        BadInput: it is not greater than 0.
+    """
+    if count is not None and not 0 < count < math.inf:
+        raise BadInput(
+            f"num_negatives must be greater than 0 and was {count}; 255 is a batch of 256, None leaves it out"
+        )
+    return count
+
+
 def check_built_for(part: object, count: int, what: str, advice: str) -> None:
     """Refuse an estimator or a temperature that keeps something for another number of samples than its loss.
 
