@@ -82,7 +82,7 @@ clean:
 	rm -rf .venv .venv-peers
 
 # Every number, figure and CSV of docs/results.md. Runs are kept in research/cache, so it can be stopped and started at will; hours from nothing.
-# DATA: Fashion-MNIST's idx files.
+# DATA: Fashion-MNIST's idx files. WordNet's database is looked for by sogclr.data.wordnet: apt-get install wordnet-base.
 DATA ?= /usr/share/datasets/fashion-mnist
 .PHONY: results
 # Memory that many small runs side by side let go of is kept: giving it back and taking it again took most of their time.
@@ -99,4 +99,5 @@ results: .venv/with-research
 	$(BIN)/python -m research.tried
 	$(BIN)/python -m research.strength
 	$(BIN)/python -m research.two_towers
+	$(BIN)/python -m research.wordnet
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)
