@@ -83,7 +83,7 @@ clean:
 	rm -rf .venv .venv-peers .venv-integrations
 
 # Every number, figure and CSV of docs/results.md. Runs are kept in research/cache, so it can be stopped and started at will; hours from nothing.
-# DATA: Fashion-MNIST's idx files.
+# DATA: Fashion-MNIST's idx files. WordNet's database is looked for by sogclr.data.wordnet: apt-get install wordnet-base.
 DATA ?= /usr/share/datasets/fashion-mnist
 .PHONY: results
 # Memory that many small runs side by side let go of is kept: giving it back and taking it again took most of their time.
@@ -101,4 +101,5 @@ results: .venv/with-research .venv-integrations/installed
 	$(BIN)/python -m research.strength
 	$(BIN)/python -m research.two_towers
 	.venv-integrations/bin/python -m research.sentence_transformers
+	$(BIN)/python -m research.wordnet
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,22 +97,26 @@ def bags_of(pairs: list[Synset]) -> Bags:
 
 # --------------------------------------------------------------------------------------------------------- the training
 class Training:
-    """One run. Runs of one seed share the first table and the order of the pairs."""
+    """Runs of one seed side by side: one first table, one order of the pairs, and rates and losses of their own."""
 
-    def __init__(self, problem: TextProblem, job: Job, batch: int, epochs: int) -> None:
-        self.problem, self.job, self.batch, self.step = problem, job, batch, 0
+    def __init__(self, problem: TextProblem, jobs: list[Job], batch: int, epochs: int) -> None:
+        """Begin `jobs` of one seed, those of CLIP before the others."""
+        self.problem, self.jobs, self.batch, self.step = problem, jobs, batch, 0
         self.steps_per_epoch = problem.pairs // batch
         self.total = self.steps_per_epoch * epochs
-        self.state = torch.zeros(ROWS, 3 * WIDTH)  # of each row: weights, Adam's two moments
-        self.state[:, :WIDTH] = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(job.seed))
-        self.state[:, :WIDTH] /= WIDTH**0.5
-        self.generator = torch.Generator().manual_seed(10_000 + job.seed)
-        self.log_u = torch.full((2, problem.pairs), -math.inf)
+        first = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(jobs[0].seed)) / WIDTH**0.5
+        # of each row: all runs' weights, then Adam's first moments, then its second
+        self.state = torch.empty(ROWS, 3 * len(jobs) * WIDTH).fill_(0.0)  # zeros would take the memory page by page
+        self.state[:, : len(jobs) * WIDTH] = first.repeat(1, len(jobs))
+        self.generator = torch.Generator().manual_seed(10_000 + jobs[0].seed)
+        self.lr = torch.tensor([job.lr for job in jobs]).repeat_interleave(WIDTH)
+        self.clip = sum(job.rule["rule"] == "clip" for job in jobs)
+        self.log_u = torch.full((2, len(jobs) - self.clip, problem.pairs), -math.inf)
         self.local = torch.arange(batch)
 
-    @property
-    def table(self) -> Tensor:
-        return self.state[:, :WIDTH].contiguous()
+    def table(self, run: int) -> Tensor:
+        """Return the weights of one run, (ROWS, D)."""
+        return self.state[:, run * WIDTH : (run + 1) * WIDTH].contiguous()
 
     def next_batch(self) -> tuple[Tensor, Bags]:
         """Return the ids of the pairs, (B,), and the bags of their 2B texts; an epoch visits each pair once."""
@@ -125,16 +130,23 @@ class Training:
         ids = self.epoch.ids[self.bounds[at] : self.bounds[at + 1]]
         return self.order[at * self.batch : (at + 1) * self.batch], Bags(ids, start - self.bounds[at], length)
 
+    def gammas(self) -> Tensor:
+        """Return the rates of the runs that have one, (runs, 1)."""
+        rules, share = [job.rule for job in self.jobs[self.clip :]], self.step / self.total
+        return torch.tensor([[cosine(rule.get("start", rule["end"]), rule["end"], 0.5, share)] for rule in rules])
+
     def values(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Return the loss of each pair, (B,), of (B, D) unit rows, and update the normalizers."""
-        log_g = torch.stack(log_sum_between(x, y, self.local, self.local, TAU)) - math.log(self.batch - 1)
-        s_pos, rule = F.positive_similarity(x, y), self.job.rule
-        if rule["rule"] == "clip":
-            return F.ntxent_loss(s_pos, log_g, self.batch - 1, TAU)
-        gamma = cosine(rule.get("start", rule["end"]), rule["end"], 0.5, self.step / self.total)
-        nu = F.moving_average(self.log_u[:, index], log_g.detach(), gamma)
-        self.log_u[:, index] = nu
-        return F.dual_loss(s_pos, log_g, nu, TAU)
+        """Return the losses of the pairs, (R, B), of (R, B, D) unit rows, and update the normalizers."""
+        sums = [torch.stack(log_sum_between(a, b, self.local, self.local, TAU)) for a, b in zip(x, y, strict=True)]
+        log_g = torch.stack(sums, dim=1) - math.log(self.batch - 1)
+        s_pos = F.positive_similarity(x.flatten(0, 1), y.flatten(0, 1)).view(len(x), -1)
+        of_clip = F.ntxent_loss(s_pos[: self.clip], log_g[:, : self.clip], self.batch - 1, TAU)
+        if self.clip == len(x):
+            return of_clip
+        log_g = log_g[:, self.clip :]
+        nu = F.moving_average(self.log_u[:, :, index], log_g.detach(), self.gammas())
+        self.log_u[:, :, index] = nu
+        return torch.cat([of_clip, F.dual_loss(s_pos[self.clip :], log_g, nu, TAU)])
 
     def train_step(self) -> None:
         index, bags = self.next_batch()
@@ -143,35 +155,45 @@ class Training:
         state = self.state.index_select(0, rows)
         own = torch.empty_like(order)
         own[order] = place  # each feature's place among `rows`
-        z = Bags(own, bags.start, bags.length).embed(state[:, :WIDTH].contiguous()).requires_grad_()
-        x, y = normalize(z, dim=1).view(self.batch, 2, WIDTH).unbind(dim=1)
-        self.values(x, y, index).mean().backward()
+        weights = state.chunk(3, dim=1)[0].contiguous()
+        z = Bags(own, bags.start, bags.length).embed(weights).requires_grad_()
+        x, y = normalize(z.view(self.batch, 2, -1, WIDTH), dim=3).permute(1, 2, 0, 3)
+        self.values(x, y, index).mean(dim=1).sum().backward()
         texts = torch.repeat_interleave(bags.length)[order]
         grad = embedding_bag(texts, z.grad, count.cumsum(0) - count, mode="sum")  # a row's: the sum over its texts
         self.step += 1
-        adam_(state, grad, self.job.lr * share_of_peak(self.step - 1, self.total), self.step)
+        adam_(state, grad, self.lr * share_of_peak(self.step - 1, self.total), self.step)
         self.state.index_copy_(0, rows, state)
 
 
-def adam_(state: Tensor, grad: Tensor, lr: float, step: int) -> None:
-    """Take Adam's step numbered `step`, from 1, on the rows of a state, (U, 3 D), with gradients (U, D), in place."""
+def adam_(state: Tensor, grad: Tensor, lr: Tensor, step: int) -> None:
+    """Take Adam's step numbered `step`, from 1, in place.
+
+    Args:
+        state: (U, 3 K) weights and both moments of the rows that have a gradient.
+        grad: (U, K).
+        lr: (K,).
+        step: 1 for the first.
+    """
     weight, first, second = state.chunk(3, dim=1)
     first.lerp_(grad, 1 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
-    size = lr * math.sqrt(1 - BETAS[1] ** step) / (1 - BETAS[0] ** step)
-    weight.addcdiv_(first, second.sqrt().add_(EPS), value=-size)
+    size = lr * (-math.sqrt(1 - BETAS[1] ** step) / (1 - BETAS[0] ** step))
+    weight.addcmul_(first / second.sqrt().add_(EPS), size)
 
 
 # ------------------------------------------------------------------------------------------------------ what is measured
-def held_out(table: Tensor, problem: TextProblem) -> dict[str, float]:
-    """Return recall at 1 and the mean reciprocal rank among the held-out pairs, both ways; of equal texts any counts."""
+def held_out(table: Tensor, problem: TextProblem) -> dict[str, Any]:
+    """Return recall at 1 and the mean reciprocal rank among the held-out pairs, both ways; of equal texts any counts.
+
+    `test_hits` has a digit a pair: 0, 1 or 2 for how many of its texts find the other.
+    """
     x, y = sides(problem.test, table, problem.test_texts)
     definitions, words = problem.test_texts
-    found: dict[str, float] = {}
-    for name, rank in (
-        ("definition_to_word", ranks(x, y, definitions, words)),
-        ("word_to_definition", ranks(y, x, words, definitions)),
-    ):
+    of_definitions, of_words = ranks(x, y, definitions, words), ranks(y, x, words, definitions)
+    hits = (of_definitions < 1)[definitions].astype(int) + (of_words < 1)[words]
+    found: dict[str, Any] = {"test_hits": "".join(map(str, hits))}
+    for name, rank in (("definition_to_word", of_definitions), ("word_to_definition", of_words)):
         found |= {f"test_{name}_r1": float((rank < 1).mean()), f"test_{name}_mrr": float((1 / (1 + rank)).mean())}
     return found
 
@@ -213,10 +235,13 @@ def exact_objective(x: Tensor, y: Tensor, anchors: Tensor, rows: int = 50) -> fl
     return float(total)
 
 
-def run(problem: TextProblem, job: Job, batch: int, epochs: int, training: bool = True) -> dict[str, Any]:
-    """Train, and return what is measured; of the training pairs only where asked for."""
-    training_run = Training(problem, job, batch, epochs)
-    while training_run.step < training_run.total:
-        training_run.train_step()
-    table = training_run.table
-    return held_out(table, problem) | (in_training(table, problem) if training else {})
+def run(
+    problem: TextProblem, jobs: list[Job], batch: int, epochs: int, training: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Train the jobs of one seed side by side; yield what is measured of each, of the training pairs where asked for."""
+    runs = Training(problem, jobs, batch, epochs)
+    while runs.step < runs.total:
+        runs.train_step()
+    for k in range(len(jobs)):
+        table = runs.table(k)
+        yield held_out(table, problem) | (in_training(table, problem) if training else {})

