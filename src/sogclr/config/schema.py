@@ -111,9 +111,9 @@ class ModelConfig:
     title: ClassVar[str] = "model"
 
     model: str | None = None
-    """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. Chosen by the image size when left out."""
+    """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. That of the weights, or chosen by the image size, when left out."""
     pretrained: str | None = None
-    """Weights of the same timm model to start from, a local file."""
+    """Weights to start from: a local file for the same timm model, or timm's name of them, as resnet50.a1_in1k, which may be downloaded."""
     init_from: str | None = None
     """A run to start from: its weights, and its normalizers for the images that both runs have."""
     head_layers: Annotated[int, Range(2, 3)] = 2
@@ -318,3 +318,5 @@ class TrainConfig:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     augment: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Fields of `Recipe` that differ from the one named by data.recipe; all of them in the saved copy."""
+    inputs: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Fields of `Inputs` that differ from those of the first weights; all of them in the saved copy."""

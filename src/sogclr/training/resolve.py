@@ -11,6 +11,7 @@ from ..config.methods import METHODS, estimator_of, options_of
 from ..config.rows import Row
 from ..config.schema import LossConfig, OptimConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
+from ..data.inputs import Inputs, inputs_from_table
 from ..data.pair_columns import Kind
 from ..data.pairs import Pairs
 from ..data.recipe import named_recipe, recipe_from_table
@@ -18,6 +19,7 @@ from ..data.source import Source
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision, choose_threads, cores
 from ..models.backbone import resolve_name
+from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .optim import learning_rate, weight_decay
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
@@ -33,8 +35,13 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     check_kind(config, source.kind)
     if isinstance(source, Pairs):
         check_kinds(config, source)
-    size = config.data.image_size or image_size_for(source)
-    model, why = resolve_name(config.model.model, size)
+    model, weights = resolve_pretrained(config.model.model, config.model.pretrained)
+    of_weights, weights_size = describe_weights(model, weights)
+    size = config.data.image_size or weights_size or image_size_for(source)
+    model, why = resolve_name(model, size)
+    inputs = inputs_from_table(Inputs(**of_weights), config.inputs)
+    if weights is not None:
+        weights_file(weights, download=True)
     named = "caption" if source.kind == "pairs" and config.data.recipe == "auto" else config.data.recipe
     steps_per_epoch = count_steps_per_epoch(config, source)
     total = min(config.run.epochs * steps_per_epoch, config.run.max_steps or config.run.epochs * steps_per_epoch)
@@ -43,11 +50,12 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
-        model=replace(config.model, model=model),
+        model=replace(config.model, model=model, pretrained=weights),
         loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
         optim=_resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind),
         run=run,
         augment=asdict(recipe_from_table(named_recipe(named, size), config.augment)),
+        inputs=asdict(inputs),
     )
     return resolved, [*cache_lines, *_lines(resolved, why, source, steps_per_epoch)]
 
@@ -228,6 +236,7 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
     towers = towers if isinstance(source, Pairs) and kinds[0] == kinds[1] else ""
     lines = [
         f"encoder   {config.model.model} ({why}){towers}{_lr_scale_words(pairs.image_rate)}",
+        f"weights   {_weights_words(config)}",
         f"texts     {texts}{towers}{_lr_scale_words(pairs.text_rate)}",
         f"views     {config.data.image_size} pixels",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
@@ -236,11 +245,21 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]
     unused = (
-        "" if "images" in kinds else "encoder",
-        "" if "images" in kinds else "views",
+        *(() if "images" in kinds else ("encoder", "views")),
+        "" if config.model.pretrained else "weights",
         "" if "texts" in kinds else "texts",
     )
     return [line for line in lines if line.split()[0] not in unused]
+
+
+def _weights_words(config: TrainConfig) -> str:
+    """Return the words on the first weights: where they are from, and how they want their inputs."""
+    name, inputs = str(config.model.pretrained), Inputs(**config.inputs)
+    mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (inputs.mean, inputs.std))
+    licence = f" (timm's, licence {license_of(name) or 'unknown'})" if name == config.model.model else ""
+    return (
+        f"{name}{licence}; mean {mean}, std {std}, evaluated with {inputs.interpolation}, crop {inputs.crop_fraction:g}"
+    )
 
 
 def _lr_scale_words(scale: float) -> str:
