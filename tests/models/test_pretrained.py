@@ -151,3 +151,23 @@ def test_names_and_files_lead_to_a_file(hub, published, tmp_path):
     assert weights_file("some/file.pth").as_posix() == "some/file.pth"
     with pytest.raises(BadInput, match="would be downloaded, which a file may not ask for"):
         create_backbone("hf-hub:timm/test_resnet.r160_in1k", 32)
+
+
+def test_a_pretrained_vision_transformer_is_tuned_gently(digits_data, tmp_path, capsys):
+    """AdamW at a tenth of the rule's rate, less in each layer below; drawn weights get the rule's."""
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    options = RUN | {"model": "test_vit", "image_size": 32}
+    drawn = package.train(digits_data, tmp_path / "drawn", **options).config().optim
+    assert (drawn.optimizer, drawn.layer_decay) == ("adamw", 1.0)
+    assert drawn.lr == pytest.approx(1e-3 * (8 / 256) ** 0.5)
+    capsys.readouterr()
+    tuned = package.train(digits_data, tmp_path / "tuned", pretrained=tmp_path / "w.safetensors", **options)
+    found = tuned.config().optim
+    assert (found.optimizer, found.lr, found.layer_decay) == ("adamw", pytest.approx(drawn.lr / 10), 0.75)
+    assert "(0.1 of the rule's: pretrained), times 0.75 a layer down" in " ".join(capsys.readouterr().err.split())
+    asked = options | {"optimizer": "lars", "layer_decay": 0.9}
+    assert package.train(digits_data, tmp_path / "asked", quiet=True, **asked).config().optim.layer_decay == 0.9
+    tuned.encoder_file.unlink()
+    tuned.checkpoint_files()[-1].unlink()
+    package.resume(tuned.path, quiet=True)
+    assert tuned.finished

@@ -60,6 +60,7 @@ class TrainOptions(TypedDict, total=False):
     lr: float | None
     lr_rule: Literal["sqrt", "linear"]
     weight_decay: float | None
+    layer_decay: float | None
     momentum: float
     warmup_epochs: float | None
     clip_grad: float | None

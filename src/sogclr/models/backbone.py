@@ -120,6 +120,17 @@ def create_backbone(name: str, image_size: int, pretrained: str | os.PathLike[st
     return backbone if pretrained is None else _load_pretrained(backbone, name, Path(pretrained))
 
 
+def is_vision_transformer(name: str) -> bool:
+    """Return whether timm's model cuts images into patches: it is built, without memory for its weights."""
+    if name.startswith(OWN):
+        return False
+    try:
+        with torch.device("meta"):
+            return hasattr(timm.create_model(name, num_classes=0), "patch_embed")
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):  # one that cannot be built so
+        return False
+
+
 def feature_width(backbone: nn.Module) -> int:
     """Return the width of the features, timm's `num_features`."""
     return int(cast(int, backbone.num_features))

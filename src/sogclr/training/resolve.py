@@ -18,11 +18,13 @@ from ..data.recipe import named_recipe, recipe_from_table
 from ..data.source import Source
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision, choose_threads, cores
-from ..models.backbone import resolve_name
+from ..models.backbone import is_vision_transformer, resolve_name
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .optim import learning_rate, weight_decay
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
+TUNED_SHARE = 0.1  # of the rule's learning rate, for a vision transformer that has weights already
+TUNED_LAYER_DECAY = 0.75  # BEiT's
 _NAMES = {"images": "images alone", "pairs": "pairs"}  # kind of DATA -> its name in a sentence
 
 
@@ -40,6 +42,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     size = config.data.image_size or weights_size or image_size_for(source)
     model, why = resolve_name(model, size)
     inputs = inputs_from_table(Inputs(**of_weights), config.inputs)
+    patches = is_vision_transformer(model)
     if weights is not None:
         weights_file(weights, download=True)
     named = "caption" if source.kind == "pairs" and config.data.recipe == "auto" else config.data.recipe
@@ -52,7 +55,9 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
         model=replace(config.model, model=model, pretrained=weights),
         loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
-        optim=_resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind),
+        optim=_resolve_optim(
+            config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights
+        ),
         run=run,
         augment=asdict(recipe_from_table(named_recipe(named, size), config.augment)),
         inputs=asdict(inputs),
@@ -178,12 +183,18 @@ def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
     return max(1, usable // (batch * config.optim.accumulate))
 
 
-def _resolve_optim(optim: OptimConfig, batch_size: int, epochs: float, kind: str) -> OptimConfig:
-    optimizer = optim.optimizer or ("adamw" if kind == "pairs" else "lars")
+def _resolve_optim(
+    optim: OptimConfig, batch_size: int, epochs: float, kind: str, patches: bool, weights: str | None
+) -> OptimConfig:
+    """Return the section; LARS lets vision transformers (`patches`) collapse, and AdamW's own rate forgets their weights."""
+    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches else "lars")
+    tuned = patches and weights is not None
+    rule = learning_rate(optimizer, optim.lr_rule, batch_size * optim.accumulate)
     return replace(
         optim,
         optimizer=optimizer,
-        lr=optim.lr or learning_rate(optimizer, optim.lr_rule, batch_size * optim.accumulate),
+        lr=optim.lr or (rule * TUNED_SHARE if tuned and kind == "images" and optimizer == "adamw" else rule),
+        layer_decay=optim.layer_decay or (TUNED_LAYER_DECAY if tuned else 1.0),
         weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
         warmup_epochs=min(10.0, epochs / 10) if optim.warmup_epochs is None else optim.warmup_epochs,
     )
@@ -241,7 +252,7 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         f"views     {config.data.image_size} pixels",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
-        f"optimizer {optim.optimizer}, lr {optim.lr:.4g}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
+        f"optimizer {optim.optimizer}, lr {optim.lr:.4g}{_rate_words(config)}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
         f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]
     unused = (
@@ -250,6 +261,15 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         "" if "texts" in kinds else "texts",
     )
     return [line for line in lines if line.split()[0] not in unused]
+
+
+def _rate_words(config: TrainConfig) -> str:
+    """Return the words on a learning rate that is a share of the rule's, or differs between layers."""
+    optim = config.optim
+    rule = learning_rate(str(optim.optimizer), optim.lr_rule, config.run.batch_size * optim.accumulate)
+    tuned = optim.lr == rule * TUNED_SHARE
+    share = f" ({TUNED_SHARE:g} of the rule's: pretrained)" if tuned else ""
+    return share + (f", times {optim.layer_decay:g} a layer down" if optim.layer_decay != 1 else "")
 
 
 def _weights_words(config: TrainConfig) -> str:
