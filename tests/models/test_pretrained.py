@@ -6,10 +6,13 @@ from digits import SMALL, sogclr, words
 from safetensors.torch import save_file
 
 import sogclr as package
+from sogclr.config.schema import OptimConfig
 from sogclr.errors import BadInput
-from sogclr.models.backbone import create_backbone, timm
+from sogclr.models.backbone import create_backbone, freeze, timm
 from sogclr.models.encoder import load_encoder
 from sogclr.models.pretrained import describe_weights, resolve_pretrained, weights_file
+from sogclr.models.two_view import ContrastiveModel
+from sogclr.training.optim import build_optimizer
 
 NAME, HALF = "test_resnet.r160_in1k", (0.5, 0.5, 0.5)
 RUN = {k: v for k, v in SMALL.items() if k not in ("model", "image_size")} | {"max_steps": 2, "precision": "fp32"}
@@ -171,3 +174,63 @@ def test_a_pretrained_vision_transformer_is_tuned_gently(digits_data, tmp_path, 
     tuned.checkpoint_files()[-1].unlink()
     package.resume(tuned.path, quiet=True)
     assert tuned.finished
+
+
+def changed(run):
+    """Which tensors of the backbone differ between a run's first and last checkpoint."""
+    first, *_, last = (torch.load(file, weights_only=True)["model"] for file in run.checkpoint_files())
+    start = "backbone."
+    return {k.removeprefix(start) for k in first if k.startswith(start) and not torch.equal(first[k], last[k])}, last
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "trained"),
+    [
+        ("test_resnet", {"freeze": True}, ()),
+        ("test_resnet", {"train_last": 1}, ("layer4.",)),
+        ("test_resnet", {"train_last": 1, "method": "moco", "queue": 16}, ("layer4.",)),
+        ("test_vit", {"train_last": 2, "micro_batch": 8}, ("blocks.4.", "blocks.5.", "norm.", "fc_norm.")),
+    ],
+)
+def test_what_is_frozen_stays_as_it_was(name, options, trained, digits_data, tmp_path):
+    """Statistics of BatchNorm too; the rest trains, and a run that was halted goes on to the same end."""
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+    options = RUN | {"model": name, "image_size": 32, "pretrained": tmp_path / "w.safetensors"} | options
+    options |= {"quiet": True, "keep": 9, "save_every": 1, "optimizer": "adamw", "lr": 0.01}
+    run = package.train(digits_data, tmp_path / "run", **options)
+    moved, last = changed(run)
+    assert bool(moved) is bool(trained)
+    assert all(key.startswith(trained) for key in moved)
+    assert any("head" in key for key in last)
+    run.encoder_file.unlink()
+    run.checkpoint_files()[-1].unlink()
+    package.resume(run.path, quiet=True)
+    again = torch.load(run.checkpoint_files()[-1], weights_only=True)["model"]
+    assert all(torch.equal(again[k], last[k]) for k in last)
+
+
+def test_frozen_parts_are_no_part_of_the_optimizer(tmp_path):
+    backbone = create_backbone("test_resnet", 32)
+    frozen = freeze(backbone, 2)
+    model = ContrastiveModel(backbone, torch.nn.Identity(), frozen).train()
+    assert {"bn1", "layer1", "layer2"} <= {*frozen}
+    assert not model.backbone.layer2[0].bn1.training
+    assert model.backbone.layer3[0].bn1.training
+    groups = build_optimizer(model, OptimConfig(optimizer="sgd", lr=0.1, weight_decay=0.0)).param_groups
+    trained = {p for group in groups for p in group["params"]}
+    assert trained == {p for p in model.parameters() if p.requires_grad}
+    assert trained == {*backbone.layer3.parameters(), *backbone.layer4.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze": True}, "--freeze freezes an encoder that knows nothing; give its weights"),
+        ({"freeze": True, "train_last": 1}, "--freeze trains nothing of the encoder and --train-last a part"),
+        ({"train_last": 5, "pretrained": NAME}, r"--train-last 5 is all that ResNet has \(4 stages"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(options, message, published, digits_data, tmp_path):
+    with pytest.raises(BadInput, match=message):
+        package.train(digits_data, tmp_path / "run", quiet=True, **(RUN | {"image_size": 32} | options))
+    assert not (tmp_path / "run").exists()

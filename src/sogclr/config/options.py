@@ -32,6 +32,8 @@ class TrainOptions(TypedDict, total=False):
     # Model
     pretrained: str | None
     init_from: str | None
+    freeze: bool
+    train_last: int | None
     head_layers: int
     head_hidden: int | None
     head_dim: int

@@ -116,6 +116,10 @@ class ModelConfig:
     """Weights to start from: a local file for the same timm model, or timm's name of them, as resnet50.a1_in1k, which may be downloaded."""
     init_from: str | None = None
     """A run to start from: its weights, and its normalizers for the images that both runs have."""
+    freeze: bool = False
+    """Train the projection head alone; the encoder stays as --pretrained or --init-from gave it."""
+    train_last: Annotated[int | None, Range(1)] = None
+    """Train only so many of the encoder's last stages or blocks, and the head. All when left out."""
     head_layers: Annotated[int, Range(2, 3)] = 2
     """Layers of the projection head."""
     head_hidden: Annotated[int | None, Range(1)] = None

@@ -131,6 +131,42 @@ def is_vision_transformer(name: str) -> bool:
         return False
 
 
+def freeze(backbone: nn.Module, train_last: int = 0) -> list[str]:
+    """Let no parameter of a backbone have a gradient, but for those of its last stages or blocks.
+
+    Args:
+        backbone: of timm.
+        train_last: how many of them stay as they were; a norm behind the last counts to it.
+
+    Returns:
+        The names of the modules that are frozen with all their parts, whose BatchNorm is not to learn either.
+
+    Raises:
+        BadInput: it has fewer, or does not say what they are.
+    """
+    layer_of: dict[str, int] = {}
+    if train_last:
+        if not hasattr(backbone, "group_matcher"):
+            raise BadInput(
+                f"{type(backbone).__name__} does not say what its stages are, as timm's models do; give --freeze"
+            )
+        matcher = cast(Any, backbone).group_matcher(coarse=True)
+        layer_of = timm.models.group_parameters(backbone, matcher, reverse=True)
+    shapes = dict(backbone.named_parameters())
+    whole = sorted({layer for name, layer in layer_of.items() if shapes[name].ndim >= 2})
+    if train_last and train_last >= len(whole):
+        raise BadInput(
+            f"--train-last {train_last} is all that {type(backbone).__name__} has ({len(whole) - 1} stages or blocks, and "
+            "its first layer); leave it out"
+        )
+    first = whole[-train_last] if train_last else float("inf")
+    for name, parameter in shapes.items():
+        if layer_of.get(name, 0) < first:
+            parameter.requires_grad_(False)
+    modules = ((name, list(module.parameters())) for name, module in backbone.named_modules())
+    return [name for name, parameters in modules if parameters and not any(p.requires_grad for p in parameters)]
+
+
 def feature_width(backbone: nn.Module) -> int:
     """Return the width of the features, timm's `num_features`."""
     return int(cast(int, backbone.num_features))

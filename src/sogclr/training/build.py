@@ -21,7 +21,7 @@ from ..data.source import Source
 from ..errors import BadInput
 from ..losses import MoCoLoss
 from ..losses.contrastive import ContrastiveLoss
-from ..models.backbone import create_backbone, feature_width
+from ..models.backbone import create_backbone, feature_width, freeze
 from ..models.encoder import EncoderInfo
 from ..models.pretrained import weights_file
 from ..models.text import TextSetup
@@ -203,7 +203,8 @@ def build_image_model(config: TrainConfig, own: OwnParts, shape: tuple[int, ...]
         if not own.head:
             return ContrastiveModel(backbone, nn.Identity())
     head = ProjectionHead(width, options.head_hidden or width, options.head_dim, options.head_layers)
-    return ContrastiveModel(backbone, head)
+    held = options.freeze or options.train_last is not None
+    return ContrastiveModel(backbone, head, freeze(backbone, options.train_last or 0) if held else ())
 
 
 def own_loss(loss: nn.Module, source: Source) -> ContrastiveLoss | OwnLoss:

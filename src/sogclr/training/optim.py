@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -102,9 +103,8 @@ def _layers(model: nn.Module, decay: float | None) -> tuple[dict[nn.Parameter, f
             undecayed |= {p for key, p in backbone.named_parameters() if key in names}
         if decay != 1.0:
             import_timm()
-            from timm.optim import param_groups_layer_decay
-
-            groups = param_groups_layer_decay(backbone, layer_decay=decay)
+            timm_optim: Any = importlib.import_module("timm.optim")
+            groups = timm_optim.param_groups_layer_decay(backbone, layer_decay=decay)
             scales |= {p: group["lr_scale"] for group in groups for p in group["params"]}
     return scales, undecayed
 
