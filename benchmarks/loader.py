@@ -22,10 +22,11 @@ from sklearn.datasets import load_sample_images
 
 from sogclr.data.augment import Augmentation
 from sogclr.data.decoded import write_decoded
+from sogclr.data.inputs import IMAGENET_MEAN, IMAGENET_STD
 from sogclr.data.loader import training_loader
 from sogclr.data.manifest import Manifest
 from sogclr.data.recipe import Recipe, named_recipe
-from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
+from sogclr.models.torchvision_cpu import import_timm
 
 from . import pages
 

@@ -29,9 +29,10 @@ from PIL import Image
 
 from sogclr.config.schema import OptimConfig
 from sogclr.config.toml import from_options
+from sogclr.data.inputs import IMAGENET_MEAN, IMAGENET_STD
 from sogclr.data.manifest import Manifest
 from sogclr.data.recipe import Recipe
-from sogclr.models.backbone import IMAGENET_MEAN, IMAGENET_STD, import_timm
+from sogclr.models.torchvision_cpu import import_timm
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
 from sogclr.training.build import build

@@ -6,7 +6,9 @@ import torch
 from sogclr.config.schema import OptimConfig
 from sogclr.errors import BadInput
 from sogclr.losses.estimators import CosineGamma
-from sogclr.training.optim import build_optimizer, learning_rate, warmup_cosine
+from sogclr.models.backbone import create_backbone
+from sogclr.models.two_view import ContrastiveModel
+from sogclr.training.optim import LR_SCALE, build_optimizer, learning_rate, warmup_cosine
 
 
 @pytest.mark.parametrize("batch", [32, 256, 4096])
@@ -77,3 +79,30 @@ def test_schedule_warms_up_then_falls_to_zero():
 def test_bad_gamma_schedules_are_refused(arguments):
     with pytest.raises(BadInput, match="a gamma schedule needs"):
         CosineGamma(**arguments)
+
+
+def vision_transformer(**options):
+    torch.manual_seed(0)
+    model = ContrastiveModel(create_backbone("test_vit", 32), torch.nn.Linear(64, 8))
+    config = OptimConfig(optimizer="adamw", lr=0.1, weight_decay=0.5, **options)
+    groups = build_optimizer(model, config).param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    return [(g[LR_SCALE], g["weight_decay"], {names[p] for p in g["params"]}) for g in groups], set(names.values())
+
+
+def test_the_rate_decays_from_layer_to_layer_of_the_backbone():
+    groups, names = vision_transformer(layer_decay=0.5)
+    scale = {name: s for s, _, members in groups for name in members}
+    assert scale.keys() == names
+    assert scale["head.weight"] == 1.0
+    blocks = [scale[f"backbone.blocks.{k}.attn.qkv.weight"] for k in range(6)]
+    assert blocks == [0.5 ** (5 - k) for k in range(6)]
+    assert scale["backbone.pos_embed"] == scale["backbone.patch_embed.proj.weight"] == 0.5**6
+
+
+def test_positions_and_tokens_are_not_decayed_but_in_older_runs():
+    for options, spared in (({"layer_decay": 1.0}, True), ({}, False)):
+        groups, names = vision_transformer(**options)
+        assert [(s, d) for s, d, _ in groups] == [(1.0, 0.5), (1.0, 0.0)]
+        assert ({"backbone.pos_embed", "backbone.cls_token"} <= groups[1][2]) is spared
+        assert groups[0][2] | groups[1][2] == names

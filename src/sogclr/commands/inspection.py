@@ -186,6 +186,7 @@ class EncoderInspection(Inspection):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float
+    interpolation: str
     background: str
     features: int
     """Width of its features."""

@@ -32,6 +32,8 @@ class TrainOptions(TypedDict, total=False):
     # Model
     pretrained: str | None
     init_from: str | None
+    freeze: bool
+    train_last: int | None
     head_layers: int
     head_hidden: int | None
     head_dim: int
@@ -60,6 +62,7 @@ class TrainOptions(TypedDict, total=False):
     lr: float | None
     lr_rule: Literal["sqrt", "linear"]
     weight_decay: float | None
+    layer_decay: float | None
     momentum: float
     warmup_epochs: float | None
     clip_grad: float | None

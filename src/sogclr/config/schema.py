@@ -111,11 +111,15 @@ class ModelConfig:
     title: ClassVar[str] = "model"
 
     model: str | None = None
-    """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. Chosen by the image size when left out."""
+    """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. That of the weights, or chosen by the image size, when left out."""
     pretrained: str | None = None
-    """Weights of the same timm model to start from, a local file."""
+    """Weights to start from: a local file for the same timm model, or timm's name of them, as resnet50.a1_in1k, which may be downloaded."""
     init_from: str | None = None
     """A run to start from: its weights, and its normalizers for the images that both runs have."""
+    freeze: bool = False
+    """Train the projection head alone; the encoder stays as --pretrained or --init-from gave it."""
+    train_last: Annotated[int | None, Range(1)] = None
+    """Train only so many of the encoder's last stages or blocks, and the head. All when left out."""
     head_layers: Annotated[int, Range(2, 3)] = 2
     """Layers of the projection head."""
     head_hidden: Annotated[int | None, Range(1)] = None
@@ -190,13 +194,17 @@ class OptimConfig:
     title: ClassVar[str] = "optimizer"
 
     optimizer: Optimizer | None = None
-    """lars, or adamw for pairs, when left out."""
+    """lars, or adamw for pairs and vision transformers, when left out."""
     lr: Annotated[float | None, Range(0, above=True)] = None
-    """Peak learning rate; from --lr-rule when left out."""
+    """Peak learning rate; from --lr-rule when left out, a tenth of it for a vision transformer with weights of --pretrained."""
     lr_rule: Literal["sqrt", "linear"] = "sqrt"
     """LARS: 0.075 sqrt(B), or 0.3 B/256."""
     weight_decay: Annotated[float | None, Range(0)] = None
     """1e-6 (lars), 1e-4 (sgd) or 0.05 (adamw) when left out; never on biases and normalisation."""
+    layer_decay: Annotated[
+        float | None, Range(0, 1, above=True, note="it is the factor from a layer to the one below")
+    ] = None
+    """Factor of the learning rate from each layer of the image encoder to the one below; 1, or 0.75 for a vision transformer with weights of --pretrained, when left out."""
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Of lars and sgd."""
     warmup_epochs: Annotated[float | None, Range(0)] = None
@@ -318,3 +326,5 @@ class TrainConfig:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     augment: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Fields of `Recipe` that differ from the one named by data.recipe; all of them in the saved copy."""
+    inputs: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Fields of `Inputs` that differ from those of the first weights; all of them in the saved copy."""

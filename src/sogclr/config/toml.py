@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from ..data.inputs import Inputs, inputs_from_table
 from ..data.recipe import Recipe, recipe_from_table
 from ..errors import BadInput
 from .methods import ESTIMATORS, METHODS, options_of
@@ -21,6 +22,7 @@ from .schema import DataConfig, LossConfig, ModelConfig, OptimConfig, PairsConfi
 Section = DataConfig | ModelConfig | LossConfig | OptimConfig | RunConfig | PairsConfig
 S = TypeVar("S", bound=Section)
 
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # suffixes of files of weights
 SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -49,6 +51,34 @@ def read_table(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"there is no configuration file {path}; give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise BadInput(f"{path} cannot be read as TOML: {error}") from None
+
+
+def split_weights_name(table: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the tables of a configuration file without a name of weights, and that name if there is one.
+
+    What might be downloaded the user has to say, by an option: `check_weights_said`.
+    """
+    model = table.get("model")
+    name = model.get("pretrained") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(name, str) or Path(name).suffix in WEIGHTS or Path(name).is_file():
+        return table, None
+    return {**table, "model": {k: v for k, v in model.items() if k != "pretrained"}}, name
+
+
+def check_weights_said(name: str | None, said: object) -> None:
+    """Check that weights which a configuration file names are given as an option too.
+
+    Args:
+        name: in the file, None without one.
+        said: the value of the option, None where it was left out.
+
+    Raises:
+        BadInput: they are not.
+    """
+    if name is not None and said is None:
+        raise BadInput(
+            f"the configuration names the weights {name}, which might be downloaded; say so yourself: --pretrained {name}"
+        )
 
 
 def migrate(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,13 +118,14 @@ def from_options(options: Mapping[str, Any], table: Mapping[str, Any] | None = N
         BadInput: an unknown name (the nearest is given), a value of the wrong type, or one out of range.
     """
     tables = migrate(table or {})
-    augment = tables.pop("augment", {})
+    augment, inputs = tables.pop("augment", {}), tables.pop("inputs", {})
     recipe_from_table(Recipe(), augment)
+    inputs_from_table(Inputs(), inputs)
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for section, entries in tables.items():
         if section not in SECTIONS or not isinstance(entries, dict):
             raise BadInput(
-                f"the configuration has no table [{section}]; its tables are [{'], ['.join([*SECTIONS, 'augment'])}]"
+                f"the configuration has no table [{section}]; its tables are [{'], ['.join([*SECTIONS, 'augment', 'inputs'])}]"
             )
         for key, value in entries.items():
             _check_known(key, [f.name for f in fields(SECTIONS[section])], f"[{section}] of the configuration")
@@ -114,6 +145,7 @@ def from_options(options: Mapping[str, Any], table: Mapping[str, Any] | None = N
         run=_build(RunConfig, values["run"]),
         pairs=_build(PairsConfig, values["pairs"]),
         augment=augment,
+        inputs=inputs,
     )
 
 

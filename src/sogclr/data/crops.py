@@ -41,6 +41,8 @@ class Cropper(Protocol):
     """Which boxes of an image are its views."""
 
     views: int
+    interpolation: str
+    """How they are resized."""
 
     def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
         """Return the boxes of images (n,) of these sizes, pixels: float64 (n, V, 4) of left, top, right, bottom.
@@ -58,6 +60,8 @@ class Cropper(Protocol):
 class RandomCrops:
     """The V random crops of each image: a function of (seed, epoch, id, which of its images) and of the image's size."""
 
+    interpolation = "bilinear"
+
     def __init__(self, recipe: Recipe, views: int, seed: int) -> None:
         self.recipe, self.views, self.seed = recipe, views, seed
 
@@ -73,8 +77,8 @@ class CentralCrop:
 
     views = 1
 
-    def __init__(self, crop_fraction: float) -> None:
-        self.crop_fraction = crop_fraction
+    def __init__(self, crop_fraction: float, interpolation: str = "bilinear") -> None:
+        self.crop_fraction, self.interpolation = crop_fraction, interpolation
 
     def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
         """Return the central square of each: float64 (n, 1, 4), pixels."""
@@ -118,7 +122,7 @@ class CropDataset(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         ids, image_ids = request.ids, self.source.images_of(request.ids)
-        per_sample, views = image_ids.shape[1], self.cropper.views
+        per_sample, views, how = image_ids.shape[1], self.cropper.views, self.cropper.interpolation
         # all boxes at once, where the headers were right
         expected = [self._boxes_of(request.epoch, ids, image_ids[:, k], k) for k in range(per_sample)]
         crops = np.empty((per_sample * views, len(ids), self.size, self.size, 3), dtype=np.uint8)
@@ -135,7 +139,7 @@ class CropDataset(Dataset[Batch]):
                         if image.size != (width, height):
                             boxes = boxes * ([image.width / width, image.height / height] * 2)
                         for v, box in enumerate(boxes.tolist(), k * views):
-                            crops[v, len(good)] = resized_crop(image, tuple(box), self.size)
+                            crops[v, len(good)] = resized_crop(image, tuple(box), self.size, how)
                 except BadImage as error:
                     bad.append((id, str(error)))
                 else:

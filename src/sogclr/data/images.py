@@ -190,11 +190,13 @@ def background_colour(name: str) -> tuple[int, int, int]:
         raise BadInput(f"background {name!r} is no colour; give a name like white or black, or #rrggbb") from None
 
 
-def resized_crop(image: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+def resized_crop(
+    image: Image.Image, box: tuple[float, float, float, float], size: int, interpolation: str = "bilinear"
+) -> np.ndarray:
     """Resize a box (left, top, right, bottom; pixels, may be fractional) of an image: uint8 (size, size, 3)."""
     if image.size == (size, size) and box == (0.0, 0.0, float(size), float(size)):
         return np.asarray(image)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
+    return np.asarray(image.resize((size, size), Image.Resampling[interpolation.upper()], box=box, reducing_gap=2.0))
 
 
 def central_box(width: int, height: int, crop_fraction: float) -> tuple[float, float, float, float]:

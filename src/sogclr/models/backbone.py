@@ -16,9 +16,8 @@ from .torchvision_cpu import import_timm
 
 timm = import_timm()
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 OWN = "own:"  # begins the name of a model of a user's own
+HUB = ("hf-hub:", "hf_hub:")  # begins the name of a model that timm would download
 SMALL_IMAGE = 96  # below this many pixels a ResNet gets the small-image stem
 
 
@@ -86,7 +85,7 @@ def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
         return name, f"chosen for {image_size}-pixel images; --model picks another"
     if small and f"{model}_small" in timm.list_models("*_small", module="backbone"):
         return f"{model}_small", f"{model} with a 3x3 stem and no max-pooling, for images below {SMALL_IMAGE} pixels"
-    if model.startswith(("hf-hub:", "hf_hub:")):
+    if model.startswith(HUB):
         raise BadInput(
             f"model {model!r} would be downloaded; give a timm name and --pretrained FILE, or local-dir:PATH"
         )
@@ -106,8 +105,10 @@ def create_backbone(name: str, image_size: int, pretrained: str | os.PathLike[st
         pretrained: a local weights file of the same model; None starts from random weights.
 
     Raises:
-        BadInput: the model cannot be built at this size, or the file does not fit it.
+        BadInput: the model cannot be built at this size, would be downloaded, or the file does not fit it.
     """
+    if name.startswith(HUB):  # from an encoder's file, perhaps, which somebody else wrote
+        raise BadInput(f"model {name!r} would be downloaded, which a file may not ask for; give a timm name")
     backbone: nn.Module
     try:
         try:
@@ -116,9 +117,54 @@ def create_backbone(name: str, image_size: int, pretrained: str | os.PathLike[st
             backbone = timm.create_model(name, num_classes=0)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise BadInput(f"model {name!r} cannot be built for {image_size}-pixel images: {error}") from None
-    if pretrained is not None:
-        _load_pretrained(backbone, name, Path(pretrained))
-    return backbone
+    return backbone if pretrained is None else _load_pretrained(backbone, name, Path(pretrained))
+
+
+def is_vision_transformer(name: str) -> bool:
+    """Return whether timm's model cuts images into patches: it is built, without memory for its weights."""
+    if name.startswith(OWN):
+        return False
+    try:
+        with torch.device("meta"):
+            return hasattr(timm.create_model(name, num_classes=0), "patch_embed")
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):  # one that cannot be built so
+        return False
+
+
+def freeze(backbone: nn.Module, train_last: int = 0) -> list[str]:
+    """Let no parameter of a backbone have a gradient, but for those of its last stages or blocks.
+
+    Args:
+        backbone: of timm.
+        train_last: how many of them stay as they were; a norm behind the last counts to it.
+
+    Returns:
+        The names of the modules that are frozen with all their parts, whose BatchNorm is not to learn either.
+
+    Raises:
+        BadInput: it has fewer, or does not say what they are.
+    """
+    layer_of: dict[str, int] = {}
+    if train_last:
+        if not hasattr(backbone, "group_matcher"):
+            raise BadInput(
+                f"{type(backbone).__name__} does not say what its stages are, as timm's models do; give --freeze"
+            )
+        matcher = cast(Any, backbone).group_matcher(coarse=True)
+        layer_of = timm.models.group_parameters(backbone, matcher, reverse=True)
+    shapes = dict(backbone.named_parameters())
+    whole = sorted({layer for name, layer in layer_of.items() if shapes[name].ndim >= 2})
+    if train_last and train_last >= len(whole):
+        raise BadInput(
+            f"--train-last {train_last} is all that {type(backbone).__name__} has ({len(whole) - 1} stages or blocks, and "
+            "its first layer); leave it out"
+        )
+    first = whole[-train_last] if train_last else float("inf")
+    for name, parameter in shapes.items():
+        if layer_of.get(name, 0) < first:
+            parameter.requires_grad_(False)
+    modules = ((name, list(module.parameters())) for name, module in backbone.named_modules())
+    return [name for name, parameters in modules if parameters and not any(p.requires_grad for p in parameters)]
 
 
 def feature_width(backbone: nn.Module) -> int:
@@ -126,18 +172,45 @@ def feature_width(backbone: nn.Module) -> int:
     return int(cast(int, backbone.num_features))
 
 
-def _load_pretrained(backbone: nn.Module, name: str, path: Path) -> None:
+def _load_pretrained(backbone: nn.Module, name: str, path: Path) -> nn.Module:
+    """Return the backbone with the weights of a file, or one that timm has converted them for."""
     weights = read_weights(path)
     wanted = backbone.state_dict()
     missing = [k for k in wanted if k not in weights]
     wrong = [k for k in wanted if k in weights and weights[k].shape != wanted[k].shape]
-    if missing or wrong:
+    if not (missing or wrong):
+        backbone.load_state_dict({k: weights[k] for k in wanted})
+        return backbone
+    try:
+        return _converted(backbone, name, weights)
+    except (RuntimeError, KeyError, AssertionError, ValueError, TypeError):
         first = (missing or wrong)[0]
         raise BadInput(
             f"{path} does not hold the weights of {name}: {len(missing)} of {len(wanted)} tensors are missing and "
             f"{len(wrong)} have another shape, first: {first}; give a file saved from the same timm model"
-        )
-    backbone.load_state_dict({k: weights[k] for k in wanted})
+        ) from None
+
+
+def _converted(backbone: nn.Module, name: str, weights: dict[str, Tensor]) -> nn.Module:
+    """Return the model with weights of other names, or of positions at another image size, converted by timm.
+
+    Raises:
+        Exception: of whatever kind: they are not of this model.
+    """
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None:
+        raise ValueError(f"timm knows no weights of {name}")
+    heads = [config.classifier] if isinstance(config.classifier, str) else config.classifier or ()
+    backbones = {k: v for k, v in weights.items() if not k.startswith(tuple(f"{head}." for head in heads))}
+    # with as many classes as the model timm compares the names strictly
+    overlay = {"state_dict": backbones, "num_classes": 0, "label_offset": 0, "custom_load": False}
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    options = {} if size is None else {"img_size": size}
+    converted: nn.Module = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **options
+    )
+    cast(dict[str, Any], converted.pretrained_cfg).pop("state_dict")
+    return converted
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -147,7 +220,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         BadInput: the file is missing, truncated, holds pickled code, or no state_dict.
     """
     if not path.is_file():
-        raise BadInput(f"there is no weights file {path}; give the path of a .safetensors or .pth file")
+        raise BadInput(
+            f"there is no weights file {path}; give the path of a .safetensors or .pth file, or timm's name of weights"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

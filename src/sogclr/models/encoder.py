@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..config.schema import TrainConfig
+from ..data.inputs import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Inputs, inputs_from_table
 from ..errors import BadInput
 from ..files import atomic_write
 from ..run_folder import RunFolder
-from .backbone import IMAGENET_MEAN, IMAGENET_STD, OWN, create_backbone, feature_width
+from .backbone import OWN, create_backbone, feature_width
 
 ENCODER_FORMAT = "sogclr-encoder-1"
 
@@ -38,12 +40,31 @@ class EncoderInfo:
     """Share of the (square) image that the central crop keeps at evaluation."""
     background: str = "white"
     """Colour below transparent pixels."""
+    interpolation: str = "bilinear"
+    """How the central crop is resized, one of `INTERPOLATIONS`."""
+
+    @classmethod
+    def of_run(cls, config: TrainConfig) -> EncoderInfo:
+        """Return what the encoder of a run says of itself, from its resolved configuration."""
+        inputs = asdict(inputs_from_table(Inputs(), config.inputs))
+        return cls(str(config.model.model), config.data.image_size or 0, background=config.data.background, **inputs)
 
     @classmethod
     def from_json(cls, text: str) -> EncoderInfo:
-        """Read what `json.dumps(asdict(info))` wrote."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadInput: an interpolation that there is not.
+        """
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        if (name := fields.get("interpolation", "bilinear")) not in INTERPOLATIONS:
+            raise BadInput(f"the encoder wants interpolation {name!r}, which is none of {', '.join(INTERPOLATIONS)}")
         return cls(**fields)
+
+    def to_json(self, sort_keys: bool = False) -> str:
+        """Return the JSON of all fields; without an interpolation that is bilinear, which older files do not know."""
+        values = {k: v for k, v in asdict(self).items() if (k, v) != ("interpolation", "bilinear")}
+        return json.dumps(values, sort_keys=sort_keys)
 
 
 class Encoder(nn.Module):
@@ -75,7 +96,7 @@ class Encoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the preprocessing and the names and bytes of the backbone's weights."""
-        digest = hashlib.sha256(json.dumps(asdict(self.info), sort_keys=True).encode())
+        digest = hashlib.sha256(self.info.to_json(sort_keys=True).encode())
         for key, value in sorted(self.backbone.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -93,7 +114,7 @@ def normalise(crops: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
 def save_weights(path: Path, model: nn.Module, format: str, info: EncoderInfo, **metadata: str) -> None:
     """Write the weights of `model` to a .safetensors file, with its format and `info` in the metadata."""
     weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}  # clone: tied weights
-    metadata |= {"format": "pt", "sogclr": format, "info": json.dumps(asdict(info))}
+    metadata |= {"format": "pt", "sogclr": format, "info": info.to_json()}
     with atomic_write(path) as temporary:
         save_file(weights, temporary, metadata=metadata)
 

@@ -38,10 +38,12 @@ class ContrastiveModel(nn.Module):
     Args:
         backbone: normalised images (N, 3, S, S) -> (N, F).
         head: (N, F) -> (N, head_dim).
+        frozen: names of modules of the backbone that stay in evaluation mode.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, frozen: Sequence[str] = ()) -> None:
         super().__init__()
+        self.frozen = tuple(frozen)
         self.backbone = backbone
         self.head = head
 
@@ -49,6 +51,13 @@ class ContrastiveModel(nn.Module):
         """Return (N, head_dim) for images (N, 3, S, S), not normalised: the loss does that."""
         embeddings: Tensor = self.head(self.backbone(images))
         return embeddings
+
+    def train(self, mode: bool = True) -> ContrastiveModel:
+        """Set training mode, except for frozen modules."""
+        super().train(mode)
+        for name in self.frozen:
+            self.backbone.get_submodule(name).eval()
+        return self
 
 
 def convert_sync_batchnorm(models: Sequence[nn.Module], device: torch.device) -> bool:

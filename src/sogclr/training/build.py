@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from ..data.source import Source
 from ..errors import BadInput
 from ..losses import MoCoLoss
 from ..losses.contrastive import ContrastiveLoss
-from ..models.backbone import create_backbone, feature_width
+from ..models.backbone import create_backbone, feature_width, freeze
 from ..models.encoder import EncoderInfo
+from ..models.pretrained import weights_file
 from ..models.text import TextSetup
 from ..models.two_tower import TwoTowerModel, build_towers
 from ..models.two_view import ContrastiveModel, ProjectionHead
@@ -72,6 +74,7 @@ def build(
 
     # model, loss, and what is special about DATA or a method
     pairs = source if isinstance(source, Pairs) else None
+    config = _without_weights(config, run)
     task = _image_task(config, source, device, own) if pairs is None else _pair_task(config, pairs, run, device)
     model, loss = task.model, task.loss_fn
     assert isinstance(loss, ContrastiveLoss | OwnLoss)
@@ -80,7 +83,6 @@ def build(
     lr, warmup = float(optim.lr or 0.0), round((optim.warmup_epochs or 0) * steps_per_epoch)
     schedule = warmup_cosine(options.max_steps, warmup)
     scales = None if pairs is None else _lr_scales(config, pairs.kinds)
-    loss_optimizers = build_loss_optimizers(loss, config) if isinstance(loss, ContrastiveLoss) else _own_optimizer(loss)
     return Parts(
         run=run,
         source=source,
@@ -88,7 +90,7 @@ def build(
         model=model,
         loss=loss,
         optimizer=build_optimizer(model, optim, scales),
-        loss_optimizers=loss_optimizers,
+        loss_optimizers=_loss_optimizers(loss, config),
         learning_rate=lambda step: lr * schedule(step),
         peak_learning_rate=lr,
         progress=progress,
@@ -115,9 +117,13 @@ def build(
     )
 
 
-def _encoder_info(config: TrainConfig) -> EncoderInfo:
-    """Return the metadata of the encoder file."""
-    return EncoderInfo(str(config.model.model), config.data.image_size or 0, background=config.data.background)
+def _without_weights(config: TrainConfig, run: RunFolder) -> TrainConfig:
+    """Return the configuration without the first weights where a checkpoint has what became of them, else with their file."""
+    weights = config.model.pretrained
+    if weights is None:
+        return config
+    begun = run.config_file.is_file() and run.latest_checkpoint() is not None
+    return replace(config, model=replace(config.model, pretrained=None if begun else str(weights_file(weights))))
 
 
 def _reading(config: TrainConfig, source: Source) -> Reading:
@@ -144,7 +150,7 @@ def _to_device(model: nn.Module, config: TrainConfig, device: torch.device) -> N
 # ---------------------------------------------------------------------------------------------------------------- images
 def _image_task(config: TrainConfig, source: Source, device: torch.device, own: OwnParts) -> ImageTask:
     """Return the task of images: views, model and loss, each ours or the user's own."""
-    reading, info = _reading(config, source), _encoder_info(config)
+    reading, info = _reading(config, source), EncoderInfo.of_run(config)
     labels = read_labels(source, config.data.labels) if isinstance(source, Manifest) else None
     views = build_views(source, labels, info, reading, own)
     shape = views.view_shape() if isinstance(views, OwnViews) else (3, reading.image_size, reading.image_size)
@@ -197,7 +203,8 @@ def build_image_model(config: TrainConfig, own: OwnParts, shape: tuple[int, ...]
         if not own.head:
             return ContrastiveModel(backbone, nn.Identity())
     head = ProjectionHead(width, options.head_hidden or width, options.head_dim, options.head_layers)
-    return ContrastiveModel(backbone, head)
+    held = options.freeze or options.train_last is not None
+    return ContrastiveModel(backbone, head, freeze(backbone, options.train_last or 0) if held else ())
 
 
 def own_loss(loss: nn.Module, source: Source) -> ContrastiveLoss | OwnLoss:
@@ -220,7 +227,10 @@ def own_loss(loss: nn.Module, source: Source) -> ContrastiveLoss | OwnLoss:
     return OwnLoss(loss)
 
 
-def _own_optimizer(loss: nn.Module) -> list[torch.optim.Optimizer]:
+def _loss_optimizers(loss: ContrastiveLoss | OwnLoss, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return what trains the parameters of a loss, ours or the user's own; empty where there are none."""
+    if isinstance(loss, ContrastiveLoss):
+        return build_loss_optimizers(loss, config)
     parameters = [p for p in loss.parameters() if p.requires_grad]
     return [torch.optim.Adam(parameters, OWN_LOSS_LR, fused=use_fused(parameters))] if parameters else []
 
@@ -234,7 +244,7 @@ def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.
     model = build_pair_model(config, pairs.kinds, text)
     _to_device(model, config, device)
     loss = build_loss(config, pairs).to(device)
-    return PairTask(pairs, text, model, loss, _encoder_info(config), reading, run.features_folder, device)
+    return PairTask(pairs, text, model, loss, EncoderInfo.of_run(config), reading, run.features_folder, device)
 
 
 def _lr_scales(config: TrainConfig, kinds: tuple[Kind, Kind]) -> dict[str, float]:
@@ -277,7 +287,7 @@ def build_pair_model(config: TrainConfig, kinds: tuple[Kind, Kind], text: TextSe
     options, rates = config.model, tower_rates(config.pairs, kinds)
     return build_towers(
         kinds,
-        _encoder_info(config),
+        EncoderInfo.of_run(config),
         text,
         options.head_dim,
         shared=config.pairs.shared_tower,

@@ -9,18 +9,22 @@ import numpy as np
 
 from ..config.methods import METHODS, estimator_of, options_of
 from ..config.rows import Row
-from ..config.schema import LossConfig, OptimConfig, PairsConfig, RunConfig, TrainConfig
+from ..config.schema import LossConfig, ModelConfig, OptimConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
+from ..data.inputs import Inputs, inputs_from_table
 from ..data.pair_columns import Kind
 from ..data.pairs import Pairs
 from ..data.recipe import named_recipe, recipe_from_table
 from ..data.source import Source
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision, choose_threads, cores
-from ..models.backbone import resolve_name
+from ..models.backbone import OWN, is_vision_transformer, resolve_name
+from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .optim import learning_rate, weight_decay
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
+TUNED_SHARE = 0.1  # of the rule's learning rate, for a vision transformer that has weights already
+TUNED_LAYER_DECAY = 0.75  # BEiT's
 _NAMES = {"images": "images alone", "pairs": "pairs"}  # kind of DATA -> its name in a sentence
 
 
@@ -33,9 +37,16 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     check_kind(config, source.kind)
     if isinstance(source, Pairs):
         check_kinds(config, source)
-    size = config.data.image_size or image_size_for(source)
-    model, why = resolve_name(config.model.model, size)
+    model, weights = resolve_pretrained(config.model.model, config.model.pretrained)
+    of_weights, weights_size = describe_weights(model, weights)
+    size = config.data.image_size or weights_size or image_size_for(source)
+    model, why = resolve_name(model, size)
+    inputs = inputs_from_table(Inputs(**of_weights), config.inputs)
+    patches = is_vision_transformer(model)
+    if weights is not None:
+        weights_file(weights, download=True)
     named = "caption" if source.kind == "pairs" and config.data.recipe == "auto" else config.data.recipe
+    _check_freezing(config, source.kind)
     steps_per_epoch = count_steps_per_epoch(config, source)
     total = min(config.run.epochs * steps_per_epoch, config.run.max_steps or config.run.epochs * steps_per_epoch)
     run, workers = _resolve_run(config, total, steps_per_epoch)
@@ -43,11 +54,14 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
-        model=replace(config.model, model=model),
+        model=replace(config.model, model=model, pretrained=weights),
         loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
-        optim=_resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind),
+        optim=_resolve_optim(
+            config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights
+        ),
         run=run,
         augment=asdict(recipe_from_table(named_recipe(named, size), config.augment)),
+        inputs=asdict(inputs),
     )
     return resolved, [*cache_lines, *_lines(resolved, why, source, steps_per_epoch)]
 
@@ -103,6 +117,26 @@ def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
         _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
     if config.pairs.pooling is not None and config.pairs.text_model is None:
         raise BadInput("--pooling is for a Hugging Face encoder; give one with --text-model, or leave it out")
+
+
+def _check_freezing(config: TrainConfig, kind: str) -> None:
+    """Check that what is frozen knows something, and is of a model for images alone."""
+    model = config.model
+    option = "--freeze" if model.freeze else "--train-last" if model.train_last is not None else None
+    if option is None:
+        return
+    if model.freeze and model.train_last is not None:
+        raise BadInput("--freeze trains nothing of the encoder and --train-last a part of it; keep one of them")
+    if kind == "pairs":
+        raise BadInput(
+            f"{option} is for images alone and {config.data.data} holds pairs; give --image-rate 0 to freeze"
+        )
+    if model.model is not None and model.model.startswith(OWN):
+        raise BadInput(f"{option} is for timm's models; freeze parts of your own by requires_grad_(False)")
+    if model.pretrained is None and model.init_from is None:
+        raise BadInput(
+            f"{option} freezes an encoder that knows nothing; give its weights with --pretrained or --init-from"
+        )
 
 
 def _refuse_options(config: TrainConfig, names: list[str], meant: str, held: str) -> None:
@@ -170,12 +204,18 @@ def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
     return max(1, usable // (batch * config.optim.accumulate))
 
 
-def _resolve_optim(optim: OptimConfig, batch_size: int, epochs: float, kind: str) -> OptimConfig:
-    optimizer = optim.optimizer or ("adamw" if kind == "pairs" else "lars")
+def _resolve_optim(
+    optim: OptimConfig, batch_size: int, epochs: float, kind: str, patches: bool, weights: str | None
+) -> OptimConfig:
+    """Return the section; LARS lets vision transformers (`patches`) collapse, and AdamW's own rate forgets their weights."""
+    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches else "lars")
+    tuned = patches and weights is not None
+    rule = learning_rate(optimizer, optim.lr_rule, batch_size * optim.accumulate)
     return replace(
         optim,
         optimizer=optimizer,
-        lr=optim.lr or learning_rate(optimizer, optim.lr_rule, batch_size * optim.accumulate),
+        lr=optim.lr or (rule * TUNED_SHARE if tuned and kind == "images" and optimizer == "adamw" else rule),
+        layer_decay=optim.layer_decay or (TUNED_LAYER_DECAY if tuned else 1.0),
         weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
         warmup_epochs=min(10.0, epochs / 10) if optim.warmup_epochs is None else optim.warmup_epochs,
     )
@@ -227,20 +267,44 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
     towers = ", one tower for both columns" if pairs.shared_tower else ", a tower for each column"
     towers = towers if isinstance(source, Pairs) and kinds[0] == kinds[1] else ""
     lines = [
-        f"encoder   {config.model.model} ({why}){towers}{_lr_scale_words(pairs.image_rate)}",
+        f"encoder   {config.model.model} ({why}){towers}{_frozen_words(config.model)}{_lr_scale_words(pairs.image_rate)}",
+        f"weights   {_weights_words(config)}",
         f"texts     {texts}{towers}{_lr_scale_words(pairs.text_rate)}",
         f"views     {config.data.image_size} pixels",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
-        f"optimizer {optim.optimizer}, lr {optim.lr:.4g}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
+        f"optimizer {optim.optimizer}, lr {optim.lr:.4g}{_rate_words(config)}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
         f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]
     unused = (
-        "" if "images" in kinds else "encoder",
-        "" if "images" in kinds else "views",
+        *(() if "images" in kinds else ("encoder", "views")),
+        "" if config.model.pretrained else "weights",
         "" if "texts" in kinds else "texts",
     )
     return [line for line in lines if line.split()[0] not in unused]
+
+
+def _frozen_words(model: ModelConfig) -> str:
+    return ", frozen" if model.freeze else f", its last {model.train_last} stages train" if model.train_last else ""
+
+
+def _rate_words(config: TrainConfig) -> str:
+    """Return the words on a learning rate that is a share of the rule's, or differs between layers."""
+    optim = config.optim
+    rule = learning_rate(str(optim.optimizer), optim.lr_rule, config.run.batch_size * optim.accumulate)
+    tuned = optim.lr == rule * TUNED_SHARE
+    share = f" ({TUNED_SHARE:g} of the rule's: pretrained)" if tuned else ""
+    return share + (f", times {optim.layer_decay:g} a layer down" if optim.layer_decay != 1 else "")
+
+
+def _weights_words(config: TrainConfig) -> str:
+    """Return the words on the first weights: where they are from, and how they want their inputs."""
+    name, inputs = str(config.model.pretrained), Inputs(**config.inputs)
+    mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (inputs.mean, inputs.std))
+    licence = f" (timm's, licence {license_of(name) or 'unknown'})" if name == config.model.model else ""
+    return (
+        f"{name}{licence}; mean {mean}, std {std}, evaluated with {inputs.interpolation}, crop {inputs.crop_fraction:g}"
+    )
 
 
 def _lr_scale_words(scale: float) -> str:

@@ -50,13 +50,11 @@ def encoder_of(run: RunFolder, device: str) -> Encoder | None:
     newest = run.latest_checkpoint()
     if newest is None:
         return None
-    config = run.config()
-    size, name = config.data.image_size or 224, str(config.model.model)
-    backbone = create_backbone(name, size)
+    info = EncoderInfo.of_run(run.config())
+    backbone = create_backbone(info.name, info.image_size)
     saved = load_checkpoint(newest)["model"]
     start = "backbone."
     backbone.load_state_dict({k.removeprefix(start): v for k, v in saved.items() if k.startswith(start)})
-    info = EncoderInfo(name, size, background=config.data.background)
     return Encoder(backbone, info).to(device).eval().requires_grad_(False)
 
 
