@@ -42,12 +42,18 @@ METHODS: dict[str, list[dict[str, Any]]] = {  # name -> what is tried beside the
     "MultipleNegativesRankingLoss": [{"loss": "mnrl", "batch": 16}],
     "CachedMultipleNegativesRankingLoss": [{"loss": "cached", "batch": 256}],
     "GlobalContrastiveLoss": [
+        {"loss": "global", "batch": 16, "gamma": 0.2, "num_negatives": 255},  # of a batch of 256
+        {"loss": "global", "batch": 16, "gamma": 0.9, "num_negatives": 255},
+        {"loss": "global", "batch": 16, "gamma": 0.2, "num_negatives": 15},
+        {"loss": "global", "batch": 16, "gamma": 0.2, "num_negatives": 255, "warm_start": False},
+    ],
+    "GlobalContrastiveLoss, num_negatives=None": [
         {"loss": "global", "batch": 16, "gamma": 0.2},
         {"loss": "global", "batch": 16, "gamma": 0.9},
         {"loss": "global", "batch": 16, "gamma": 0.2, "balanced": True},
     ],
 }
-PLAIN, CACHED, OURS = METHODS
+PLAIN, CACHED, OURS, BARE = METHODS
 NOTHING = {"loss": "none", "batch": 16}
 
 
@@ -247,10 +253,11 @@ def report(cache: Cache) -> None:
     for name, (rule, lr, results) in of.items():
         columns = {metric: [r[metric] for r in results] for metric in ("ndcg10", "recall1", "seconds", "peak_mib")}
         scores = " | ".join(plus_minus([100 * v for v in columns[m]], 2) for m in ("ndcg10", "recall1"))
-        gamma = f", γ {rule['gamma']:g}, warm start" if name == OURS else ""
+        own = {k: v for k, v in rule.items() if k not in ("loss", "batch")}
+        setting = "".join(f", {k} {v}" for k, v in own.items())
         cost = f"{statistics.median(columns['seconds']):.1f} | {max(columns['peak_mib']):.0f}"
         steps = math.ceil(TRAIN / rule["batch"])
-        rows.append(f"| `{name}`{gamma} | {rule['batch']} | {steps} | {lr:.2g} | {scores} | {cost} |")
+        rows.append(f"| `{name}`{setting} | {rule['batch']} | {steps} | {lr:.2g} | {scores} | {cost} |")
         settings = {k: v for k, v in rule.items() if k != "batch"}
         points += [Point("wordnet", name, rule["batch"], 1, lr, m, values, settings) for m, values in columns.items()]
     write_points("sentence_transformers.csv", points)
