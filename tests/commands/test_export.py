@@ -1,5 +1,6 @@
 """`export`: each format computes what PyTorch does, and nothing that does not is kept."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from sogclr.errors import BadInput, RunFailed
 from sogclr.models import torchvision_cpu
 from sogclr.models.backbone import create_backbone
 from sogclr.models.encoder import Encoder, EncoderInfo, load_encoder, save_encoder
+from sogclr.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -178,4 +180,68 @@ def test_a_missing_package_is_named(run, monkeypatch):
 
 def test_the_command_prints_the_file(run, capfd):
     assert cli.main(["export", str(run), "--format", "torchscript"]) == 0
-    assert tuple(capfd.readouterr()) == (f"{run / 'encoder.pt'}\n", "")
+    out, err = capfd.readouterr()
+    assert out == f"{run / 'encoder.pt'}\n"
+    assert err.splitlines()[1:] == ["import torch", "model = torch.jit.load('encoder.pt')"]
+    export(run, "torchscript", quiet=True)
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+AS_SHOWN = """
+import os, runpy, sys, torch
+sys.modules["sogclr"] = None
+runpy.run_path(sys.argv[2])["import_timm"]()  # for CPU builds of torch, where torchvision does not import by itself
+os.chdir(sys.argv[1])
+for name, images, lines in torch.load("todo.pt"):
+    scope = {}
+    exec(lines, scope)
+    torch.save(scope["model"](images), name + ".features")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_lines_that_are_shown_load_the_file_without_this_package(tmp_path, capfd):
+    todo, expected = [], {}
+    sizes = {"resnet10_mini": 16, "resnet18_small": 32, "resnet50_small": 32, "resnet18": 96, "test_vit": 64}
+    for name, size in sizes.items():
+        source, images = encoder_file(tmp_path, name, size), torch.randn(2, 3, size, size)
+        capfd.readouterr()
+        assert cli.main(["export", str(source)]) == 0
+        _card, *lines = capfd.readouterr().err.splitlines()
+        assert "\n".join(lines) in (tmp_path / "README.md").read_text()
+        assert len(lines) <= 5
+        todo.append((name, images, "\n".join(lines)))
+        expected[name] = load_encoder(source)(images)
+    torch.save(todo, tmp_path / "todo.pt")
+    words = ["-W", "ignore", "-c", AS_SHOWN, str(tmp_path), torchvision_cpu.__file__]
+    environ = {k: v for k, v in environment().items() if k != "PYTHONPATH"}
+    subprocess.run([sys.executable, *words], check=True, env=environ)
+    for name, features in expected.items():
+        torch.testing.assert_close(torch.load(tmp_path / f"{name}.features"), features)
+
+
+def test_the_model_card_says_what_is_known_and_no_place(run, tmp_path):
+    (run / "eval.json").write_text('{"knn_top1": 0.75, "split": "test"}')
+    export(run, quiet=True)
+    card = (run / "README.md").read_text()
+    assert card.startswith("---\nlicense: unknown\n")
+    assert "| knn_top1 | 0.75 |" in card
+    assert f"fingerprint `{RunFolder(run).manifest().fingerprint}`" in card
+    assert 'optimizer = "adamw"' in card
+    assert "timm.create_model('resnet18', num_classes=0, layers=(1, 1, 1, 1)" in card
+    assert str(RunFolder(run).config().data.data) not in card
+    # it is written anew, unless it is somebody else's
+    export(run, "torchscript", quiet=True)
+    assert "torch.jit.load('encoder.pt')" in (run / "README.md").read_text()
+    (tmp_path / "README.md").write_text("mine")
+    export(run, "timm", tmp_path / "e.safetensors", quiet=True)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_an_onnx_file_says_how_images_become_inputs(run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    path = export(run, "onnx", tmp_path / "e.onnx", quiet=True)
+    found = {p.key: json.loads(p.value) for p in onnx.load(str(path)).metadata_props if p.key in ("mean", "image_size")}
+    assert found == {"mean": [0.485, 0.456, 0.406], "image_size": 16}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +14,9 @@ from ..errors import BadInput
 from ..files import atomic_write, check_output
 from ..models.encoder import Encoder, load_encoder
 from ..models.two_tower import TextTower, load_two_tower
+from ..progress import Progress
 from ..run_folder import RunFolder
+from .export_card import loading_call, write_card
 from .export_formats import (
     SUFFIXES,
     check_same,
@@ -36,11 +40,13 @@ def export(
     out: str | os.PathLike[str] | None = None,
     *,
     column: str | None = None,
+    quiet: bool = False,
 ) -> Path:
     """Write the encoder for use elsewhere, checked against PyTorch.
 
     `timm` and `safetensors` are one file: `timm.create_model(name, num_classes=0, checkpoint_path=file)` loads it
-    strictly, and so does `load_encoder`. TorchScript and ONNX take normalised float32 images (N, 3, S, S), any N, and give
+    strictly, and so does `load_encoder`; for the models with a small stem, which timm does not know, the lines that are shown
+    do. A model card, README.md, is written beside an encoder of images. TorchScript and ONNX take normalised float32 images (N, 3, S, S), any N, and give
     features (N, D). Of a run on pairs these two are a whole tower, with its projection: unit rows,
     to be multiplied with those of the other; `timm` is its backbone alone, as timm knows no projections.
 
@@ -52,6 +58,7 @@ def export(
         format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads. sentence-transformers: a folder.
         out: The file or folder; encoder (or image_tower, text_tower) with the suffix of its format, in the run's folder, when left out.
         column: Of a run on pairs: the column whose tower it is.
+        quiet: Do not show how the file is loaded.
 
     Returns:
         The file, or the folder.
@@ -68,11 +75,23 @@ def export(
             what = "--column" if column is not None else f"--format {format}"
             raise BadInput(f"{what} is for runs on pairs and {place} is none; leave it out")
         source = RunFolder(place).encoder_file if place.is_dir() else place
-        return _export_images(load_encoder(place), format, source, target)
-    return _export_tower(RunFolder(place), format, target, column)
+        run_of = RunFolder(place) if place.is_dir() else None
+        return _accompany(load_encoder(place), format, source, target, run_of, Progress(quiet))
+    return _export_tower(RunFolder(place), format, target, column, Progress(quiet))
 
 
-def _export_tower(run: RunFolder, format: str, target: Path | None, column: str | None) -> Path:
+def _accompany(
+    encoder: Encoder, format: str, source: Path, target: Path | None, run: RunFolder | None, progress: Progress
+) -> Path:
+    """Write an encoder of images with its model card, and show how the file is loaded without this package."""
+    path = _export_images(encoder, format, source, target)
+    card = write_card(path, encoder, format, run)
+    progress.info(f"card      {card}" if card else f"card      none: {path.parent / 'README.md'} is not ours and stays")
+    progress.info(loading_call(encoder, path, format))
+    return path
+
+
+def _export_tower(run: RunFolder, format: str, target: Path | None, column: str | None, progress: Progress) -> Path:
     """Write a tower of a run on pairs."""
     pairs = run.pairs()
     if column is not None and column not in pairs.names:
@@ -83,7 +102,7 @@ def _export_tower(run: RunFolder, format: str, target: Path | None, column: str 
                 f"--format {format} is the run's image backbone, without --column; for a tower of {run.path} give "
                 f"{', '.join(TRACED)} or {SENTENCES}"
             )
-        return _export_images(load_encoder(run.path), format, run.encoder_file, target)
+        return _accompany(load_encoder(run.path), format, run.encoder_file, target, run, progress)
     towers = load_two_tower(run)
     first_image = pairs.kinds.index("images") if "images" in pairs.kinds and format != SENTENCES else None
     usual = towers.texts().column if first_image is None else first_image
@@ -121,11 +140,19 @@ def _export_images(encoder: Encoder, format: str, source: Path, target: Path | N
         if format == "torchscript":
             write_torchscript(temporary, encoder.backbone, torch.zeros(2, 3, size, size))
         elif format == "onnx":
-            write_onnx(temporary, encoder.backbone, torch.zeros(2, 3, size, size), "images")
+            write_onnx(
+                temporary, encoder.backbone, torch.zeros(2, 3, size, size), "images", metadata=_preprocessing(encoder)
+            )
         else:
             write_timm(temporary, encoder)
         _check_images(temporary, encoder, format)
     return path
+
+
+def _preprocessing(encoder: Encoder) -> dict[str, str]:
+    """Return how images become inputs, as a file's metadata: JSON by name."""
+    about = {k: v for k, v in asdict(encoder.info).items() if k != "name"}
+    return {key: json.dumps(value) for key, value in about.items()}
 
 
 def _check_images(path: Path, encoder: Encoder, format: str) -> None:

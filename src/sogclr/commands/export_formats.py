@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, RunFailed
 from ..evaluation.label_free import refuse_non_finite
-from ..models.backbone import timm
+from ..models.backbone import size_options, timm
 from ..models.encoder import Encoder, save_encoder
 
 SUFFIXES = {"timm": ".safetensors", "safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
@@ -57,7 +57,7 @@ def write_timm(path: Path, encoder: Encoder) -> None:
 
 def run_timm(path: Path, encoder: Encoder, images: Tensor) -> Tensor:
     """Compute features as a user of timm would, who never heard of us."""
-    options = {"img_size": encoder.info.image_size} if hasattr(encoder.backbone, "patch_embed") else {}
+    options = size_options(encoder.info.name, encoder.info.image_size)
     model = timm.create_model(encoder.info.name, num_classes=0, checkpoint_path=str(path), **options)
     features: Tensor = model.eval()(images)
     return features
@@ -86,7 +86,14 @@ def run_torchscript(path: Path, inputs: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ONNX
-def write_onnx(path: Path, model: nn.Module, example: Tensor, name: str, longest: int | None = None) -> None:
+def write_onnx(
+    path: Path,
+    model: nn.Module,
+    example: Tensor,
+    name: str,
+    longest: int | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Export the model for any number of inputs.
 
     Args:
@@ -95,6 +102,7 @@ def write_onnx(path: Path, model: nn.Module, example: Tensor, name: str, longest
         example: two inputs.
         name: of the inputs.
         longest: the second dimension of the inputs may be any, up to this; None: it is that of the example.
+        metadata: written into the file.
     """
     _onnx_packages()
     dynamic = {0: torch.export.Dim("N")} | ({1: torch.export.Dim("L", max=longest)} if longest is not None else {})
@@ -117,6 +125,12 @@ def write_onnx(path: Path, model: nn.Module, example: Tensor, name: str, longest
             )
     finally:
         logger.level = before
+    if metadata:
+        import onnx
+
+        written = onnx.load(str(path))
+        onnx.helper.set_model_props(written, metadata)
+        onnx.save(written, str(path))
 
 
 def run_onnx(path: Path, inputs: Tensor) -> Tensor:

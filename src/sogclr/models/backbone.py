@@ -22,14 +22,28 @@ SMALL_IMAGE = 96  # below this many pixels a ResNet gets the small-image stem
 
 
 # ---------------------------------------------------------------------------------------------------- small-image stem
-def _small_stem(name: str, stride: int = 1, **kwargs: Any) -> nn.Module:
+SMALL_STEMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet18_small": ("resnet18", {}),
+    "resnet34_small": ("resnet34", {}),
+    "resnet50_small": ("resnet50", {}),
+    "resnet101_small": ("resnet101", {}),
+    # one basic block a stage and a stride-2 stem, 0.3 M weights, for CPUs
+    "resnet10_mini": (
+        "resnet18",
+        {"stride": 2, "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "stem_width": 16},
+    ),
+}
+"""Name -> timm's model, and what differs beside its stem, for images below 96 pixels."""
+
+
+def _small_stem(base: str, stride: int = 1, **kwargs: Any) -> nn.Module:
     """Build a timm ResNet with one 3x3 convolution instead of the 7x7 stride-2 convolution and the max-pooling.
 
     Source: the CIFAR stem of SimCLR (2002.05709, appendix B.9).
     """
     for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         kwargs.pop(key, None)  # there are no published weights for these
-    model: nn.Module = timm.create_model(name, **kwargs)
+    model: nn.Module = timm.create_model(base, **kwargs)
     large = cast(nn.Conv2d, model.conv1)
     small = nn.Conv2d(large.in_channels, large.out_channels, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
@@ -38,33 +52,19 @@ def _small_stem(name: str, stride: int = 1, **kwargs: Any) -> nn.Module:
     return model
 
 
-def resnet18_small(**kwargs: Any) -> nn.Module:
-    """Build ResNet-18 for images below 96 pixels."""
-    return _small_stem("resnet18", **kwargs)
+def _register(name: str, base: str, options: dict[str, Any]) -> None:
+    """Make a model with a small stem one of timm's, which knows functions by their name and module."""
+
+    def build(**kwargs: Any) -> nn.Module:
+        return _small_stem(base, **(options | kwargs))
+
+    build.__name__ = name
+    globals()[name] = build
+    timm.models.register_model(build)
 
 
-def resnet34_small(**kwargs: Any) -> nn.Module:
-    """Build ResNet-34 for images below 96 pixels."""
-    return _small_stem("resnet34", **kwargs)
-
-
-def resnet50_small(**kwargs: Any) -> nn.Module:
-    """Build ResNet-50 for images below 96 pixels."""
-    return _small_stem("resnet50", **kwargs)
-
-
-def resnet101_small(**kwargs: Any) -> nn.Module:
-    """Build ResNet-101 for images below 96 pixels."""
-    return _small_stem("resnet101", **kwargs)
-
-
-def resnet10_mini(**kwargs: Any) -> nn.Module:
-    """Build a ResNet with one basic block a stage, 16 to 128 channels and a stride-2 stem (0.3 M weights), for CPUs."""
-    return _small_stem("resnet18", stride=2, layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), stem_width=16, **kwargs)
-
-
-for _build in (resnet18_small, resnet34_small, resnet50_small, resnet101_small, resnet10_mini):
-    timm.models.register_model(_build)
+for _name, (_base, _options) in SMALL_STEMS.items():
+    _register(_name, _base, _options)
 
 
 def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
@@ -121,14 +121,30 @@ def create_backbone(name: str, image_size: int, pretrained: str | os.PathLike[st
 
 
 def is_vision_transformer(name: str) -> bool:
-    """Return whether timm's model cuts images into patches: it is built, without memory for its weights."""
-    if name.startswith(OWN):
+    """Return whether timm's model cuts images into patches."""
+    try:
+        return not name.startswith(OWN) and hasattr(_skeleton(name), "patch_embed")
+    except (RuntimeError, ValueError, TypeError):  # what cannot be built is said when it is
         return False
+
+
+def size_options(name: str, image_size: int) -> dict[str, int]:
+    """Return what `timm.create_model` is given of the image size, on which only vision transformers depend."""
+    try:
+        _skeleton(name, img_size=image_size)
+    except TypeError:
+        return {}
+    return {"img_size": image_size}
+
+
+def _skeleton(name: str, **options: Any) -> nn.Module:
+    """Build a model without memory for its weights, or with it where an older timm cannot."""
     try:
         with torch.device("meta"):
-            return hasattr(timm.create_model(name, num_classes=0), "patch_embed")
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):  # one that cannot be built so
-        return False
+            model: nn.Module = timm.create_model(name, num_classes=0, **options)
+    except (RuntimeError, NotImplementedError):
+        model = timm.create_model(name, num_classes=0, **options)
+    return model
 
 
 def freeze(backbone: nn.Module, train_last: int = 0) -> list[str]:

@@ -1,0 +1,120 @@
+"""What goes with an exported encoder of images: the call that loads it without this package, and a model card."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..config.toml import to_toml
+from ..data.source import load_source
+from ..errors import BadInput
+from ..files import write_text
+from ..models.backbone import SMALL_STEMS, size_options
+from ..models.encoder import Encoder
+from ..models.pretrained import license_of
+from ..run_folder import RunFolder
+
+MARK = "<!-- written by `sogclr export`, which writes it anew -->"
+_PLACES = ("data", "out", "labels", "init_from")  # options that tell where things are on this machine
+
+
+def loading_call(encoder: Encoder, path: Path, format: str) -> str:
+    """Return the lines of Python that load an exported file without this package, in evaluation mode.
+
+    Args:
+        encoder: what is in it.
+        path: the file.
+        format: of it: timm, safetensors, torchscript or onnx.
+    """
+    name, file = encoder.info.name, repr(path.name)
+    if format == "torchscript":
+        return f"import torch\nmodel = torch.jit.load({file})"
+    if format == "onnx":
+        return f"import onnxruntime\nmodel = onnxruntime.InferenceSession({file})"
+    if name in SMALL_STEMS:
+        base, options = SMALL_STEMS[name]
+        conv: Any = encoder.backbone.conv1
+        given = "".join(f", {key}={value!r}" for key, value in options.items() if key != "stride")
+        return "\n".join(
+            [
+                "import timm, torch",
+                f"model = timm.create_model({base!r}, num_classes=0{given})",
+                f"model.conv1 = torch.nn.Conv2d(3, {conv.out_channels}, 3, stride={conv.stride[0]}, padding=1, bias=False)",
+                "model.maxpool = torch.nn.Identity()",
+                f"timm.models.load_checkpoint(model.eval(), {file})",
+            ]
+        )
+    given = "".join(f", {key}={value!r}" for key, value in size_options(name, encoder.info.image_size).items())
+    return f"import timm\nmodel = timm.create_model({name!r}, num_classes=0, checkpoint_path={file}{given}).eval()"
+
+
+def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None) -> Path | None:
+    """Write `README.md`, a model card, beside an exported file; another README that is there stays.
+
+    Args:
+        path: the file.
+        encoder: what is in it.
+        format: of it.
+        run: what trained it, where that is known.
+
+    Returns:
+        The card; None where another README is there.
+    """
+    card = path.parent / "README.md"
+    if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        return None
+    table = {} if run is None else run.config_table()
+    write_text(
+        card, "\n\n".join([*_about(path, encoder, format, table), *([] if run is None else _of_run(run, table))]) + "\n"
+    )
+    return card
+
+
+def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> list[str]:
+    """Return the card's first paragraphs: fields for the hub, what it is, and how it is used."""
+    info, weights = encoder.info, str(table.get("model", {}).get("pretrained", ""))
+    published = weights == info.name
+    fields = [
+        "---",
+        f"license: {(license_of(weights) if published else None) or 'unknown'}",
+        "library_name: timm",
+        "pipeline_tag: image-feature-extraction",
+        *([f"base_model: timm/{weights}"] if published else []),
+        "---",
+    ]
+    mean, std = ([round(v, 6) for v in values] for values in (info.mean, info.std))
+    return [
+        "\n".join(fields),
+        MARK,
+        f"# {path.name}",
+        f"An encoder of images, `{info.name}`, trained by contrastive learning without labels with sogclr: "
+        f"RGB images (N, 3, {info.image_size}, {info.image_size}) to {encoder.num_features} features each.",
+        f"```python\n{loading_call(encoder, path, format)}\n```",
+        f"Images are cropped to the central square, {info.crop_fraction:g} of the shorter side, resized to {info.image_size} pixels "
+        f"({info.interpolation}), divided by 255, and normalised: (x − mean) / std with mean {mean}, std {std}. Transparent "
+        f"pixels are laid on {info.background}.",
+    ]
+
+
+def _of_run(run: RunFolder, table: dict[str, Any]) -> list[str]:
+    """Return the paragraphs on a run: its data, scores, and settings without the places of this machine."""
+    found = []
+    try:
+        source = load_source(run)
+        found += ["## Data", f"{len(source):,} {source.kind}; fingerprint `{source.fingerprint}`."]
+    except (BadInput, OSError):  # a data set of the user's own, or one that is gone
+        found += ["## Data", "Not described in the run's folder."]
+    if run.eval_file.is_file():
+        scores = json.loads(run.eval_file.read_text(encoding="utf-8"))
+        rows = [f"| {k} | {v:.4g} |" for k, v in scores.items() if isinstance(v, float | int) and math.isfinite(v)]
+        found += ["## Scores", "\n".join(["| score | value |", "|---|---|", *rows])]
+    settings = {
+        section: {
+            k: Path(v).name if k in ("pretrained", "text_model") else v for k, v in values.items() if k not in _PLACES
+        }
+        for section, values in table.items()
+        if isinstance(values, dict)
+    }
+    return [*found, "## Settings", f"```toml\n{to_toml(settings).strip()}\n```"]
