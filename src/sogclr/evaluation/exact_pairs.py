@@ -57,13 +57,7 @@ def pair_normalizers(
         tensor([[0., 0., 0.],
                 [0., 0., 0.]])
     """
-    if x.ndim != 2 or x.shape != y.shape or not len(x) == len(first_ids) == len(second_ids):
-        raise BadInput(
-            f"pairs need embeddings (n, D) of both sides and n ids for each, and have {tuple(x.shape)}, "
-            f"{tuple(y.shape)}, {tuple(first_ids.shape)} and {tuple(second_ids.shape)}"
-        )
-    if not temperature > 0:
-        raise BadInput(f"temperature must be greater than 0 and was {temperature}")
+    _check(x, y, first_ids, second_ids, temperature)
     x, y = (normalize(at_least_float32(z) if dtype is None else z.to(dtype)) for z in (x, y))
     known = None if positives is None else KnownPairs(*positives, same_kind).to(x.device)
     ids = torch.stack([first_ids, second_ids], dim=1)
@@ -86,3 +80,13 @@ def pair_normalizers(
         log_sums.append(torch.stack([log_sum_masked(sim, negative, temperature) for sim, negative in sides]))
         counts.append(torch.stack([negative.sum(dim=1) for _, negative in sides]))
     return log_mean_of_pairs(torch.cat(log_sums, dim=1), torch.cat(counts, dim=1))
+
+
+def _check(x: Tensor, y: Tensor, first_ids: Tensor, second_ids: Tensor, temperature: float) -> None:
+    if x.ndim != 2 or x.shape != y.shape or not len(x) == len(first_ids) == len(second_ids):
+        raise BadInput(
+            f"pairs need embeddings (n, D) of both sides and n ids for each, and have {tuple(x.shape)}, "
+            f"{tuple(y.shape)}, {tuple(first_ids.shape)} and {tuple(second_ids.shape)}"
+        )
+    if not temperature > 0:
+        raise BadInput(f"temperature must be greater than 0 and was {temperature}")
