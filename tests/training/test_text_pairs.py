@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from captioned import write_pairs
@@ -218,6 +220,17 @@ def test_a_text_in_both_columns_is_one_thing_and_hard_negatives_are_kept_once(tm
     assert found == {("one | 1", "2"), ("one | I", "2"), ("two | 2", "one")}  # 3 matches by another row
     assert pairs.contradicted == 2
     assert "3 hard negatives (and 2 left out, as another row says that they match)" in pairs.describe()
+
+
+def test_a_table_is_the_same_in_parquet(table, tmp_path):
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    pq.write_table(pa.table({name: [row[name] for row in rows] for name in rows[0]}), tmp_path / "p.parquet")
+    columns = ColumnNames(columns="definition,word,wrong")
+    here, there = Pairs.scan(table, columns), Pairs.scan(tmp_path / "p.parquet", columns)
+    assert (here.negatives.shape[1], here.rejected) == (20, [])
+    assert (there.negatives.tolist(), there.rejected) == (here.negatives.tolist(), [])
+    assert there.texts.equals(here.texts)
 
 
 def test_hard_negatives_take_turns(tmp_path):

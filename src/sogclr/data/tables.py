@@ -78,7 +78,7 @@ class PairRows:
         """
         try:
             one = clean_cell(first, self.kinds[0], self.names[0])
-            wrong = [clean_cell(v, "texts", "negative") for v in _listed(negatives) if v is not None and v != ""]
+            wrong = [clean_cell(v, "texts", "negative") for v in _listed(negatives) if not _is_blank(v)]
         except BadRow as error:
             self.rejected.append((where, str(error)))
             return
@@ -93,6 +93,10 @@ class PairRows:
                 self.negatives.append(text)
             self.first.append(one)
             self.second.append(other)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str | bytes) and not value.strip())
 
 
 def _listed(value: Any) -> list[Any]:
