@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..errors import BadImage
 from .augment_params import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
 from .decoded import DecodedImages
-from .images import central_box, opened, resized_crop, warnings_off
+from .images import ImageFile, OpenImage, central_box, opened, resized_crop, warnings_off
 from .recipe import Recipe
 from .remote import CONNECTIONS, RemotePath
 from .sampler import Request
@@ -84,6 +84,32 @@ class CentralCrop:
         """Return the central square of each: float64 (n, 1, 4), pixels."""
         sizes = zip(widths.tolist(), heights.tolist(), strict=True)
         return np.array([[central_box(w, h, self.crop_fraction)] for w, h in sizes]).reshape(-1, 1, 4)
+
+
+def evaluation_crop(
+    image: Image.Image | ImageFile, size: int, crop_fraction: float, interpolation: str, background: str
+) -> np.ndarray:
+    """Return what an encoder sees of one image at evaluation, as `evaluation_loader` reads it: uint8 (size, size, 3).
+
+    Args:
+        image: a path, an open file, or an image of Pillow, of any mode.
+        size: pixels.
+        crop_fraction: how much of the shorter side the central crop keeps.
+        interpolation: how it is resized.
+        background: what transparent pixels are laid on.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        pixels = OpenImage(image, "").pixels(background)
+        return resized_crop(pixels, central_box(pixels.width, pixels.height, crop_fraction), size, interpolation)
+    with opened(image) as file:
+        box = np.array(central_box(file.width, file.height, crop_fraction))
+        pixels = file.pixels(background, largest_shrink(box[None], size))
+        box *= [pixels.width / file.width, pixels.height / file.height] * 2  # a JPEG may be decoded smaller
+    left, top, right, bottom = box.tolist()
+    return resized_crop(pixels, (left, top, right, bottom), size, interpolation)
 
 
 class CropDataset(Dataset[Batch]):

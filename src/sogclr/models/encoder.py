@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config.schema import TrainConfig
+from ..data.crops import evaluation_crop
+from ..data.images import ImageFile
 from ..data.inputs import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Inputs, inputs_from_table
-from ..errors import BadInput
+from ..errors import BadImage, BadInput
 from ..files import atomic_write
 from ..run_folder import RunFolder
 from .backbone import OWN, create_backbone, feature_width
@@ -70,8 +75,9 @@ class EncoderInfo:
 class Encoder(nn.Module):
     """A trained backbone with its preprocessing.
 
-    `encoder(images)` takes normalised floating images (N, 3, S, S); `encoder.encode(crops)` takes uint8 (N, S, S, 3).
-    Both give features (N, num_features).
+    `encoder(images)` takes normalised floating images (N, 3, S, S); `encoder.encode(crops)` takes uint8 (N, S, S, 3);
+    `encoder.encode_files(paths)` takes files. All give features (N, num_features). `encoder.transform` is the preprocessing
+    alone, as a data set of torchvision takes it.
 
     Args:
         backbone: normalised images (N, 3, S, S) -> (N, num_features).
@@ -90,9 +96,61 @@ class Encoder(nn.Module):
         return features
 
     def encode(self, crops: Tensor) -> Tensor:
-        """Return the features (N, num_features) of uint8 crops (N, S, S, 3) on the encoder's device."""
+        """Return the features (N, num_features) of uint8 crops (N, S, S, 3) on the encoder's device.
+
+        Raises:
+            BadInput: they are no tensor of that type and shape.
+        """
+        size = self.info.image_size
+        if not isinstance(crops, Tensor) or crops.dtype != torch.uint8 or crops.shape[1:] != (size, size, 3):
+            found = f"{crops.dtype} {tuple(crops.shape)}" if isinstance(crops, Tensor) else f"a {type(crops).__name__}"
+            raise BadInput(
+                f"encode takes a uint8 tensor (N, {size}, {size}, 3) of RGB crops and was given {found}; "
+                "for files there is encode_files, and encoder(images) takes what transform gives"
+            )
         features: Tensor = self(normalise(crops, self.info.mean, self.info.std))
         return features
+
+    def crop(self, image: Image.Image | ImageFile) -> Tensor:
+        """Return the central crop of an image of Pillow, or of a file, as evaluation sees it: uint8 (S, S, 3).
+
+        Raises:
+            BadInput: the file cannot be read.
+        """
+        info = self.info
+        try:
+            pixels = evaluation_crop(image, info.image_size, info.crop_fraction, info.interpolation, info.background)
+        except BadImage as error:
+            name = os.fspath(image) if isinstance(image, str | os.PathLike) else "the image"
+            raise BadInput(f"{name} {error}; leave it out or restore it") from None
+        return torch.from_numpy(pixels.copy())
+
+    def transform(self, image: Image.Image | ImageFile) -> Tensor:
+        """Return an image of Pillow, or of a file, as the backbone wants it: float32 (3, S, S), cropped and normalised.
+
+        Raises:
+            BadInput: the file cannot be read.
+        """
+        return normalise(self.crop(image)[None], self.info.mean, self.info.std)[0]
+
+    @torch.inference_mode()
+    def encode_files(self, paths: Iterable[ImageFile], batch_size: int = 64) -> Tensor:
+        """Return the features (N, num_features), float32 on the CPU, of N files, read one after another.
+
+        For a folder `sogclr.embed` is faster: it reads in several processes.
+
+        Raises:
+            BadInput: a path instead of a list of them, or a file that cannot be read.
+        """
+        if isinstance(paths, str | os.PathLike):
+            raise BadInput(
+                f"encode_files takes a list of paths and was given {os.fspath(paths)!r}; give [{os.fspath(paths)!r}]"
+            )
+        device, files = next(self.parameters()).device, iter(paths)
+        rows = [torch.empty(0, self.num_features)]
+        while chunk := [self.crop(file) for file in islice(files, batch_size)]:
+            rows.append(self.encode(torch.stack(chunk).to(device)).float().cpu())
+        return torch.cat(rows)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the preprocessing and the names and bytes of the backbone's weights."""

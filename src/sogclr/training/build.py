@@ -238,7 +238,8 @@ def _loss_optimizers(loss: ContrastiveLoss | OwnLoss, config: TrainConfig) -> li
 # ----------------------------------------------------------------------------------------------------------------- pairs
 def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.device) -> PairTask:
     """Return the task of pairs."""
-    _check_frozen(config, pairs.kinds)
+    if not run.config_file.is_file():  # a run that has begun has its weights
+        _check_frozen(config, pairs.kinds)
     reading = _reading(config, pairs)
     text = _text_setup(config, pairs, run) if "texts" in pairs.kinds else None
     model = build_pair_model(config, pairs.kinds, text)
