@@ -130,7 +130,7 @@ def test_what_has_no_or_other_ids_is_refused(model, tmp_path):
 def test_it_is_the_two_tower_loss_of_the_embeddings(model, columns):
     dataset, count = ours.add_ids(data(columns))
     loss = ours.GlobalContrastiveLoss(model.eval(), count, temperature=0.1, gamma=0.5)
-    plain = TwoTowerGlobalContrastiveLoss(count, 0.1, 0.5, same_kind=True, share_negatives=True)
+    plain = TwoTowerGlobalContrastiveLoss(count, 0.1, 0.5, same_kind=True, share_negatives=True, num_negatives=15)
     for rows in (slice(0, 8), slice(4, 12)):
         batch = dataset[rows]
         texts = [batch[name] for name in dataset.column_names if name != "label"]

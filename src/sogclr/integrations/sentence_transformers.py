@@ -43,6 +43,8 @@ except ImportError as error:
 Features = Iterable[dict[str, Any]]
 LABELS = ("label", "labels", "score", "scores")
 """Columns that the trainer does not take for texts."""
+NUM_NEGATIVES = 15
+"""What the positive stands beside in the denominator: fine-tuning was better with it there (docs/results/sentence_transformers.md)."""
 _NO_IDS = "the data set has no ids; train on what add_ids(dataset) returns"
 
 
@@ -80,12 +82,13 @@ class LossOfEachWidth(nn.ModuleDict):
     Args:
         num_samples: ids run from 0 to num_samples - 1.
         temperature: tau.
-        options: more of `TwoTowerGlobalContrastiveLoss`.
+        options: more of `TwoTowerGlobalContrastiveLoss`; `num_negatives` is 15 when left out.
     """
 
     def __init__(self, num_samples: int, temperature: float, **options: Any) -> None:
         super().__init__()
         common: dict[str, Any] = {"temperature": temperature, "same_kind": True, "share_negatives": True}
+        common["num_negatives"] = options.pop("num_negatives", NUM_NEGATIVES)
         self.num_samples, self.options = num_samples, common | options
         self.build()  # wrong arguments are refused here
         self.of_batch = [TwoTowerGlobalContrastiveLoss(1 << 62, estimator=MiniBatch(), **common)]  # a list: no state
@@ -175,7 +178,7 @@ class GlobalContrastiveLoss(nn.Module):
         num_samples: different texts, as `add_ids` counts them; or rows, where `label` is a number a row.
         temperature: tau, 1 / `scale` of Sentence Transformers.
         gamma: weight of the new estimate, as of `TwoTowerGlobalContrastiveLoss`.
-        options: more of `TwoTowerGlobalContrastiveLoss`.
+        options: more of `TwoTowerGlobalContrastiveLoss`; `num_negatives` is 15 when left out.
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class GlobalContrastiveLoss(nn.Module):
         model: SentenceTransformer,
         num_samples: int,
         temperature: float = 0.05,
-        gamma: Gamma = 0.9,
+        gamma: Gamma = 0.2,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -205,7 +208,7 @@ class CachedGlobalContrastiveLoss(losses.CachedMultipleNegativesRankingLoss):
         temperature: tau, 1 / `scale` of Sentence Transformers.
         gamma: weight of the new estimate, as of `TwoTowerGlobalContrastiveLoss`.
         mini_batch_size: texts of a column that are embedded at a time.
-        options: more of `TwoTowerGlobalContrastiveLoss`.
+        options: more of `TwoTowerGlobalContrastiveLoss`; `num_negatives` is 15 when left out.
     """
 
     def __init__(
@@ -213,7 +216,7 @@ class CachedGlobalContrastiveLoss(losses.CachedMultipleNegativesRankingLoss):
         model: SentenceTransformer,
         num_samples: int,
         temperature: float = 0.05,
-        gamma: Gamma = 0.9,
+        gamma: Gamma = 0.2,
         mini_batch_size: int = 32,
         **options: Any,
     ) -> None:
