@@ -306,8 +306,7 @@ also the many that are matched already, and the result is behind the plain loss 
 behind the batch of 256 as was aimed at; the seeds leave open on which side. The numbers of the setting, 15 or 255, and of gamma are too close to choose by. The time could not have been 0.55 at equal epochs: a step of the cached loss is two forward passes and one
 backward, ours one and one, and the warm start is a forward pass more. It is a small run, a single data set of short texts, and five steps are few for B = 256.
 
-The runs that chose. Ours was searched longer than the others: without the positive its best rate was at the edge of the grid, which was then widened for whichever loss has it
-there; `balanced`, and then the rows with `num_negatives`, were added after the first of these numbers, those of the test among them, were seen."""
+The runs that chose. Ours was searched longer than the others: without the positive its best rate was at the edge of the grid, which was then widened for whichever loss has it there; `balanced`, and then the rows with `num_negatives`, were added after the first of these numbers, those of the test among them, were seen."""
 
 
 def main() -> None:
