@@ -120,12 +120,12 @@ class PairTask(Task):
     # --------------------------------------------------------------------------------------------------------- one step
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return what the model takes of each column: images, tokens, or features; and of the hard negatives, if any."""
-        both = [self._inputs_of(column, ids.numpy(), batch) for column, ids in enumerate(self.ids(batch)[:2])]
-        if self.has_hard_negatives:
-            wrong = self.ids(batch)[2].numpy()
-            # a pair without one has its own text there, which the loss leaves out
-            both.append(self._inputs_of(1, np.where(wrong < 0, self.ids(batch)[1].numpy(), wrong), batch))
-        return tuple(both)
+        first, second, *wrong = (ids.numpy() for ids in self.ids(batch))
+        # a pair without a hard negative has its own text there, which the loss leaves out
+        hard = [np.where(ids < 0, second, ids) for ids in wrong]
+        return tuple(
+            self._inputs_of(k, ids, batch) for k, ids in ((0, first), (1, second), *((1, ids) for ids in hard))
+        )
 
     def _inputs_of(self, column: int, ids: np.ndarray, batch: Batch) -> Tensor:
         if column in self.frozen:
