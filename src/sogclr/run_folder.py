@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .data.manifest import Manifest
+    from .data.pair_columns import Kind
     from .data.pairs import Pairs
 
 
@@ -123,6 +124,12 @@ class RunFolder:
     def holds_pairs(self) -> bool:
         """Return whether the run is on pairs."""
         return self.pairs_folder.is_dir()
+
+    def pair_columns(self) -> tuple[tuple[str, str], tuple[Kind, Kind]] | None:
+        """Return the names of the two columns of a run on pairs, and what they hold; None of images alone."""
+        from .data.pair_files import read_columns_held
+
+        return read_columns_held(self.pairs_folder) if self.holds_pairs() else None
 
     def manifest(self) -> Manifest:
         """Read the images of the run, with their ids.

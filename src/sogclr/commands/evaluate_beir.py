@@ -27,7 +27,8 @@ def evaluate_beir(run: str | os.PathLike[str], data: Path, split: str, settings:
     Raises:
         BadInput: the run is not on pairs of texts, or the set is damaged.
     """
-    kinds = RunFolder(run).pairs().kinds if Path(run).is_dir() and RunFolder(run).holds_pairs() else ("images",)
+    columns = RunFolder(run).pair_columns()
+    kinds = ("images",) if columns is None else columns[1]
     if kinds != ("texts", "texts"):
         raise BadInput(
             f"{data} holds queries and documents, both texts, and {run} was trained on {' and '.join(kinds)}; "

@@ -26,7 +26,8 @@ from .eval_result import EvalResult, EvalSettings
 
 def knows_texts(run: str | os.PathLike[str]) -> bool:
     """Return whether this is a run on pairs with a column of texts, and one of images."""
-    return Path(run).is_dir() and RunFolder(run).holds_pairs() and RunFolder(run).pairs().kinds == IMAGE_TEXT
+    columns = RunFolder(run).pair_columns()
+    return columns is not None and columns[1] == IMAGE_TEXT
 
 
 def open_pairs(run: str | os.PathLike[str], data: str | os.PathLike[str], named: ColumnNames) -> Pairs:
@@ -35,13 +36,14 @@ def open_pairs(run: str | os.PathLike[str], data: str | os.PathLike[str], named:
     Raises:
         BadInput: the run is not on pairs, or the columns hold something else than the run was trained on.
     """
-    if not (Path(run).is_dir() and RunFolder(run).holds_pairs()):
-        raise BadInput(f"{run} is no run on pairs and {data} holds pairs; give a folder of images")
     folder = RunFolder(run)
+    columns = folder.pair_columns()
+    if columns is None:
+        raise BadInput(f"{run} is no run on pairs and {data} holds pairs; give a folder of images")
     own = folder.config().pairs
     if named == ColumnNames() and is_table(Path(data)):
         named = ColumnNames(own.image_column, own.caption_column, own.columns and ",".join(own.columns.split(",")[:2]))
-    pairs, kinds = Pairs.scan(data, named), folder.pairs().kinds
+    pairs, kinds = Pairs.scan(data, named), columns[1]
     if pairs.kinds != kinds:
         raise BadInput(
             f"{run} was trained on pairs of {kinds[0]} and {kinds[1]}, and {data} holds {pairs.kinds[0]} ({pairs.names[0]}) "

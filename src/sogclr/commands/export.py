@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from ..data.pair_columns import Kind
 from ..errors import BadInput
 from ..files import atomic_write, check_output
 from ..models.encoder import Encoder, load_encoder
@@ -70,14 +71,15 @@ def export(
     if format not in (*SUFFIXES, SENTENCES):
         raise BadInput(f"there is no format {format!r}; give one of {', '.join((*SUFFIXES, SENTENCES))}")
     place, target = Path(run), None if out is None else Path(out)
-    if not (place.is_dir() and RunFolder(place).holds_pairs()):
+    columns = RunFolder(place).pair_columns()
+    if columns is None:
         if column is not None or format == SENTENCES:
             what = "--column" if column is not None else f"--format {format}"
             raise BadInput(f"{what} is for runs on pairs and {place} is none; leave it out")
         source = RunFolder(place).encoder_file if place.is_dir() else place
         run_of = RunFolder(place) if place.is_dir() else None
         return _accompany(load_encoder(place), format, source, target, run_of, Progress(quiet))
-    return _export_tower(RunFolder(place), format, target, column, Progress(quiet))
+    return _export_tower(RunFolder(place), columns, format, target, column, Progress(quiet))
 
 
 def _accompany(
@@ -91,28 +93,35 @@ def _accompany(
     return path
 
 
-def _export_tower(run: RunFolder, format: str, target: Path | None, column: str | None, progress: Progress) -> Path:
-    """Write a tower of a run on pairs."""
-    pairs = run.pairs()
-    if column is not None and column not in pairs.names:
-        raise BadInput(f"{run.path} has no column {column!r}; its columns are {' and '.join(pairs.names)}")
+def _export_tower(
+    run: RunFolder,
+    columns: tuple[tuple[str, str], tuple[Kind, Kind]],
+    format: str,
+    target: Path | None,
+    column: str | None,
+    progress: Progress,
+) -> Path:
+    """Write a tower of a run on pairs, whose columns have these names and hold these kinds."""
+    names, kinds = columns
+    if column is not None and column not in names:
+        raise BadInput(f"{run.path} has no column {column!r}; its columns are {' and '.join(names)}")
     if format not in (*TRACED, SENTENCES):
-        if "images" not in pairs.kinds or column is not None:
+        if "images" not in kinds or column is not None:
             raise BadInput(
                 f"--format {format} is the run's image backbone, without --column; for a tower of {run.path} give "
                 f"{', '.join(TRACED)} or {SENTENCES}"
             )
         return _accompany(load_encoder(run.path), format, run.encoder_file, target, run, progress)
     towers = load_two_tower(run)
-    first_image = pairs.kinds.index("images") if "images" in pairs.kinds and format != SENTENCES else None
+    first_image = kinds.index("images") if "images" in kinds and format != SENTENCES else None
     usual = towers.texts().column if first_image is None else first_image
-    chosen = usual if column is None else pairs.names.index(column)
-    tower, of_kind = towers.towers[chosen], [k for k in (0, 1) if pairs.kinds[k] == pairs.kinds[chosen]]
+    chosen = usual if column is None else names.index(column)
+    tower, of_kind = towers.towers[chosen], [k for k in (0, 1) if kinds[k] == kinds[chosen]]
     # named after its kind, but for another than that kind's usual one
     plain = towers.model.shared or chosen == (of_kind[0] if isinstance(tower, Encoder) else of_kind[-1])
-    stem = ("" if plain else ("query_", "document_")[chosen]) + pairs.kinds[chosen].removesuffix("s") + "_tower"
+    stem = ("" if plain else ("query_", "document_")[chosen]) + kinds[chosen].removesuffix("s") + "_tower"
     if isinstance(tower, TextTower):
-        served = {pairs.names[k]: towers.texts(k) for k in (of_kind if towers.model.shared else [chosen])}
+        served = {names[k]: towers.texts(k) for k in (of_kind if towers.model.shared else [chosen])}
         if format == SENTENCES:
             return export_sentence_transformer(tower, list(served.values()), target or run.path / stem)
         return export_text_tower(tower, served, format, target or run.path / f"{stem}{SUFFIXES[format]}")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ..errors import BadInput
 from .column_files import read_columns, read_head, saved_root, write_columns
 from .manifest import Manifest
+from .pair_columns import IMAGE_TEXT, Kind
 from .pair_ids import NO_NEGATIVES
 
 IMAGES = "images.arrow"
@@ -51,6 +52,21 @@ def read_parts(folder: Path) -> tuple[dict[str, Any], list[tuple[str, str]], np.
         columns = read_columns(hard)
         negatives = np.stack([columns[name].to_numpy() for name in ("pair", "text")])
     return read_head(folder / "pairs.arrow"), rows, negatives
+
+
+def read_columns_held(folder: Path) -> tuple[tuple[str, str], tuple[Kind, Kind]]:
+    """Return how the two columns are called and what they hold, from a head alone; version 0.1 knew images with captions.
+
+    Raises:
+        BadInput: missing or damaged.
+    """
+    try:
+        head = read_head(folder / "pairs.arrow")
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        raise BadInput(f"{folder} does not hold the pairs of a run, or is damaged; restore it from a copy") from None
+    first, second = head.get("names", ("image", "caption"))
+    kinds = head.get("kinds", IMAGE_TEXT)
+    return (first, second), (kinds[0], kinds[1])
 
 
 def map_pairs(folder: Path) -> tuple[pa.LargeStringArray, np.ndarray, np.ndarray]:

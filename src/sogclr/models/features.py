@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -140,7 +139,7 @@ def load_image_encoder(run_or_file: str | os.PathLike[str], device: str | torch.
     Raises:
         BadInput: no such run or file, the run is not finished, or it is on texts.
     """
-    if Path(run_or_file).is_dir() and RunFolder(run_or_file).holds_pairs():
+    if RunFolder(run_or_file).holds_pairs():
         return load_two_tower(run_or_file, device).images
     return load_encoder(run_or_file, device)
 

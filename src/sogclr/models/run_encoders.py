@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from ..data.column_files import read_head
 from ..data.pair_columns import Kind
 from ..errors import BadInput
 from ..run_folder import RunFolder
@@ -38,12 +36,10 @@ class RunEncoders:
         Raises:
             BadInput: no such run or file, or the run is not finished.
         """
-        folder = RunFolder(run)
-        if not (Path(run).is_dir() and folder.holds_pairs()):
+        columns = RunFolder(run).pair_columns()
+        if columns is None:
             return cls(os.fspath(run), [load_encoder(run, device)], (), torch.device(device))
-        towers = load_two_tower(run, device).towers
-        head = read_head(folder.pairs_folder / "pairs.arrow")
-        return cls(os.fspath(run), towers, tuple(head.get("names", ("image", "caption"))), torch.device(device))
+        return cls(os.fspath(run), load_two_tower(run, device).towers, columns[0], torch.device(device))
 
     def kind(self, column: int) -> Kind:
         """Return what a column holds."""
