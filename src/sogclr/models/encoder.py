@@ -154,11 +154,16 @@ class Encoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the preprocessing and the names and bytes of the backbone's weights."""
-        digest = hashlib.sha256(self.info.to_json(sort_keys=True).encode())
-        for key, value in sorted(self.backbone.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_fingerprint(self.info.to_json(sort_keys=True), self.backbone)
+
+
+def weights_fingerprint(about: str, model: nn.Module) -> str:
+    """Return the SHA-256 of a description and the names and bytes of a model's weights."""
+    digest = hashlib.sha256(about.encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def normalise(crops: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from ..data.pair_columns import IMAGE_TEXT, Kind
 from ..errors import BadInput
 from ..run_folder import RunFolder
 from .backbone import create_backbone, feature_width
-from .encoder import Encoder, EncoderInfo, read_metadata, save_weights
+from .encoder import Encoder, EncoderInfo, read_metadata, save_weights, weights_fingerprint
 from .text import TextSetup
 
 FORMAT = "sogclr-two-tower-1"
@@ -142,11 +141,7 @@ class TextTower(nn.Module):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the description and the names and bytes of the weights."""
         about = {**asdict(self.text.info), "column": self.column}
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_fingerprint(json.dumps(about, sort_keys=True, default=str), self)
 
 
 class TwoTower:
