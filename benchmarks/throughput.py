@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sogclr.config.schema import OptimConfig
+from sogclr.config.objective import OptimConfig
 from sogclr.config.toml import from_options
 from sogclr.data.inputs import IMAGENET_MEAN, IMAGENET_STD
 from sogclr.data.manifest import Manifest

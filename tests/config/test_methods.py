@@ -11,8 +11,8 @@ from digits import SMALL, words, write_digits
 
 from sogclr.cli import main
 from sogclr.config.methods import ESTIMATORS, METHODS, estimators_for, options_of
+from sogclr.config.objective import LossConfig
 from sogclr.config.rows import EstimatorRow, Method, construct
-from sogclr.config.schema import LossConfig
 from sogclr.config.toml import from_options
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs

@@ -11,9 +11,10 @@ import pytest
 from digits import environment
 
 from sogclr.config import schema
+from sogclr.config.objective import LossConfig
 from sogclr.config.options import TrainOptions
 from sogclr.config.ranges import Range
-from sogclr.config.schema import BASIC_OPTIONS, DataConfig, LossConfig, TrainConfig
+from sogclr.config.schema import BASIC_OPTIONS, DataConfig, TrainConfig
 from sogclr.config.toml import SECTIONS, from_options, migrate, option_names, to_table
 from sogclr.errors import BadInput
 

@@ -6,7 +6,7 @@ from digits import SMALL, sogclr, words
 from safetensors.torch import save_file
 
 import sogclr as package
-from sogclr.config.schema import OptimConfig
+from sogclr.config.objective import OptimConfig
 from sogclr.errors import BadInput
 from sogclr.models.backbone import create_backbone, freeze, timm
 from sogclr.models.encoder import load_encoder

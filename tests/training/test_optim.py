@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sogclr.config.schema import OptimConfig
+from sogclr.config.objective import OptimConfig
 from sogclr.errors import BadInput
 from sogclr.losses.estimators import CosineGamma
 from sogclr.models.backbone import create_backbone

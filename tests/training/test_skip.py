@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from sogclr.config.schema import OptimConfig
+from sogclr.config.objective import OptimConfig
 from sogclr.training.optim import build_optimizer
 from sogclr.training.skip import copy_where_, grads_finite, load_optimizer_state, step_where, use_fused
 

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from .schema import (
-    Convention,
-    GammaSchedule,
-    KeySchedule,
-    Logger,
-    Optimizer,
-    Pooling,
-    Precision,
-    RecipeName,
-    TemperatureMode,
-)
+from .objective import Convention, GammaSchedule, KeySchedule, Optimizer, TemperatureMode
+from .schema import Logger, Pooling, Precision, RecipeName
 
 
 class TrainOptions(TypedDict, total=False):

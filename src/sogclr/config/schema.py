@@ -6,24 +6,18 @@ heads a section's options in the help.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
 from ..data.remote import is_url
 from ..errors import BadInput
-from .methods import ESTIMATORS, METHODS, check_options
-from .ranges import Check, NameIn, Range, check_fields
+from .objective import LossConfig, OptimConfig
+from .ranges import Check, Range, check_fields
 
-Optimizer = Literal["lars", "adamw", "sgd"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 RecipeName = Literal["auto", "simclr", "small", "character", "caption"]
-TemperatureMode = Literal["constant", "per-sample", "global"]
-GammaSchedule = Literal["constant", "cosine", "cosine-full", "adaptive"]
-Convention = Literal["per_view", "per_sample"]
-KeySchedule = Literal["constant", "cosine"]
 Pooling = Literal["mean", "cls"]
 Logger = Literal["none", "wandb", "mlflow", "trackio"]
 
@@ -46,17 +40,6 @@ BASIC_OPTIONS: tuple[str, ...] = (
     "seed",
 )
 """What a first run may need; the other options are for those who know what they want."""
-
-_methods, _estimators = NameIn(METHODS), NameIn(ESTIMATORS)
-
-
-def _names(choices: Callable[[], type], text: str) -> object:
-    """Return what the parser of the command line is to know of an option that takes names of a table."""
-
-    def default(shown: str) -> str:
-        return "(default: " + shown.strip("[']") + ")"  # tyro shows a list of one
-
-    return arg(constructor_factory=choices, help=text, help_behavior_hint=default)
 
 
 def _cache_refusal(value: str) -> str | None:
@@ -131,93 +114,6 @@ class ModelConfig:
         check_fields(self)
         if self.pretrained is not None and self.init_from is not None:
             raise BadInput("--pretrained and --init-from both give the first weights; keep one of them")
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What is minimised."""
-
-    title: ClassVar[str] = "loss"
-
-    method: Annotated[str, _methods, _names(_methods.literal, f"The loss. {_methods.help()}.")] = "sogclr"
-    """The loss, a row of `METHODS`."""
-    temperature: Annotated[float, Range(0, above=True, note="0.1 is the paper's")] = 0.1
-    """tau, greater than 0; where it is learned, the first value."""
-    temperature_mode: TemperatureMode | None = None
-    """Whether tau is learned. constant, or per-sample (isogclr), when left out."""
-    rho: Annotated[float, Range(0)] = 0.3
-    """What a learned temperature aims at: the divergence of the negatives' weights from uniform."""
-    temperature_lr: Annotated[float | None, Range(0, above=True)] = None
-    """Learning rate of tau: 0.01 (per-sample) or 2e-4 (global) when left out."""
-    gamma: Annotated[float | None, Range(0, 1, above=True, note="it is the weight of the new estimate")] = None
-    """Weight of the new estimate in the moving average, in (0, 1], 0.9 when left out; with a cosine schedule, the value it ends at."""
-    gamma_schedule: GammaSchedule | None = None
-    """cosine: from 1 to gamma over the first half of the run; cosine-full: over all of it; adaptive: sigmoid(alpha + log u)."""
-    alpha: float = -4.0
-    """Of the adaptive gamma, which is a half where log u = -alpha."""
-    convention: Convention | None = None
-    """How the two views share one normalizer in a moving average; per_view when left out."""
-    balanced: bool = False
-    """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
-    estimator: Annotated[
-        str | None,
-        _estimators,
-        _names(
-            _estimators.literal_or_none,
-            "Where the normalizer comes from; moving-average, or neural (neuclip), when left out. "
-            f"{_estimators.help()}.",
-        ),
-    ] = None
-    """Where the normalizer comes from, a row of `ESTIMATORS`; the method's own when left out."""
-    queue: Annotated[int | None, Range(1)] = None
-    """Embeddings that are kept, for moco and the estimators dictionary, queue-average, memory and boosted-memory; of pairs, so many of each tower. When left out 4096; or 32 times the batch size (memory) or 512 (boosted-memory), of pairs half of these."""
-    prototypes: Annotated[int, Range(1)] = 1024
-    """Of the neural normalizer."""
-    prototype_lr: Annotated[float, Range(0, above=True)] = 1e-3
-    """Learning rate of the prototypes."""
-    key_momentum: Annotated[float, Range(0, 1, below=True)] = 0.99
-    """moco: momentum of the key encoder."""
-    key_schedule: KeySchedule = "constant"
-    """moco: cosine lets the momentum rise to 1 by the end."""
-    symmetric: bool = False
-    """moco: both views are queries."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_options(vars(self), {f.name: f.default for f in fields(self)})
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """How it is minimised."""
-
-    title: ClassVar[str] = "optimizer"
-
-    optimizer: Optimizer | None = None
-    """lars, or adamw for pairs and vision transformers, when left out."""
-    lr: Annotated[float | None, Range(0, above=True)] = None
-    """Peak learning rate; from --lr-rule when left out, a tenth of it for a vision transformer with weights of --pretrained."""
-    lr_rule: Literal["sqrt", "linear"] = "sqrt"
-    """LARS: 0.075 sqrt(B), or 0.3 B/256."""
-    weight_decay: Annotated[float | None, Range(0)] = None
-    """1e-6 (lars), 1e-4 (sgd) or 0.05 (adamw) when left out; never on biases and normalisation."""
-    layer_decay: Annotated[
-        float | None, Range(0, 1, above=True, note="it is the factor from a layer to the one below")
-    ] = None
-    """Factor of the learning rate from each layer of the image encoder to the one below; 1, or 0.75 for a vision transformer with weights of --pretrained, when left out."""
-    momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
-    """Of lars and sgd."""
-    warmup_epochs: Annotated[float | None, Range(0)] = None
-    """10, or a tenth of the run if that is less, when left out; then a cosine to 0."""
-    clip_grad: Annotated[float | None, Range(0, above=True)] = None
-    """Largest norm of the gradient."""
-    accumulate: Annotated[int, Range(1)] = 1
-    """Batches per optimizer step. It averages gradients; it adds no negatives, and SogCLR does not need it to."""
-    micro_batch: Annotated[int | None, Range(2)] = None
-    """Encode so many views (or pairs) at a time, each twice, to save memory. The loss still sees the whole batch; only BatchNorm's statistics are the micro-batch's."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)

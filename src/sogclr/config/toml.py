@@ -16,8 +16,9 @@ from ..data.inputs import Inputs, inputs_from_table
 from ..data.recipe import Recipe, recipe_from_table
 from ..errors import BadInput
 from .methods import ESTIMATORS, METHODS, options_of
+from .objective import LossConfig, OptimConfig
 from .ranges import NameIn, limits_of
-from .schema import DataConfig, LossConfig, ModelConfig, OptimConfig, PairsConfig, RunConfig, TrainConfig
+from .schema import DataConfig, ModelConfig, PairsConfig, RunConfig, TrainConfig
 
 Section = DataConfig | ModelConfig | LossConfig | OptimConfig | RunConfig | PairsConfig
 S = TypeVar("S", bound=Section)

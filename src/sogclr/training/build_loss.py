@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ..config.methods import METHODS, estimator_of
+from ..config.objective import LossConfig
 from ..config.rows import construct
-from ..config.schema import LossConfig, TrainConfig
+from ..config.schema import TrainConfig
 from ..data.pairs import Pairs
 from ..data.source import Source
 from ..losses.contrastive import ContrastiveLoss

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.schema import OptimConfig
+from ..config.objective import OptimConfig
 from ..models.torchvision_cpu import import_timm
 from .skip import use_fused
 

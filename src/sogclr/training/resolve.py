@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..config.methods import METHODS, estimator_of, options_of
+from ..config.objective import LossConfig, OptimConfig
 from ..config.rows import Row
-from ..config.schema import LossConfig, ModelConfig, OptimConfig, PairsConfig, RunConfig, TrainConfig
+from ..config.schema import ModelConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
 from ..data.inputs import Inputs, inputs_from_table
 from ..data.pair_columns import Kind

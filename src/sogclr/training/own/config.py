@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ...config.schema import LossConfig, TemperatureMode, TrainConfig
+from ...config.objective import LossConfig, TemperatureMode
+from ...config.schema import TrainConfig
 from ...data.source import Source
 from ...errors import BadInput
 from ...losses.contrastive import ContrastiveLoss
