@@ -1,0 +1,283 @@
+"""Tune what is trained already, at a batch of 32: does it get worse first, and is it as good as CLIP's loss at 256?
+
+    python -m research.tune --data DIR [--only NAME ...] [--quick] [--report]
+
+DIR has train/ and test/ of the photographs of clothes, a folder a class. Each adaptation starts from two towers that
+tune_starts.py trains here, once, and goes through `sogclr.train`, scored on held-out pairs before the first step and after
+every epoch. Rates are chosen with a seed and held-out pairs that are not shown. A run is a line of research/cache/tune.jsonl
+and is never done twice: stop and start at will. --only: some of the adaptations. --quick: one seed, one epoch, one rate and
+no page. --report: only the page. Writes docs/results/tune.md, .png and .csv.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sogclr
+from benchmarks import pages
+from sogclr.files import cache_folder
+
+from .figures import dress, figure, save, style
+from .measure import Cache
+from .points import Point, mean_sd, write_points
+from .tune_data import clothes, emoji, wordnet
+from .tune_starts import SAME, clip_start, text_start
+
+SEEDS, RATE_SEED = (0, 1, 2, 3, 4), 100
+SMALL, LARGE = 32, 256
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles for so many seeds
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Towers that know something, and pairs to tune them on."""
+
+    title: str
+    tables: Callable[..., dict[str, Path]]
+    start: Callable[[Path, dict[str, Path], int], Path]
+    begin_with: str
+    """The option that names the start."""
+    epochs_before: int
+    epochs: int
+    rates: tuple[float, ...]
+    """At B = 32; at 256 they are sqrt(8) times as large."""
+    scores: tuple[str, ...]
+    """Whose mean is shown."""
+    options: dict[str, Any]
+
+
+BOTH = ("image_to_text_r1", "text_to_image_r1")
+ADAPTATIONS = {
+    "emoji": Adaptation(
+        "emoji in lines, tuned on emoji in colour (recall at 1, mean of both ways)",
+        emoji,
+        clip_start,
+        "clip",
+        60,
+        10,
+        (1e-4, 3e-4, 1e-3, 3e-3),
+        BOTH,
+        {},
+    ),
+    "clothes": Adaptation(
+        "photographs of clothes, tuned on others (zero-shot accuracy, 14 classes)",
+        clothes,
+        clip_start,
+        "clip",
+        60,
+        10,
+        (3e-5, 1e-4, 3e-4, 1e-3),
+        BOTH[:1],
+        {},
+    ),
+    "wordnet": Adaptation(
+        "definitions and words, tuned on the same (recall at 1, mean of both ways)",
+        wordnet,
+        text_start,
+        "init_from",
+        12,
+        3,
+        (3e-5, 1e-4, 3e-4, 1e-3),
+        ("query_to_document_r1", "document_to_query_r1"),
+        {"columns": "definition,words", "temperature": 0.07, "text_layers": 0, "text_width": 128, "text_length": 32},
+    ),
+}
+# name -> batch and options; the first is the default but for its rate
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
+    "SogCLR, exact u, warm Adam": (SMALL, {}),
+    "SogCLR, cold": (SMALL, {"warm_start": "none"}),
+    "CLIP's loss": (SMALL, {"method": "clip", "warm_start": "none"}),
+    "CLIP's loss, B 256": (LARGE, {"method": "clip", "warm_start": "none"}),
+    "SogCLR, ema": (SMALL, {"warm_start": "ema"}),
+    "SogCLR, exact again every epoch": (SMALL, {"refresh_every": 1}),
+    "SogCLR, gamma 1": (SMALL, {"gamma": 1.0, "warm_start": "none"}),
+    "SogCLR, gamma 0.2, exact u": (SMALL, {"gamma": 0.2}),
+    "SogCLR, gamma 0.2, cold": (SMALL, {"gamma": 0.2, "warm_start": "none"}),
+}
+OURS, COLD, CLIP, LARGE_CLIP = tuple(WAYS)[:4]
+OWN_RATE = (OURS, CLIP, LARGE_CLIP)  # all others have that of ours
+MORE_SEEDS = SEEDS[:3]  # of what is beside
+
+
+# -------------------------------------------------------------------------------------------------------------- the runs
+def rates_of(name: str, way: str) -> tuple[float, ...]:
+    factor = (WAYS[way][0] / SMALL) ** 0.5
+    return tuple(float(f"{rate * factor:.3g}") for rate in ADAPTATIONS[name].rates)
+
+
+def config_of(name: str, way: str, lr: float, seed: int, epochs: int) -> dict[str, Any]:
+    """Return what decides a run."""
+    one = ADAPTATIONS[name]
+    start = {"epochs": one.epochs_before, "options": one.options}
+    return {"adaptation": name, "start": start, "way": WAYS[way], "lr": lr, "seed": seed, "epochs": epochs}
+
+
+def tune(
+    name: str, start: Path, tables: dict[str, Path], way: str, lr: float, seed: int, epochs: int
+) -> dict[str, Any]:
+    """Tune once, and return the mean score before the first step and after each epoch, and the seconds."""
+    one, (batch, options) = ADAPTATIONS[name], WAYS[way]
+    held_out = tables["validation" if seed == RATE_SEED else "test"]
+    given = {one.begin_with: str(start), "validation": str(held_out), "eval_every": 1, "save_every": 10**6}
+    given |= {"batch_size": batch, "lr": lr, "seed": seed, "epochs": epochs, **one.options, **options, **SAME}
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        run = sogclr.train(tables["train"], Path(folder) / "run", **given)
+        rows = [row for row in run.metrics() if row["kind"] == "eval"]
+    curve = [sum(row[score] for score in one.scores) / len(one.scores) for row in rows]
+    return {"curve": curve, "seconds": time.monotonic() - begun}
+
+
+class Runs:
+    """What is there of an adaptation's runs, and how the others are done."""
+
+    def __init__(self, cache: Cache, name: str, data: Path | None = None, quick: bool = False) -> None:
+        self.cache, self.name, self.one, self.quick = cache, name, ADAPTATIONS[name], quick
+        self.epochs = 1 if quick else self.one.epochs
+        folder = cache_folder() / f"tune-{name}{'-quick' if quick else ''}"
+        self.tables, self.start = {}, folder
+        if data is not None:
+            self.tables = clothes(folder, data) if name == "clothes" else self.one.tables(folder)
+            self.start = self.one.start(folder, self.tables, 1 if quick else self.one.epochs_before)
+
+    def get(self, way: str, lr: float, seed: int) -> dict[str, Any] | None:
+        return self.cache.get(config_of(self.name, way, lr, seed, self.epochs))
+
+    def ensure(self, way: str, lr: float, seed: int) -> None:
+        """Do a run that the cache lacks."""
+        if self.get(way, lr, seed) is None:
+            result = tune(self.name, self.start, self.tables, way, lr, seed, self.epochs)
+            self.cache.put(config_of(self.name, way, lr, seed, self.epochs), result)
+            curve = " ".join(f"{100 * value:.1f}" for value in result["curve"])
+            print(f"{self.name}, {way}, lr {lr:g}, seed {seed}: {curve}; {result['seconds']:.0f} s", flush=True)
+
+    def rate(self, way: str) -> float | None:
+        """Return the rate with the best last score of the seed that is not shown; None before all have been run."""
+        own = way if way in OWN_RATE else OURS
+        found = {lr: self.get(own, lr, RATE_SEED) for lr in rates_of(self.name, own)}
+        scores = {lr: result["curve"][-1] for lr, result in found.items() if result is not None}
+        return max(scores, key=lambda lr: scores[lr]) if len(scores) == len(found) else None
+
+    def measure(self) -> None:
+        """Do what the cache lacks: rates, then what is claimed, then what is beside."""
+        if self.quick:
+            for way in WAYS:
+                self.ensure(way, rates_of(self.name, way)[1], 0)
+            return
+        for way in OWN_RATE:
+            for lr in rates_of(self.name, way):
+                self.ensure(way, lr, RATE_SEED)
+        for seed, way in itertools.product(SEEDS, WAYS):
+            lr = self.rate(way)
+            if lr is not None and (way in tuple(WAYS)[:4] or seed in MORE_SEEDS):
+                self.ensure(way, lr, seed)
+
+    def curves(self, way: str) -> dict[int, list[float]]:
+        """Return seed -> the scores in percent, at the chosen rate, as far as they have been run."""
+        lr = self.rate(way)
+        results = {} if lr is None else {seed: self.get(way, lr, seed) for seed in SEEDS}
+        return {seed: [100 * v for v in result["curve"]] for seed, result in results.items() if result is not None}
+
+
+# -------------------------------------------------------------------------------------------------------------- the page
+def interval(values: list[float]) -> str:
+    """Return `+0.42 (+0.10 to +0.74)`: a mean of seeds and its 95 % interval."""
+    mean, sd = mean_sd(values)
+    if len(values) < 2:
+        return f"{mean:+.2f}"
+    half = STUDENT[len(values)] * sd / len(values) ** 0.5
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def table(runs: Runs) -> list[str]:
+    """Return a table, one row a way."""
+    heads = ("way", "B", "rate", "start", "lowest", "end", "end − start", "end − CLIP's loss at 256", "seeds")
+    rows = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    large = runs.curves(LARGE_CLIP)
+    for way, (batch, _) in WAYS.items():
+        curves = runs.curves(way)
+        if not curves:
+            continue
+        start, end = (mean_sd([curve[k] for curve in curves.values()])[0] for k in (0, -1))
+        lowest = min(min(curve[1:]) - curve[0] for curve in curves.values())
+        gain = interval([curve[-1] - curve[0] for curve in curves.values()])
+        both = sorted(curves.keys() & large.keys())
+        ahead = interval([curves[s][-1] - large[s][-1] for s in both]) if both and way != LARGE_CLIP else ""
+        cells = [way, str(batch), f"{runs.rate(way):.2g}", f"{start:.2f}", f"{lowest:+.2f}", f"{end:.2f}", gain, ahead]
+        rows.append(f"| {' | '.join(cells)} | {len(curves)} |")
+    return rows
+
+
+def rates_table(runs: Runs) -> list[str]:
+    """Return a table of the last score by rate, of the seed that rates are chosen with."""
+    rows = [f"| way | B | {' | '.join(f'rate {k}' for k in '1234')} |", "|---|---:|---|---|---|---|"]
+    for way in OWN_RATE:
+        found = {lr: runs.get(way, lr, RATE_SEED) for lr in rates_of(runs.name, way)}
+        cells = [f"{lr:g}: {100 * result['curve'][-1]:.2f}" for lr, result in found.items() if result is not None]
+        rows.append(f"| {way} | {WAYS[way][0]} | {' | '.join(cells)} |")
+    return rows
+
+
+def points(all_runs: list[Runs]) -> list[Point]:
+    """Return the last scores of all that was measured at the chosen rates."""
+    made = []
+    for runs, way in itertools.product(all_runs, WAYS):
+        if curves := runs.curves(way):
+            ends = [curve[-1] / 100 for curve in curves.values()]
+            about = {"seeds": sorted(curves), **WAYS[way][1]}
+            made.append(Point(runs.name, way, WAYS[way][0], runs.epochs, runs.rate(way), "score", ends, about))
+    return made
+
+
+def panels(all_runs: list[Runs]) -> None:
+    """Draw each adaptation's scores against epochs, the mean of the seeds."""
+    fig, axes = figure(len(all_runs))
+    for axis, runs in zip(axes[0], all_runs, strict=False):
+        for k, way in enumerate(tuple(WAYS)[:4]):
+            curves = list(runs.curves(way).values())
+            if curves:
+                spread = [mean_sd(list(values)) for values in zip(*curves, strict=True)]
+                means, sds = zip(*spread, strict=True)
+                axis.errorbar(range(len(means)), means, sds, label=way, **style(k))
+        dress(axis, "epochs", f"{runs.name}: held-out score, %", ticks=tuple(range(0, runs.epochs + 1)))
+    axes[0][0].legend(fontsize=7)
+    save(fig, "tune.png")
+
+
+def report(cache: Cache) -> None:
+    all_runs = [Runs(cache, name) for name in ADAPTATIONS]
+    panels(all_runs)
+    write_points("tune.csv", points(all_runs))
+    lines = [*pages.head("Tuning what is trained already", "research.tune --data DIR"), ABOUT, "![](tune.png)", ""]
+    for runs in all_runs:
+        lines += [f"## {runs.one.title[0].upper()}{runs.one.title[1:]}", "", *table(runs), "", *rates_table(runs), ""]
+    pages.write_page("tune.md", "\n".join([*lines, TRUST]))
+
+
+ABOUT = ""
+TRUST = ""
+
+
+def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--data", type=Path, help="folder of the photographs")
+    parser.add_argument("--only", nargs="+", choices=tuple(ADAPTATIONS), default=tuple(ADAPTATIONS))
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, one rate, and no page")
+    parser.add_argument("--report", action="store_true", help="only the page, from what is there")
+    options = parser.parse_args()
+    cache = Cache("tune", options.quick)
+    if not options.report:
+        for name in options.only:
+            Runs(cache, name, options.data or Path(), options.quick).measure()
+    if not options.quick:
+        report(cache)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What tune.py starts from: a small CLIP in Hugging Face's format, and two towers of texts, trained by CLIP's loss at a large batch."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+import sogclr
+from sogclr.commands.export import export
+from sogclr.models.hugging_face import import_transformers
+
+SEED = 1000
+SIDE, PATCH, WIDTH, TOKENS, VOCABULARY = 64, 16, 128, 24, 2000
+ENDS = ("<|startoftext|>", "<|endoftext|>")
+SAME: dict[str, Any] = {"workers": 0, "threads": 1, "device": "cpu", "precision": "fp32", "quiet": True}
+
+
+def write_clip(folder: Path, captions: list[str]) -> Path:
+    """Write a CLIP of 2 million weights as Hugging Face has it, with random weights and a tokenizer of the captions."""
+    transformers = import_transformers()
+    inner = tokenizers.Tokenizer(models.BPE(unk_token=ENDS[1], end_of_word_suffix="</w>"))
+    inner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=list(ENDS), end_of_word_suffix="</w>", show_progress=False
+        ),
+    )
+    start, end = (inner.token_to_id(token) for token in ENDS)
+    inner.post_processor = processors.TemplateProcessing(
+        f"{ENDS[0]} $A {ENDS[1]}", special_tokens=[(ENDS[0], start), (ENDS[1], end)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=ENDS[0], eos_token=ENDS[1], pad_token=ENDS[1], model_max_length=TOKENS
+    )
+    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4}
+    text = {
+        "vocab_size": inner.get_vocab_size(),
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    torch.manual_seed(SEED)
+    config = transformers.CLIPConfig(
+        text_config=tower | text,
+        vision_config=tower | {"image_size": SIDE, "patch_size": PATCH},
+        projection_dim=WIDTH,
+    )
+    transformers.CLIPModel(config).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    ).save_pretrained(str(folder))
+    return folder
+
+
+def clip_start(folder: Path, tables: dict[str, Path], epochs: int) -> Path:
+    """Return the folder of a CLIP trained from nothing at B = 256, in Hugging Face's format; made once."""
+    place = folder / "start"
+    if not place.is_dir():
+        with tempfile.TemporaryDirectory() as name, open(tables["before"], newline="", encoding="utf-8") as file:
+            captions = [caption for _, caption in list(csv.reader(file))[1:]]
+            first, run = write_clip(Path(name) / "first", captions), Path(name) / "run"
+            options = {"batch_size": 256, "epochs": epochs, "lr": 1e-3, "seed": SEED, "warm_start": "none"}
+            sogclr.train(tables["before"], run, clip=str(first), method="clip", **options, **SAME)
+            export(run, "hugging-face", place, quiet=True)
+    return place
+
+
+def text_start(folder: Path, tables: dict[str, Path], epochs: int) -> Path:
+    """Return a run on texts, bags of tokens, trained by CLIP's loss at B = 512; made once."""
+    place = folder / "start"
+    if not (place / "two_tower.safetensors").is_file():
+        options = {"batch_size": 512, "epochs": epochs, "lr": 5e-3, "seed": SEED, "temperature": 0.07}
+        sogclr.train(
+            tables["before"],
+            place,
+            columns="definition,words",
+            method="clip",
+            text_layers=0,
+            text_width=WIDTH,
+            text_length=32,
+            **options,
+            **SAME,
+        )
+    return place
