@@ -106,6 +106,20 @@ class Progress:
         return report
 
 
+def part_of(progress: ProgressCallback | None, before: int, here: int, total: int) -> ProgressCallback | None:
+    """Return a callback of (done, to do) of a part of the work, which reports things done of all.
+
+    Args:
+        progress: called with (things done, `total`); None for no callback.
+        before: things of the parts before.
+        here: things of this part.
+        total: things of all parts.
+    """
+    if progress is None:
+        return None
+    return lambda done, todo: progress(before + here * done // todo, total)
+
+
 @contextmanager
 def progress_bar(
     name: str, quiet: bool = False, callback: ProgressCallback | None = None

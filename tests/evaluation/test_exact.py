@@ -86,6 +86,24 @@ def test_the_normalizers_of_pairs_are_those_of_loops(same_kind, known, hard, mon
             assert float(log_g[ids == i].exp().mean()) == pytest.approx(u[int(i)], rel=1e-12)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("each", [False, True])
+def test_the_normalizers_of_pairs_take_learned_temperatures_and_say_how_far_they_are(known, each, monkeypatch):
+    monkeypatch.setattr(exact_pairs, "_ENTRIES", 20)
+    monkeypatch.setattr(exact_pairs, "_BLOCK", 20)
+    x, y = views(v=2)
+    tau = 0.1 + 0.05 * torch.arange(14.0).view(2, 7) if each else torch.tensor(TAU)
+    done = []
+    options = {"positives": KNOWN if known else None, "progress": lambda *so_far: done.append(so_far)}
+    found = exact.pair_normalizers(x, y, FIRST, SECOND, tau, **options)
+    for side in (0, 1):
+        for row in range(7):
+            at = float(tau[side, row] if each else tau)
+            alone = exact.pair_normalizers(x, y, FIRST, SECOND, at, positives=options["positives"])
+            torch.testing.assert_close(found[side, row], alone[side, row], rtol=1e-6, atol=1e-6)
+    assert done == [(2, 7), (4, 7), (6, 7), (7, 7)]
+
+
 def test_a_loss_that_sees_all_pairs_at_once_has_the_exact_normalizers():
     """And none of them moves when it sees them again after a warm start."""
     x, y, of_hard = views(v=3).float()

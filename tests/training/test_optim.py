@@ -73,6 +73,12 @@ def test_schedule_warms_up_then_falls_to_zero():
     assert warmup_cosine(total=10, warmup=0)(0) == 1.0
 
 
+def test_schedule_stands_still_first_and_then_is_that_of_the_rest():
+    factor, rest = warmup_cosine(total=100, warmup=10, still=20), warmup_cosine(total=80, warmup=10)
+    assert [factor(step) for step in range(20)] == [0.0] * 20
+    assert [factor(step) for step in range(20, 101)] == [rest(step) for step in range(81)]
+
+
 @pytest.mark.parametrize(
     "arguments", [{"end": 0.0, "steps": 3}, {"end": 0.5, "steps": 3, "start": 0.4}, {"end": 0.5, "steps": 0}]
 )

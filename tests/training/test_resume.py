@@ -162,7 +162,18 @@ def test_init_from_takes_weights_and_the_normalizers_of_common_images(stopped, t
     sorted((folder / "4").iterdir())[0].rename(folder / "4" / "zzz.png")
     options = RUN | {"epochs": 1, "lr": 1e-12, "gamma_schedule": "constant", "gamma": 1e-6}
     result = sogclr(
-        "train", folder, "--out", tmp_path / "next", "--init-from", run.path, "--max-bad", 0.1, *words(options), check=0
+        "train",
+        folder,
+        "--out",
+        tmp_path / "next",
+        "--init-from",
+        run.path,
+        "--max-bad",
+        0.1,
+        "--warm-start",
+        "none",
+        *words(options),
+        check=0,
     )
     assert "with 40 normalizers; 1 added (first: 4/zzz.png), 1 removed" in result.stderr
     first = load_checkpoint(run.latest_checkpoint())

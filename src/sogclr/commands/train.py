@@ -35,6 +35,7 @@ from ..training.parts import OnMetrics
 from ..training.resolve import resolve
 from ..training.stopping import stop_on_signals
 from ..training.trainer import Trainer
+from ..training.warm_start import warm_start_lines
 from .train_data import columns_of, scan
 
 
@@ -202,6 +203,7 @@ def _begin(
     trainer = Trainer(build(config, source, run, progress, own, on_metrics))
     if config.model.init_from:
         lines.append(_start_from(trainer, config, source))
+    lines += warm_start_lines(config.optim, trainer.loss)
     for line in [f"{trainer.task.things:<9} {source.describe()}", *lines, f"run       {run.path}"]:
         progress.info(line)
 

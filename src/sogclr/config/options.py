@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from .objective import Convention, GammaSchedule, KeySchedule, Optimizer, TemperatureMode
+from .objective import Convention, GammaSchedule, KeySchedule, Optimizer, TemperatureMode, WarmStart
 from .schema import Logger, Pooling, Precision, RecipeName
 
 
@@ -56,6 +56,9 @@ class TrainOptions(TypedDict, total=False):
     layer_decay: float | None
     momentum: float
     warmup_epochs: float | None
+    warm_start: WarmStart | None
+    still_steps: int | None
+    refresh_every: int | None
     clip_grad: float | None
     accumulate: int
     micro_batch: int | None

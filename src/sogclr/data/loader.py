@@ -42,6 +42,7 @@ def training_loader(
     pin_memory: bool = False,
     part: tuple[int, int] = (0, 1),
     decoded: DecodedImages | None = None,
+    once: bool = False,
 ) -> Iterator[Batch]:
     """Yield endless batches from `start_step` on: the same for any number of workers, wherever it starts.
 
@@ -59,6 +60,7 @@ def training_loader(
         pin_memory: page-locked batches, for copies to a GPU that do not block.
         part: (k, parts): only the k-th of so many equal parts of each batch is read.
         decoded: of `source.images`: where images are taken from instead of their files, as far as it has them.
+        once: yield each sample once instead, in the order of the ids and as epoch 0 crops it; part k is each k-th batch.
 
     Raises:
         BadInput: fewer ids than a batch, a batch of 1, no such colour.
@@ -68,7 +70,14 @@ def training_loader(
     cropper = RandomCrops(recipe, views, seed)
     cache_bytes = _CACHE_BYTES // max(1, workers)
     dataset = CropDataset(source, sampler.ids, cropper, image_size, background, cache_bytes, decoded)
-    return read_batches(dataset, sampler, workers, pin_memory)
+    requests = one_pass(sampler.ids, batch_size)[part[0] :: part[1]] if once else sampler
+    return read_batches(dataset, requests, workers, pin_memory)
+
+
+def one_pass(ids: np.ndarray, batch_size: int) -> list[Request]:
+    """Return requests for each of the ids once, in their order and of epoch 0; the last may be smaller."""
+    starts = range(0, len(ids), batch_size)
+    return [Request(step, 0, ids[start : start + batch_size]) for step, start in enumerate(starts)]
 
 
 def evaluation_loader(
@@ -99,8 +108,7 @@ def evaluation_loader(
     """
     background_colour(background)
     ids = np.asarray(ids, dtype=np.int64)
-    starts = range(0, len(ids), batch_size)
-    requests = [Request(step, 0, ids[start : start + batch_size]) for step, start in enumerate(starts)]
+    requests = one_pass(ids, batch_size)
     dataset = CropDataset(source, ids, CentralCrop(crop_fraction, interpolation), image_size, background, cache_bytes=0)
     return read_batches(dataset, requests, min(workers, len(requests)), pin_memory=False)
 

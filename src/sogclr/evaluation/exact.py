@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..kernels import at_least_float32
 from ..losses.functional import expand_temperature, log_mean, normalize
+from ..progress import ProgressCallback
 from .exact_pairs import pair_normalizers as pair_normalizers
 
 Variant = Literal["F1", "F2"]
@@ -34,13 +35,19 @@ _ENTRIES = 1 << 22  # similarities at a time
 
 
 @torch.no_grad()
-def normalizers(embeddings: Tensor, temperature: float | Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def normalizers(
+    embeddings: Tensor,
+    temperature: float | Tensor,
+    dtype: torch.dtype | None = None,
+    progress: ProgressCallback | None = None,
+) -> Tensor:
     """Return log g_a of every anchor.
 
     Args:
         embeddings: (V, n, D), of any norm.
         temperature: a float, or one for each sample, (n,).
         dtype: float64 for an exact check; otherwise float32 or what the embeddings have, if that is more.
+        progress: called with (samples done, samples to do).
 
     Returns:
         (V, n).
@@ -53,7 +60,12 @@ def normalizers(embeddings: Tensor, temperature: float | Tensor, dtype: torch.dt
         tensor([0., 0., 0.])
     """
     z = _normalize(embeddings, temperature, dtype, views=1)
-    return torch.cat([_log_g(z, start, stop, _slice(temperature, start, stop, z)) for start, stop in _chunks(z)], dim=1)
+    found = []
+    for start, stop in _chunks(z):
+        found.append(_log_g(z, start, stop, _slice(temperature, start, stop, z)))
+        if progress is not None:
+            progress(stop, z.shape[1])
+    return torch.cat(found, dim=1)
 
 
 @torch.no_grad()

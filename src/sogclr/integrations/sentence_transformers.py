@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Subset
 
 from ..distributed import shard
 from ..errors import BadInput
-from ..evaluation.exact import eval_mode, pair_normalizers
+from ..evaluation.exact import eval_mode
+from ..evaluation.warm_start import set_pair_normalizers
 from ..kernels.ranks import all_gather
 from ..losses import TwoTowerGlobalContrastiveLoss
-from ..losses.estimators import Gamma, MiniBatch, MovingAverage
+from ..losses.estimators import Gamma, MiniBatch
 from ..models.torchvision_cpu import import_timm
 
 import_timm()  # transformers imports torchvision too, and needs the same repair
@@ -131,22 +132,10 @@ class LossOfEachWidth(nn.ModuleDict):
             widths: of the embeddings' first numbers; each has normalizers of its own.
         """
         first, second, *hard_ids = ids_of_columns(labels, len(embeddings))
-        known: dict[str, Any] = {
-            k: self.options[k] for k in ("temperature", "positives", "same_kind") if k in self.options
-        }
-        if hard_ids and self.options["share_negatives"]:
-            known["negative_ids"] = torch.cat(hard_ids)
         for width in widths:
             x, y, *hard = (z[:, :width] for z in embeddings)
-            negatives = torch.cat(hard) if "negative_ids" in known else None
-            log_g = pair_normalizers(x, y, first, second, negatives=negatives, **known)
-            loss = self.of_width(width, x.device)
-            for estimator, values, ids in (
-                (loss.image_estimator, log_g[0], first),
-                (loss.text_estimator, log_g[1], second),
-            ):
-                if isinstance(estimator, MovingAverage):
-                    estimator.warm_start(values, ids)
+            more = (torch.cat(hard), torch.cat(hard_ids)) if hard else ()
+            set_pair_normalizers(self.of_width(width, x.device), x, y, first, second, *more)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for key, value in state_dict.items():

@@ -67,6 +67,20 @@ class KnownPairs(nn.Module):
         place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
         return self.keys[place] == keys
 
+    def table(self, first: Tensor, width: int) -> Tensor:
+        """Return which of the things 0 to width - 1 of the second kind match each of (R,) of the first: (R, width) bool."""
+        start, stop = (torch.searchsorted(self.keys, ids * self.width) for ids in (first, first + 1))
+        degree = stop - start
+        row = torch.arange(len(first), device=first.device).repeat_interleave(degree)
+        rank = torch.arange(len(row), device=first.device) - (degree.cumsum(0) - degree)[row]
+        found = torch.zeros(len(first), max(width, self.width), dtype=torch.bool, device=first.device)
+        found[row, self.keys[start[row] + rank] % self.width] = True
+        return found[:, :width]
+
+    def reversed(self) -> KnownPairs:
+        """Return the same pairs, looked up from the second kind."""
+        return KnownPairs(self.keys % self.width, self.keys // self.width)
+
     def one_each(self) -> bool:
         """Return whether no thing of either kind is in two pairs."""
         sides = torch.unique(self.keys // self.width), torch.unique(self.keys % self.width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,11 +17,12 @@ from ..data.loader import evaluation_loader, training_loader
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..errors import BadInput
-from ..progress import ProgressCallback
+from ..progress import ProgressCallback, part_of
 from ..run_folder import RunFolder
 from .encoder import Encoder, EncoderInfo, load_encoder
-from .two_tower import TEXTS_AT_ONCE, TextTower, TwoTower, load_two_tower
+from .two_tower import TEXTS_AT_ONCE, TextTower, TwoTower, TwoTowerModel, load_two_tower
 
+PROJECTED = 8192  # features of a frozen backbone that are projected at a time
 BATCH = 64  # images: small, so that a sample of a few hundred keeps several ranks busy
 
 Features = tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]
@@ -192,17 +194,27 @@ def features_over_ranks(
     return features[order], kept[order], sorted(entry for part in parts for entry in part[2])
 
 
-def texts_over_ranks(tower: TextTower, texts: list[str]) -> torch.Tensor:
+def texts_over_ranks(tower: TextTower, texts: list[str], progress: ProgressCallback | None = None) -> torch.Tensor:
     """Encode texts as `TextTower.encode` does, chunk k on rank k modulo the number of ranks; gather them on all.
+
+    Args:
+        tower: in evaluation mode.
+        texts: N of them, one or more.
+        progress: called with (chunks done, chunks to do) of this rank.
 
     Returns:
         Float32 (N, D) unit rows, on the tower's device.
     """
     rank, ranks = distributed.shard()
-    if ranks == 1:
-        return tower.encode(texts)
     chunks = [texts[k : k + TEXTS_AT_ONCE] for k in range(0, len(texts), TEXTS_AT_ONCE)]
-    own = [tower.encode(chunk).cpu().numpy() for chunk in chunks[rank::ranks]]
+    found = []
+    for chunk in chunks[rank::ranks]:
+        found.append(tower.encode(chunk))
+        if progress is not None:
+            progress(len(found), len(chunks[rank::ranks]))
+    if ranks == 1:
+        return torch.cat(found)
+    own = [part.cpu().numpy() for part in found]
     parts = distributed.all_gather_object(own)
     rows = [parts[k % ranks][k // ranks] for k in range(len(chunks))]
     return torch.from_numpy(np.concatenate(rows)).to(tower.device)
@@ -224,6 +236,27 @@ class PairFeatures:
     """int64 (p,), each pair's row of `second`."""
     bad: list[tuple[int, str]]
     """(id, reason) of the images that cannot be read; their pairs are left out."""
+    second_ids: np.ndarray
+    """int64 (m,), ascending ids of the second column's things."""
+
+
+@torch.inference_mode()
+def project_features(
+    model: TwoTowerModel,
+    column: int,
+    features: np.ndarray,
+    ids: np.ndarray,
+    device: torch.device,
+    progress: ProgressCallback | None = None,
+) -> Tensor:
+    """Return the unit rows (k, D), float32, of things of a column from the features (n, F) of its frozen backbone."""
+    found = []
+    for start in range(0, len(ids), PROJECTED):
+        rows = torch.from_numpy(features[ids[start : start + PROJECTED]]).to(device)
+        found.append(nn.functional.normalize(model.project(rows, column).float(), dim=1))
+        if progress is not None:
+            progress(min(start + PROJECTED, len(ids)), len(ids))
+    return torch.cat(found)
 
 
 def pair_features(
@@ -235,6 +268,7 @@ def pair_features(
     device: torch.device,
     batch_size: int = BATCH,
     progress: ProgressCallback | None = None,
+    frozen: Mapping[int, np.ndarray] | None = None,
 ) -> PairFeatures:
     """Embed both sides of some pairs, over all ranks, with the whole result on each.
 
@@ -245,21 +279,27 @@ def pair_features(
         workers: processes that read images.
         device: where the towers are.
         batch_size: images at a time on a rank.
-        progress: called with (images done, images to do).
+        progress: called with (things done, things to do), of both columns.
+        frozen: column -> features of its things by a backbone that is frozen, which are projected; NaN for what has none.
 
     Raises:
         BadInput: none of the images can be read.
     """
+    counts = [len(np.unique(pairs.ids(column)[rows])) for column in (0, 1)]
     embedded: list[Tensor] = []
     kept: list[np.ndarray] = []
     bad: list[tuple[int, str]] = []
     for column, tower in enumerate(towers.towers):
         ids = np.unique(pairs.ids(column)[rows])
-        if isinstance(tower, TextTower):
-            embedded.append(texts_over_ranks(tower, pairs.texts_of(ids)))
+        report = part_of(progress, counts[0] * column, counts[column], sum(counts))
+        if frozen is not None and column in frozen:
+            ids = ids[np.isfinite(frozen[column][ids, 0])]
+            embedded.append(project_features(towers.model, column, frozen[column], ids, device, report))
+        elif isinstance(tower, TextTower):
+            embedded.append(texts_over_ranks(tower, pairs.texts_of(ids), report))
         else:
             found, ids, unreadable = features_over_ranks(
-                tower, pairs.images, ids, batch_size=batch_size, workers=workers, device=device, progress=progress
+                tower, pairs.images, ids, batch_size=batch_size, workers=workers, device=device, progress=report
             )
             embedded.append(torch.from_numpy(found).to(device))
             bad += unreadable
@@ -277,7 +317,7 @@ def pair_features(
         kept[column] = used
         places.append(of_pair)
     first, second = embedded
-    return PairFeatures(first, second, kept[0], places[0], places[1], sorted(set(bad)))
+    return PairFeatures(first, second, kept[0], places[0], places[1], sorted(set(bad)), kept[1])
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -41,6 +41,7 @@ from .reading import Reading
 from .resolve import count_steps_per_epoch, tower_rates
 from .skip import use_fused
 from .views import ImageViews, Views
+from .warm_start import exact_steps
 
 OWN_LOSS_LR = 1e-3  # of Adam, for parameters of a loss of a user's own
 
@@ -81,15 +82,14 @@ def build(
 
     # optimizers and schedule
     lr, warmup = float(optim.lr or 0.0), round((optim.warmup_epochs or 0) * steps_per_epoch)
-    schedule = warmup_cosine(options.max_steps, warmup)
-    scales = None if pairs is None else _lr_scales(config, pairs.kinds)
+    schedule = warmup_cosine(options.max_steps, warmup, optim.still_steps or 0)
     return Parts(
         run=run,
         source=source,
         task=task,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(model, optim, scales),
+        optimizer=build_optimizer(model, optim, None if pairs is None else _lr_scales(config, pairs.kinds)),
         loss_optimizers=_loss_optimizers(loss, config),
         learning_rate=lambda step: lr * schedule(step),
         peak_learning_rate=lr,
@@ -112,6 +112,7 @@ def build(
         diagnose_every=options.diagnose_every and options.diagnose_every * steps_per_epoch,
         save_every=options.save_every or 1,
         keep=options.keep,
+        exact_at=exact_steps(optim, loss, steps_per_epoch),
         max_bad=config.data.max_bad,
         learned_temperature=config.loss.temperature_mode != "constant",
     )

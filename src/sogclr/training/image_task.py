@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import distributed
 from ..data.crops import Batch
 from ..data.manifest import Manifest
 from ..data.source import Source
+from ..evaluation.exact import eval_mode
+from ..evaluation.warm_start import set_view_normalizers
+from ..losses import GlobalContrastiveLoss
 from ..models.encoder import EncoderInfo, save_encoder
+from ..models.features import broadcast_buffers
 from ..models.two_view import ContrastiveModel
 from ..progress import Progress
 from ..run_folder import RunFolder
@@ -89,6 +95,25 @@ class ImageTask(Task):
             return 0  # samples without names
         names = self.source.names, source.manifest().names
         return transfer_state(self.loss_fn, loss_state, {"estimator.log_u": names, "temperature.tau": names})
+
+    def set_exact_normalizers(self, progress: Progress) -> None:
+        """Set u of every readable image to the exact mean of g over two views, those of epoch 0, in evaluation mode."""
+        assert isinstance(self.loss_fn, GlobalContrastiveLoss), "the loss keeps normalizers"
+        broadcast_buffers(self.model)
+        report, total, done = progress.callback("embeddings of all images"), len(self.source.usable), 0
+        rows, ids = [], []
+        with eval_mode(self.model), torch.inference_mode():
+            for batch in self.views.one_pass():
+                if len(batch.index):
+                    z = self.model(self.views.inputs(batch, self.device)).float()
+                    rows.append(z.view(2, len(batch.index), -1).cpu().numpy())
+                    ids.append(batch.index.numpy().copy())
+                done += distributed.world_size() * (len(batch.index) + len(batch.bad))
+                report(min(done, total), total)
+        parts = distributed.all_gather_object((rows, ids))
+        z = torch.from_numpy(np.concatenate([z for part in parts for z in part[0]], axis=1)).to(self.device)
+        index = torch.from_numpy(np.concatenate([i for part in parts for i in part[1]])).to(self.device)
+        set_view_normalizers(self.loss_fn, z, index, progress.callback("exact normalizers"))
 
     # ------------------------------------------------------------------------------------------------- scores and files
     def evaluate(self) -> dict[str, float]:

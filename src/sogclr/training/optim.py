@@ -109,17 +109,21 @@ def _layers(model: nn.Module, decay: float | None) -> tuple[dict[nn.Parameter, f
     return scales, undecayed
 
 
-def warmup_cosine(total: int, warmup: int) -> Callable[[int], float]:
+def warmup_cosine(total: int, warmup: int, still: int = 0) -> Callable[[int], float]:
     """Return the schedule, step -> factor of the peak learning rate: a line from 1/warmup to 1, then a half cosine to 0.
 
     Args:
         total: steps of the run, at whose end the factor is 0.
         warmup: steps of the line.
+        still: steps before it whose factor is 0: no weight moves, decayed or not, while the optimizer's moments and the
+            loss's normalizers fill. BatchNorm's statistics follow the data, and what the loss itself learns is learned.
     """
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+        if step < still:
+            return 0.0
+        if step < still + warmup:
+            return (step - still + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - still - warmup) / max(1, total - still - warmup))))
 
     return factor

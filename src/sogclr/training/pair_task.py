@@ -14,9 +14,12 @@ from ..data.augment import Augmentation
 from ..data.crops import Batch
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler
+from ..evaluation.exact import eval_mode
 from ..evaluation.image_text import score_pairs
+from ..evaluation.warm_start import set_pair_normalizers
+from ..losses import TwoTowerGlobalContrastiveLoss
 from ..models.encoder import Encoder, EncoderInfo, save_encoder
-from ..models.features import broadcast_buffers, pair_features
+from ..models.features import broadcast_buffers, pair_features, project_features, texts_over_ranks
 from ..models.text import TextSetup
 from ..models.two_tower import TwoTower, TwoTowerModel, save_two_tower
 from ..progress import Progress
@@ -159,6 +162,46 @@ class PairTask(Task):
         first, second = ((ours.things(k), theirs.things(k)) for k in (0, 1))
         transfer_state(self.loss_fn, loss_state, {"text_estimator.log_u": second, "text_temperature.tau": second})
         return transfer_state(self.loss_fn, loss_state, {"image_estimator.log_u": first, "temperature.tau": first})
+
+    def set_exact_normalizers(self, progress: Progress) -> None:
+        """Set u of every thing to its exact value over all pairs, in evaluation mode: of images by their central crops."""
+        loss, pairs = self.loss_fn, self.pairs
+        assert isinstance(loss, TwoTowerGlobalContrastiveLoss), "the loss keeps normalizers"
+        broadcast_buffers(self.model)
+        negatives, negative_ids = None, None
+        with eval_mode(self.model):
+            towers = self._towers()
+            found = pair_features(
+                towers,
+                pairs,
+                pairs.usable,
+                workers=self.reading.workers,
+                device=self.device,
+                progress=progress.callback("embeddings of all pairs"),
+                frozen=self.frozen,
+            )
+            further = np.setdiff1d(pairs.negatives[1], found.second_ids)
+            if loss.share_negatives and len(further):
+                negatives = self._embed_texts(towers, further)
+                negative_ids = torch.from_numpy(further).to(self.device)
+        of_pairs = found.first_ids[found.first_rows], found.second_ids[found.second_rows]
+        first_ids, second_ids = (torch.from_numpy(ids).to(self.device) for ids in of_pairs)
+        set_pair_normalizers(
+            loss,
+            found.first[torch.from_numpy(found.first_rows).to(self.device)],
+            found.second[torch.from_numpy(found.second_rows).to(self.device)],
+            first_ids,
+            second_ids,
+            negatives,
+            negative_ids,
+            progress.callback("exact normalizers"),
+        )
+
+    def _embed_texts(self, towers: TwoTower, ids: np.ndarray) -> Tensor:
+        """Return the unit rows (k, D) of texts of the second column, int64 (k,)."""
+        if 1 in self.frozen:
+            return project_features(self.model, 1, self.frozen[1], ids, self.device)
+        return texts_over_ranks(towers.texts(1), self.pairs.texts_of(ids))
 
     # ------------------------------------------------------------------------------------------------- scores and files
     @torch.inference_mode()

@@ -33,8 +33,11 @@ class Reading:
     decoded: DecodedImages | None = None
     """Where images are taken from instead of their files."""
 
-    def batches(self, source: Source, start: int, views: int, pin_memory: bool) -> Iterator[Batch]:
-        """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (images x views, B, S, S, 3)."""
+    def batches(self, source: Source, start: int, views: int, pin_memory: bool, once: bool = False) -> Iterator[Batch]:
+        """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (images x views, B, S, S, 3).
+
+        With `once` it is a pass over all samples, as epoch 0 crops them.
+        """
         return training_loader(
             source,
             source.usable,
@@ -49,6 +52,7 @@ class Reading:
             pin_memory=pin_memory,
             part=distributed.shard(),
             decoded=self.decoded,
+            once=once,
         )
 
     def blank_batch(self, source: Source, views: int) -> Batch:

@@ -22,6 +22,7 @@ from ..hardware import choose_device, choose_precision, choose_threads, cores
 from ..models.backbone import OWN, is_vision_transformer, resolve_name
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .optim import learning_rate, weight_decay
+from .warm_start import resolve_warm_start, starts_trained
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
 TUNED_SHARE = 0.1  # of the rule's learning rate, for a vision transformer that has weights already
@@ -57,8 +58,11 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
         model=replace(config.model, model=model, pretrained=weights),
         loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
-        optim=_resolve_optim(
-            config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights
+        optim=resolve_warm_start(
+            _resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights),
+            starts_trained(config, source),
+            total,
+            steps_per_epoch,
         ),
         run=run,
         augment=asdict(recipe_from_table(named_recipe(named, size), config.augment)),

@@ -79,6 +79,10 @@ class Task(Protocol):
         """
         ...
 
+    def set_exact_normalizers(self, progress: Progress) -> None:
+        """Set the running normalizers of the loss, which keeps some, to their exact values; all ranks call together."""
+        ...
+
     # ------------------------------------------------------------------------------------------------ scores and files
     def evaluate(self) -> dict[str, float]:
         """Return the online scores: all on the main rank, on which the others help."""

@@ -17,8 +17,8 @@ from ..data.bad_files import too_many_bad, write_bad_files
 from ..data.crops import Batch
 from ..errors import BadInput, Interrupted, RunFailed
 from ..evaluation.scores import select
+from ..evaluation.warm_start import moving_averages
 from ..kernels import ranks
-from ..losses.estimators import MovingAverage
 from ..losses.estimators.sharded import whole_state
 from ..models.two_view import convert_sync_batchnorm
 from ..progress import clock
@@ -28,6 +28,7 @@ from .own.parts import OwnLoss
 from .parts import Parts
 from .skip import load_optimizer_state
 from .step import StepOutcome, TrainStep, sync_outcomes
+from .warm_start import exact_pass
 
 SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run stops
 STATISTICS = ("objective", "normalizer_mean", "normalizer_std", "temperature")  # of a loss, whose means are written
@@ -89,6 +90,10 @@ class Trainer:
         self.clock = Clock(self.step)
         try:
             while self.step < self.total:
+                # exact normalizers, at the start or again: a resumed run makes the same pass
+                if parts.exact_at(self.step):
+                    self.clock.pause(exact_pass(self.task, self.progress))
+                    self.progress.start("training", self.total, self.step)
                 # read
                 with self.clock.waiting():
                     batches = [self._without_bad(next(loader)) for _ in range(parts.accumulate)]
@@ -123,7 +128,7 @@ class Trainer:
         self.progress.info(f"processes {distributed.world_size()}, {self.per_rank} samples of each batch on each")
         # normalizers
         if self.parts.shard_state:
-            for estimator in self._averages():
+            for estimator in moving_averages(self.loss):
                 estimator.divide()
         # BatchNorm's statistics
         if not convert_sync_batchnorm([self.model, *self.task.companions()], self.parts.device):
@@ -207,7 +212,7 @@ class Trainer:
         values |= {"lr": self.parts.learning_rate(self.step), "skipped": self.counts["skipped"]}
         if not self.parts.learned_temperature:
             values.pop("temperature", None)
-        for estimator in self._averages():
+        for estimator in moving_averages(self.loss):
             values["gamma"] = float(estimator.current_gamma())
         timing = self.clock.lap(self.step, self.parts.batch_size * self.parts.accumulate)
         self.log.write("train", self.step, self.epoch, values, timing)
@@ -259,9 +264,6 @@ class Trainer:
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
-
-    def _averages(self) -> list[MovingAverage]:
-        return [m for m in self.loss.modules() if isinstance(m, MovingAverage)]
 
     # ------------------------------------------------------------------------------------------------------ the state
     def state_dict(self) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Views(Protocol):
         """Yield this rank's part of batch `start` and of all that follow, without end."""
         ...
 
+    def one_pass(self) -> Iterator[Batch]:
+        """Yield this rank's part of all samples, each once, in the two views of epoch 0."""
+        ...
+
     def blank_batch(self) -> Batch:
         """Return a batch of two samples without content, of which only the shapes count."""
         ...
@@ -59,6 +63,10 @@ class ImageViews:
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield batches from `start` on, two crops of each image, uint8 (2, B, S, S, 3)."""
         return self.reading.batches(self.manifest, start, 2, pin_memory)
+
+    def one_pass(self) -> Iterator[Batch]:
+        """Yield two crops of each image, once, as epoch 0 draws them."""
+        return self.reading.batches(self.manifest, 0, 2, False, once=True)
 
     def blank_batch(self) -> Batch:
         """Return two black images."""

@@ -1,0 +1,103 @@
+"""A warm start: what the loss and the optimizer remember is right before the first weight moves (TuneCLIP, arXiv 2601.09859).
+
+Weights that know something are made worse at first by a cold start: normalizers of a first batch weigh every anchor wrongly,
+and Adam's first steps are as long whatever the gradient. So a pass over the data sets the normalizers to their exact values,
+and the first steps are made at learning rate 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from ..config.objective import OptimConfig
+from ..config.schema import TrainConfig
+from ..data.pairs import Pairs
+from ..data.source import Source
+from ..errors import BadInput
+from ..evaluation.warm_start import keeps_normalizers
+from ..progress import Progress, clock
+from .task import Task
+
+STILL_STEPS = 100  # at most, where they fill the optimizer's moments alone
+
+
+def starts_trained(config: TrainConfig, source: Source) -> bool:
+    """Return whether the embeddings that a run starts with mean something: another run's, or pairs' from weights for every tower."""
+    if config.model.init_from is not None:
+        return True
+    given = {"images": config.model.pretrained, "texts": config.pairs.text_model}
+    return isinstance(source, Pairs) and all(given[kind] is not None for kind in source.kinds)
+
+
+def resolve_warm_start(optim: OptimConfig, trained: bool, total: int, steps_per_epoch: int) -> OptimConfig:
+    """Return the section with the choices on a warm start made.
+
+    Args:
+        optim: whose other choices do not matter.
+        trained: whether the run starts from weights that know something.
+        total: steps of the run.
+        steps_per_epoch: of them, in an epoch.
+
+    Raises:
+        BadInput: still steps without a warm start, a warm start without anything in it, or nothing but still steps.
+    """
+    chosen, still = optim.warm_start or ("exact" if trained else "none"), optim.still_steps
+    if chosen == "none":
+        if still:
+            raise BadInput(
+                f"--still-steps {still} is a part of a warm start, and this run has none; give --warm-start exact or ema"
+            )
+        return replace(optim, warm_start=chosen, still_steps=0)
+    if chosen == "ema" and still == 0:
+        raise BadInput("--warm-start ema is still steps alone and --still-steps is 0; give --warm-start none instead")
+    if still is None:
+        still = min(steps_per_epoch, total // 2) if chosen == "ema" else min(STILL_STEPS, total // 10)
+    if still >= total:
+        raise BadInput(f"all {total:,} steps of the run would be --still-steps {still:,}; give fewer or more --epochs")
+    return replace(optim, warm_start=chosen, still_steps=still)
+
+
+def warm_start_lines(optim: OptimConfig, loss: nn.Module) -> list[str]:
+    """Return the line on the warm start of a resolved run and on its refreshes; none where there are none.
+
+    Raises:
+        BadInput: refreshes of normalizers that the loss does not keep.
+    """
+    keeps = keeps_normalizers(loss)
+    if optim.refresh_every and not keeps:
+        raise BadInput(
+            f"--refresh-every {optim.refresh_every} sets running normalizers to their exact values and "
+            f"{type(loss).__name__} keeps none here; leave it out"
+        )
+    words = []
+    if optim.warm_start == "exact":
+        words.append("exact normalizers" if keeps else "no exact normalizers, as the loss keeps none")
+    if optim.still_steps:
+        words.append(f"{optim.still_steps:,} steps at rate 0")
+    if optim.refresh_every:
+        every = "epoch" if optim.refresh_every == 1 else f"{optim.refresh_every} epochs"
+        words.append(f"exact normalizers every {every}")
+    return [f"warm      {', '.join(words)}"] if words else []
+
+
+def exact_steps(optim: OptimConfig, loss: nn.Module, steps_per_epoch: int) -> Callable[[int], bool]:
+    """Return the function steps done -> whether exact normalizers are due before the next one."""
+    keeps, every = keeps_normalizers(loss), (optim.refresh_every or 0) * steps_per_epoch
+
+    def due(step: int) -> bool:
+        return keeps and (optim.warm_start == "exact" if step == 0 else every > 0 and step % every == 0)
+
+    return due
+
+
+def exact_pass(task: Task, progress: Progress) -> float:
+    """Set the loss's normalizers to their exact values, say so, and return the seconds that it took; all ranks call together."""
+    begun = time.monotonic()
+    task.set_exact_normalizers(progress)
+    seconds = time.monotonic() - begun
+    progress.info(f"exact normalizers of all {task.things} in {clock(seconds)}")
+    return seconds
