@@ -47,6 +47,7 @@ class RunFolder:
         self.best_checkpoint = self.checkpoints / "best.pt"
         self.encoder_file = self.path / "encoder.safetensors"
         self.two_tower_file = self.path / "two_tower.safetensors"
+        self.start_file = self.path / "start.safetensors"
         self.bad_file = self.path / "bad_files.txt"
         self.eval_file = self.path / "eval.json"
         self.report_file = self.path / "report.html"
