@@ -17,7 +17,7 @@ from ..models.pretrained import license_of
 from ..run_folder import RunFolder
 
 MARK = "<!-- written by `sogclr export`, which writes it anew -->"
-_PLACES = ("data", "out", "labels", "init_from")  # options that tell where things are on this machine
+_PLACES = ("data", "out", "labels", "init_from", "validation")  # options that tell where things are on this machine
 
 
 def loading_call(encoder: Encoder, path: Path, format: str) -> str:

@@ -17,6 +17,7 @@ from ..data.bad_files import too_many_bad, write_bad_files
 from ..data.crops import Batch
 from ..errors import BadInput, Interrupted, RunFailed
 from ..evaluation.scores import select
+from ..evaluation.worth import worth_of_run
 from ..kernels import ranks
 from ..losses.estimators import MovingAverage
 from ..losses.estimators.sharded import whole_state
@@ -88,6 +89,8 @@ class Trainer:
         self.progress.start("training", self.total, self.step)
         self.clock = Clock(self.step)
         try:
+            if self.parts.begins_trained and self.step == 0 and self.evaluate():
+                self.save(best=True)  # the start, which counts among the best
             while self.step < self.total:
                 # read
                 with self.clock.waiting():
@@ -259,6 +262,8 @@ class Trainer:
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
+        if distributed.is_rank0() and (line := worth_of_run(self.run.metrics(), self.run.path, self.task.scored)):
+            self.progress.info(line)
 
     def _averages(self) -> list[MovingAverage]:
         return [m for m in self.loss.modules() if isinstance(m, MovingAverage)]
