@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ def worth_of_run(rows: Sequence[Mapping[str, Any]], run: object, things: str) ->
     Returns:
         None where the start was not scored.
     """
-    scored = [row for row in rows if row["kind"] == "eval"]
-    if len(scored) < 2 or scored[0]["step"] != 0:
+    scored = [row for row in rows if row.get("kind") == "eval"]
+    if len(scored) < 2 or scored[0].get("step") != 0:
         return None
     score = selector(scored[0])
     points = [(float(row["epoch"]), row[score.key]) for row in scored if isinstance(row.get(score.key), float | int)]
@@ -34,9 +35,7 @@ def worth_of_run(rows: Sequence[Mapping[str, Any]], run: object, things: str) ->
     change = f"{score.title} {100 * start:.1f} -> {100 * end:.1f} (start -> end, on {things})"
     if end < start:
         kept = f"best.pt (epoch {epoch:g}) has {100 * best:.1f}" if epoch else "best.pt is the start"
-        return (
-            f"worse than its start: {change}; {kept}; lower --lr, or mix with the start: sogclr export {run} --mix 0.5"
-        )
+        return f"worse than its start: {change}; {kept}; lower --lr, or mix with the start: sogclr export {shlex.quote(str(run))} --mix 0.5"
     after = f", best {100 * best:.1f} at epoch {epoch:g}" if best > end else ""
     return f"{'worth it ' if end > start else 'as before'} {change}{after}"
 
