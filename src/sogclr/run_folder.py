@@ -47,6 +47,7 @@ class RunFolder:
         self.best_checkpoint = self.checkpoints / "best.pt"
         self.encoder_file = self.path / "encoder.safetensors"
         self.two_tower_file = self.path / "two_tower.safetensors"
+        self.start_file = self.path / "start.safetensors"
         self.bad_file = self.path / "bad_files.txt"
         self.eval_file = self.path / "eval.json"
         self.report_file = self.path / "report.html"
@@ -86,7 +87,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--out {self.path} is a file; give a folder")
         before_config = {self.manifest_file, self.pairs_folder, self.text_folder, self.checkpoints, self.bad_file}
-        before_config |= {self.metrics_file, self.tensorboard, self.lock_file}
+        before_config |= {self.metrics_file, self.tensorboard, self.lock_file, self.start_file, self.validation.path}
         present = sorted(self.path.iterdir()) if self.path.exists() else []
         others = [
             p.name for p in present if p not in before_config and not (p.name.startswith(".") and ".tmp" in p.name)
@@ -95,6 +96,11 @@ class RunFolder:
             raise BadInput(
                 f"--out {self.path} holds other files ({', '.join(others[:3])}); give a new or an empty folder"
             )
+
+    @property
+    def validation(self) -> RunFolder:
+        """Return where the samples of `--validation` are listed, as the run's own are here."""
+        return RunFolder(self.path / "validation")
 
     @property
     def finished(self) -> bool:

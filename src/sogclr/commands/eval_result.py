@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from ..evaluation.scores import SCORES
 from ..files import write_text
+from ..models.mix import check_mix
 from ..progress import ProgressCallback, RichText
 from ..run_folder import RunFolder
 
@@ -32,6 +34,21 @@ class EvalSettings:
     workers: int
     device: torch.device
     progress: ProgressCallback
+    mix: tuple[float, ...] = ()
+    """Shares of the end, of mixes of a run's start and end that are scored too."""
+
+
+def compared_with(run: str | os.PathLike[str], mix: Sequence[float]) -> dict[str, float]:
+    """Return what a run's scores stand beside, as shares of its end: `start`, where it kept one, and the mixes asked for.
+
+    Raises:
+        BadInput: a share that is not from 0 to 1, or a run that kept no start to mix with.
+    """
+    folder = RunFolder(run)
+    for share in mix:
+        check_mix(folder, share)
+    start = {"start": 0.0} if folder.start_file.is_file() else {}
+    return start | {f"mix_{share:g}": share for share in mix}
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,9 @@ class EvalResult(RichText, Mapping[str, float]):
     protocol: dict[str, str] | None = None
     """How each kind of classifier was fitted, in words."""
     baselines: dict[str, dict[str, float]] | None = None
-    """The same scores of raw pixels, an untrained encoder, or chance."""
+    """The same scores of the weights that the run started from, of mixes with them, of raw pixels, an untrained encoder, or chance."""
+    worth: str | None = None
+    """Whether training was worth it, in words, of a run that kept its start."""
 
     def __getitem__(self, name: str) -> float:
         return self.scores[name]
@@ -77,7 +96,7 @@ class EvalResult(RichText, Mapping[str, float]):
         rows |= {name.replace("_", " "): scores for name, scores in (self.baselines or {}).items()}
         lost = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
         title = self.split or f"{self.images:,} images without labels"
-        return Group(Text(title + lost), *comparisons(rows))
+        return Group(Text(title + lost), *comparisons(rows), *([] if self.worth is None else [Text(self.worth)]))
 
     def to_json(self) -> dict[str, object]:
         """Return one flat JSON object: the scores, and what is known of how they were measured."""

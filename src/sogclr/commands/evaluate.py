@@ -31,6 +31,7 @@ def evaluate(
     image_column: str | None = None,
     caption_column: str | None = None,
     split: str | None = None,
+    mix: tuple[float, ...] = (),
     batch_size: int = 256,
     workers: int | None = None,
     device: str = "auto",
@@ -42,6 +43,7 @@ def evaluate(
     Without labels the scores are RankMe, alignment and uniformity. A run on images with texts also knows texts. On a
     table of pairs or tar shards a run on pairs is scored by retrieval both ways, with chance (and, with `baselines`, untrained
     towers) beside it; wherever there are labels, by zero-shot classification from the classes' names too.
+    A run that began from weights (--pretrained, --init-from, --text-model) stands beside these, its start, with whether training was worth it.
     A run on pairs of two texts is also scored on a retrieval set: a folder in BEIR's layout, with corpus.jsonl,
     queries.jsonl and qrels/test.tsv.
 
@@ -56,6 +58,7 @@ def evaluate(
         columns: Two columns of a table of pairs, as for `sogclr train`; those of the run when left out.
         image_column: Column of the images' paths in a table of pairs; found by its name when left out.
         caption_column: Column of the captions; found by its name when left out.
+        mix: Score mixes of the weights too, of a run that began from weights: shares of the end, as 0.25 0.5 0.75, for `sogclr export --mix`.
         split: Of a retrieval set in BEIR's layout: which file of qrels/; test when left out.
         batch_size: Images at a time.
         workers: Processes that read images; chosen from the cores when left out.
@@ -78,7 +81,7 @@ def evaluate(
         raise BadInput(f"--split is for retrieval sets (corpus.jsonl, queries.jsonl), and {data} is none; leave it out")
     pairs = open_pairs(run, data, named) if not beir and kind_of(data).samples == "pairs" else None
     with progress_bar("evaluating", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
-        settings = EvalSettings(labels, baselines, k, seed, templates, batch_size, readers, chosen, show)
+        settings = EvalSettings(labels, baselines, k, seed, templates, batch_size, readers, chosen, show, mix)
         if beir:
             return evaluate_beir(run, Path(data), split or "test", settings)
         return evaluate_images(run, data, settings) if pairs is None else evaluate_pairs(run, pairs, settings)

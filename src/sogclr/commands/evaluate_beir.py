@@ -13,19 +13,20 @@ from ..evaluation.judged import NearestWrong
 from ..evaluation.label_free import refuse_non_finite
 from ..evaluation.retrieval import chance
 from ..evaluation.scores import compute
+from ..evaluation.worth import worth_of_scores
 from ..models.two_tower import TwoTower, load_two_tower
 from ..run_folder import RunFolder
-from .eval_result import EvalResult, EvalSettings
+from .eval_result import EvalResult, EvalSettings, compared_with
 from .evaluate_pairs import untrained_towers
 
 BLOCK = 16384  # documents at a time
 
 
 def evaluate_beir(run: str | os.PathLike[str], data: Path, split: str, settings: EvalSettings) -> EvalResult:
-    """Score the retrieval of a set's documents, beside chance; with `baselines`, by untrained towers too.
+    """Score the retrieval of a set's documents, beside the run's start and chance; with `baselines`, by untrained towers too.
 
     Raises:
-        BadInput: the run is not on pairs of texts, or the set is damaged.
+        BadInput: the run is not on pairs of texts, the set is damaged, or there is nothing to mix.
     """
     columns = RunFolder(run).pair_columns()
     kinds = ("images",) if columns is None else columns[1]
@@ -34,14 +35,19 @@ def evaluate_beir(run: str | os.PathLike[str], data: Path, split: str, settings:
             f"{data} holds queries and documents, both texts, and {run} was trained on {' and '.join(kinds)}; "
             "give a run on pairs of two texts"
         )
+    shares = compared_with(run, settings.mix)
     towers, judged = load_two_tower(run, settings.device), RetrievalSet.open(data, split)
     scores, documents = _score(towers, judged, settings)
+    others = {
+        name: _score(load_two_tower(run, settings.device, mix=share), judged, settings)[0]
+        for name, share in shares.items()
+    }
     rows = np.unique(judged.rows)
     by_chance = chance(np.searchsorted(rows, judged.rows), documents) if len(rows) else {}
     share = len(rows) / len(judged.queries)
-    baselines = {"chance": {f"query_to_document_r{k}": share * value for k, value in by_chance.items()}}
+    others["chance"] = {f"query_to_document_r{k}": share * value for k, value in by_chance.items()}
     if settings.baselines:
-        baselines["untrained"] = _score(untrained_towers(towers, settings.seed), judged, settings)[0]
+        others["untrained"] = _score(untrained_towers(towers, settings.seed), judged, settings)[0]
     return EvalResult(
         scores,
         encoder=os.fspath(run),
@@ -55,7 +61,8 @@ def evaluate_beir(run: str | os.PathLike[str], data: Path, split: str, settings:
             f"among {documents:,} documents"
         ),
         captions=documents,
-        baselines=baselines,
+        baselines=others,
+        worth=worth_of_scores(others["start"], scores, {"": len(judged.queries)}) if "start" in others else None,
     )
 
 

@@ -18,10 +18,12 @@ from ..evaluation.knn import TEMPERATURE
 from ..evaluation.label_free import refuse_non_finite
 from ..evaluation.linear import DRAWS, protocol, stratified
 from ..evaluation.scores import LabelledSplit, compute
+from ..evaluation.worth import worth_of_scores
 from ..models.backbone import create_backbone
 from ..models.encoder import Encoder, EncoderInfo, load_encoder
 from ..models.features import ImageEncoder, compute_features, compute_views, nothing_readable
-from .eval_result import EvalResult, EvalSettings
+from ..models.two_tower import load_two_tower
+from .eval_result import EvalResult, EvalSettings, compared_with
 from .evaluate_pairs import knows_texts, zero_shot_images
 
 FIT_PARTS = ("train", "training")
@@ -37,10 +39,11 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
     Raises:
         BadInput: no such encoder or images, labels that cannot be used, or features that are not finite.
     """
-    encoder = load_encoder(run, settings.device)
+    encoder, shares = load_encoder(run, settings.device), compared_with(run, settings.mix)
     manifest = Manifest.scan(data)
     split = split_labelled(manifest, settings.labels, settings.seed)
     encoders: dict[str, ImageEncoder] = {"": encoder}
+    encoders |= {name: load_encoder(run, settings.device, mix=share) for name, share in shares.items()}
     if settings.baselines:
         encoders["raw_pixels"] = RawPixels(encoder.info)
         encoders["untrained"] = untrained(encoder.info, settings.seed).to(settings.device)
@@ -67,10 +70,12 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
             results[name] = _label_free(one, manifest, features, kept, settings)
         else:
             results[name] = _score(features, kept, split, settings)
-    scores = results.pop("")
     if split is not None and knows_texts(run):
         labels = Labels(split.classes, split.values, "")
-        scores |= zero_shot_images(run, manifest, split.score, labels, settings)
+        for name, share in {"": 1.0, **shares}.items():
+            towers = load_two_tower(run, settings.device, mix=share)
+            results[name] |= zero_shot_images(towers, manifest, split.score, labels, settings)
+    scores = results.pop("")
     fit, score = (0, 0) if split is None else (int(np.isin(part, kept).sum()) for part in (split.fit, split.score))
     return EvalResult(
         scores,
@@ -85,7 +90,8 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
         fit_images=None if split is None else fit,
         score_images=None if split is None else score,
         protocol=None if split is None else _protocol(fit, encoder.num_features, len(split.classes), settings.k),
-        baselines=results if settings.baselines else None,
+        baselines=results or None,
+        worth=worth_of_scores(results["start"], scores, {"": score}) if "start" in results else None,
     )
 
 

@@ -17,11 +17,12 @@ from ..data.tables import is_table
 from ..errors import BadInput
 from ..evaluation.image_text import score_classes, score_pairs
 from ..evaluation.retrieval import chance_scores
+from ..evaluation.worth import worth_of_scores
 from ..models.features import compute_features, pair_features
 from ..models.two_tower import TwoTower, build_towers, load_two_tower
 from ..progress import ProgressCallback
 from ..run_folder import RunFolder
-from .eval_result import EvalResult, EvalSettings
+from .eval_result import EvalResult, EvalSettings, compared_with
 
 
 def knows_texts(run: str | os.PathLike[str]) -> bool:
@@ -53,35 +54,37 @@ def open_pairs(run: str | os.PathLike[str], data: str | os.PathLike[str], named:
 
 
 def zero_shot_images(
-    run: str | os.PathLike[str], manifest: Manifest, ids: np.ndarray, labels: Labels, settings: EvalSettings
+    towers: TwoTower, manifest: Manifest, ids: np.ndarray, labels: Labels, settings: EvalSettings
 ) -> dict[str, float]:
-    """Return `score_classes` of a run on pairs, on some labelled images.
+    """Return `score_classes` of two towers, on some labelled images.
 
     Args:
-        run: on pairs.
+        towers: of a run on images with texts.
         manifest: the images.
         ids: int64 (m,), those to classify.
         labels: of all images.
         settings: of the evaluation.
     """
     device = settings.device
-    towers = load_two_tower(run, device)
     features, kept, _ = compute_features(towers.images, manifest, ids, workers=settings.workers, device=device)
     return score_classes(towers, torch.from_numpy(features).to(device), kept, labels, settings.templates)
 
 
 def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSettings) -> EvalResult:
-    """Score all usable pairs of a table or of shards, beside chance; with `baselines`, untrained towers too.
+    """Score all usable pairs of a table or of shards, beside the run's start and chance; with `baselines`, untrained towers too.
 
     Raises:
-        BadInput: no image can be read.
+        BadInput: no image can be read, or there is nothing to mix.
     """
+    shares = compared_with(run, settings.mix)
     towers, rows, kinds = load_two_tower(run, settings.device), pairs.usable, pairs.kinds
     labels = read_labels(pairs.images, settings.labels) if kinds == IMAGE_TEXT else None
     if not len(rows):
         raise BadInput(f"{pairs.source} has no pair with a readable image; see `sogclr inspect {pairs.source}`")
 
-    def score(towers: TwoTower, progress: ProgressCallback | None = None) -> dict[str, float]:
+    def score(
+        towers: TwoTower, progress: ProgressCallback | None = None
+    ) -> tuple[dict[str, float], tuple[int, int, int]]:
         found = pair_features(
             towers,
             pairs,
@@ -94,12 +97,12 @@ def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSett
         scores = score_pairs(found, kinds)
         if labels is not None:
             scores |= score_classes(towers, found.first, found.first_ids, labels, settings.templates)
-        return {**scores, "first": len(found.first), "second": len(found.second), "unreadable": len(found.bad)}
+        return scores, (len(found.first), len(found.second), len(found.bad))
 
-    scores = score(towers, settings.progress)
-    first, second, unreadable = (int(scores.pop(name)) for name in ("first", "second", "unreadable"))
+    scores, (first, second, unreadable) = score(towers, settings.progress)
+    others = {name: score(load_two_tower(run, settings.device, mix=share))[0] for name, share in shares.items()}
     names = ("image", "text") if kinds == IMAGE_TEXT else ("query", "document")
-    baselines = {"chance": chance_scores(pairs.first_ids[rows], pairs.second_ids[rows], names)}
+    others["chance"] = chance_scores(pairs.first_ids[rows], pairs.second_ids[rows], names)
     what = (
         ("images", "captions") if kinds == IMAGE_TEXT else (f"{pairs.names[0]} (query)", f"{pairs.names[1]} (document)")
     )
@@ -107,10 +110,11 @@ def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSett
     if seen := count_shared(pairs, RunFolder(run).pairs(), rows):
         split += f"; {seen:,} of these {len(rows):,} pairs were trained on"
     if labels is not None:
-        baselines["chance"]["zero_shot_top1"] = 1 / len(labels.classes)
+        others["chance"]["zero_shot_top1"] = 1 / len(labels.classes)
         split += f"; zero-shot among {len(labels.classes)} classes ({labels.source})"
+    counts = {"": first, f"{names[0]}_to_{names[1]}": first, f"{names[1]}_to_{names[0]}": second}
     if settings.baselines:
-        baselines["untrained"] = score(untrained_towers(towers, settings.seed))
+        others["untrained"] = score(untrained_towers(towers, settings.seed))[0]
     return EvalResult(
         scores,
         encoder=os.fspath(run),
@@ -123,7 +127,8 @@ def evaluate_pairs(run: str | os.PathLike[str], pairs: Pairs, settings: EvalSett
         classes=None if labels is None else len(labels.classes),
         captions=second,
         templates=None if labels is None else settings.templates,
-        baselines=baselines,
+        baselines=others,
+        worth=worth_of_scores(others["start"], scores, counts) if "start" in others else None,
     )
 
 

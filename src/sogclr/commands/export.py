@@ -14,6 +14,7 @@ from ..data.pair_columns import Kind
 from ..errors import BadInput
 from ..files import atomic_write, check_output
 from ..models.encoder import Encoder, load_encoder
+from ..models.mix import check_mix
 from ..models.two_tower import TextTower, load_two_tower
 from ..progress import Progress
 from ..run_folder import RunFolder
@@ -41,6 +42,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     *,
     column: str | None = None,
+    mix: float = 1.0,
     quiet: bool = False,
 ) -> Path:
     """Write the encoder for use elsewhere, checked against PyTorch.
@@ -59,18 +61,21 @@ def export(
         format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads. sentence-transformers: a folder.
         out: The file or folder; encoder (or image_tower, text_tower) with the suffix of its format, in the run's folder, when left out.
         column: Of a run on pairs: the column whose tower it is.
+        mix: Of a run that began from weights (--pretrained, --init-from, --text-model): write a mix of these, 0, and of what it trained, 1 (WiSE-FT).
         quiet: Do not show how the file is loaded.
 
     Returns:
         The file, or the folder.
 
     Raises:
-        BadInput: no such encoder or format, its features are not finite, or a package that the format needs is missing.
+        BadInput: no such encoder or format, nothing to mix, its features are not finite, or a package that the format needs is missing.
         RunFailed: the file does not compute what PyTorch does; it is not kept.
     """
     if format not in (*SUFFIXES, SENTENCES):
         raise BadInput(f"there is no format {format!r}; give one of {', '.join((*SUFFIXES, SENTENCES))}")
     place, target = Path(run), None if out is None else Path(out)
+    if mix != 1:
+        _check_mixed(RunFolder(place), target, mix)
     columns = RunFolder(place).pair_columns()
     if columns is None:
         if column is not None or format == SENTENCES:
@@ -78,16 +83,35 @@ def export(
             raise BadInput(f"{what} is for runs on pairs and {place} is none; leave it out")
         source = RunFolder(place).encoder_file if place.is_dir() else place
         run_of = RunFolder(place) if place.is_dir() else None
-        return _accompany(load_encoder(place), format, source, target, run_of, Progress(quiet))
-    return _export_tower(RunFolder(place), columns, format, target, column, Progress(quiet))
+        return _accompany(load_encoder(place, mix=mix), format, source, target, run_of, mix, Progress(quiet))
+    return _export_tower(RunFolder(place), columns, format, target, column, mix, Progress(quiet))
+
+
+def _check_mixed(run: RunFolder, target: Path | None, mix: float) -> None:
+    """Check that a run's weights can be mixed, and that the mix does not take the place of one of them."""
+    check_mix(run, mix)
+    own = [p.resolve() for p in (run.encoder_file, run.two_tower_file, run.start_file)]
+    if target is not None and target.resolve() in own:
+        raise BadInput(f"--out {target} holds the run's own weights, which --mix is made of; give another name")
+
+
+def _path_for(source: Path, format: str, mix: float) -> Path:
+    """Return the path of a file that is made of another when --out is left out; a mix says so in its name."""
+    return source.with_name(f"{source.stem}{'' if mix == 1 else f'-mix{mix:g}'}{SUFFIXES.get(format, '')}")
 
 
 def _accompany(
-    encoder: Encoder, format: str, source: Path, target: Path | None, run: RunFolder | None, progress: Progress
+    encoder: Encoder,
+    format: str,
+    source: Path,
+    target: Path | None,
+    run: RunFolder | None,
+    mix: float,
+    progress: Progress,
 ) -> Path:
     """Write an encoder of images with its model card, and show how the file is loaded without this package."""
-    path = _export_images(encoder, format, source, target)
-    card = write_card(path, encoder, format, run)
+    path = _export_images(encoder, format, source, target or _path_for(source, format, mix))
+    card = write_card(path, encoder, format, run, mix)
     progress.info(f"card      {card}" if card else f"card      none: {path.parent / 'README.md'} is not ours and stays")
     progress.info(loading_call(encoder, path, format))
     return path
@@ -99,6 +123,7 @@ def _export_tower(
     format: str,
     target: Path | None,
     column: str | None,
+    mix: float,
     progress: Progress,
 ) -> Path:
     """Write a tower of a run on pairs, whose columns have these names and hold these kinds."""
@@ -111,8 +136,8 @@ def _export_tower(
                 f"--format {format} is the run's image backbone, without --column; for a tower of {run.path} give "
                 f"{', '.join(TRACED)} or {SENTENCES}"
             )
-        return _accompany(load_encoder(run.path), format, run.encoder_file, target, run, progress)
-    towers = load_two_tower(run)
+        return _accompany(load_encoder(run.path, mix=mix), format, run.encoder_file, target, run, mix, progress)
+    towers = load_two_tower(run, mix=mix)
     first_image = kinds.index("images") if "images" in kinds and format != SENTENCES else None
     usual = towers.texts().column if first_image is None else first_image
     chosen = usual if column is None else names.index(column)
@@ -120,26 +145,27 @@ def _export_tower(
     # named after its kind, but for another than that kind's usual one
     plain = towers.model.shared or chosen == (of_kind[0] if isinstance(tower, Encoder) else of_kind[-1])
     stem = ("" if plain else ("query_", "document_")[chosen]) + kinds[chosen].removesuffix("s") + "_tower"
+    source = run.path / f"{stem}.safetensors"
+    path = target or _path_for(source, format, mix)
     if isinstance(tower, TextTower):
         served = {names[k]: towers.texts(k) for k in (of_kind if towers.model.shared else [chosen])}
         if format == SENTENCES:
-            return export_sentence_transformer(tower, list(served.values()), target or run.path / stem)
-        return export_text_tower(tower, served, format, target or run.path / f"{stem}{SUFFIXES[format]}")
+            return export_sentence_transformer(tower, list(served.values()), path)
+        return export_text_tower(tower, served, format, path)
     if format == SENTENCES:
         raise BadInput(f"--format {format} is for texts and {column} holds images; give another --column")
-    return _export_images(tower, format, run.path / f"{stem}.safetensors", target)
+    return _export_images(tower, format, source, path)
 
 
-def _export_images(encoder: Encoder, format: str, source: Path, target: Path | None) -> Path:
+def _export_images(encoder: Encoder, format: str, source: Path, path: Path) -> Path:
     """Write an encoder of images.
 
     Args:
         encoder: what is written.
         format: one of `SUFFIXES`.
-        source: the file whose name the new one takes, with another suffix.
-        target: the new one, where it was given.
+        source: the file that it comes from, which is left as it is.
+        path: the new one.
     """
-    path = source.with_suffix(SUFFIXES[format]) if target is None else target
     check_output(path, [SUFFIXES[format]])
     if path.resolve() == source.resolve():
         _check_images(path, encoder, format)

@@ -17,7 +17,7 @@ from ..models.pretrained import license_of
 from ..run_folder import RunFolder
 
 MARK = "<!-- written by `sogclr export`, which writes it anew -->"
-_PLACES = ("data", "out", "labels", "init_from")  # options that tell where things are on this machine
+_PLACES = ("data", "out", "labels", "init_from", "validation")  # options that tell where things are on this machine
 
 
 def loading_call(encoder: Encoder, path: Path, format: str) -> str:
@@ -50,7 +50,7 @@ def loading_call(encoder: Encoder, path: Path, format: str) -> str:
     return f"import timm\nmodel = timm.create_model({name!r}, num_classes=0, checkpoint_path={file}{given}).eval()"
 
 
-def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None) -> Path | None:
+def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None, mix: float = 1.0) -> Path | None:
     """Write `README.md`, a model card, beside an exported file; another README that is there stays.
 
     Args:
@@ -58,6 +58,7 @@ def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None)
         encoder: what is in it.
         format: of it.
         run: what trained it, where that is known.
+        mix: the share of what it trained, in a mix with what it started from.
 
     Returns:
         The card; None where another README is there.
@@ -66,9 +67,13 @@ def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None)
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         return None
     table = {} if run is None else run.config_table()
-    write_text(
-        card, "\n\n".join([*_about(path, encoder, format, table), *([] if run is None else _of_run(run, table))]) + "\n"
-    )
+    parts = _about(path, encoder, format, table)
+    if mix != 1:
+        parts.append(
+            f"Its weights are a mix, (1 − a) start + a end with a = {mix:g}, of those that training started from and those "
+            "that it ended with (WiSE-FT, arXiv 2109.01903)."
+        )
+    write_text(card, "\n\n".join([*parts, *([] if run is None else _of_run(run, table, mix))]) + "\n")
     return card
 
 
@@ -98,8 +103,8 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
     ]
 
 
-def _of_run(run: RunFolder, table: dict[str, Any]) -> list[str]:
-    """Return the paragraphs on a run: its data, scores, and settings without the places of this machine."""
+def _of_run(run: RunFolder, table: dict[str, Any], mix: float) -> list[str]:
+    """Return the paragraphs on a run: its data, scores (of a mix its own), and settings without the places of this machine."""
     found = []
     try:
         source = load_source(run)
@@ -108,8 +113,11 @@ def _of_run(run: RunFolder, table: dict[str, Any]) -> list[str]:
         found += ["## Data", "Not described in the run's folder."]
     if run.eval_file.is_file():
         scores = json.loads(run.eval_file.read_text(encoding="utf-8"))
+        if mix != 1:
+            scores = (scores.get("baselines") or {}).get(f"mix_{mix:g}", {})
         rows = [f"| {k} | {v:.4g} |" for k, v in scores.items() if isinstance(v, float | int) and math.isfinite(v)]
-        found += ["## Scores", "\n".join(["| score | value |", "|---|---|", *rows])]
+        found += ["## Scores", "\n".join(["| score | value |", "|---|---|", *rows])] if rows else []
+        found += [str(scores["worth"])] if scores.get("worth") else []
     settings = {
         section: {
             k: Path(v).name if k in ("pretrained", "text_model") else v for k, v in values.items() if k not in _PLACES

@@ -36,7 +36,7 @@ from ..training.resolve import resolve
 from ..training.stopping import stop_on_signals
 from ..training.trainer import Trainer
 from ..training.warm_start import warm_start_lines
-from .train_data import columns_of, scan
+from .train_data import check_unchanged, columns_of, scan, scan_validation, validation_columns
 
 
 def train(
@@ -198,9 +198,10 @@ def _begin(
         raise BadInput(sentence)
     config, lines = resolve(config, source)
     config, lines = adapt_config(config, lines, source, own)
+    validation = scan_validation(config, source, progress)
 
     # build
-    trainer = Trainer(build(config, source, run, progress, own, on_metrics))
+    trainer = Trainer(build(config, source, run, progress, own, on_metrics, validation))
     if config.model.init_from:
         lines.append(_start_from(trainer, config, source))
     lines += warm_start_lines(config.optim, trainer.loss)
@@ -212,6 +213,11 @@ def _begin(
     held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     run.check_free()  # again: another process may have been faster
     trainer.task.write_inputs(run)
+    if validation is not None:
+        run.validation.path.mkdir(exist_ok=True)
+        validation.save_to(run.validation)
+    if config.begins_trained:
+        trainer.task.save_weights(run.start_file)
     if trainer.bad or source.rejected:
         trainer.write_bad()
     trainer.save()
@@ -243,10 +249,13 @@ def _continue(
     # the same samples as before
     own = own.fit_to(run)
     source: Source = load_source(run) if own.dataset is None else DatasetSource(own.dataset)
-    if held is not None and (difference := source.difference(source.rescan(columns_of(config)))):
-        raise BadInput(f"{difference.describe()}; restore them, or start a new run with --init-from {run.path}")
+    if held is not None:
+        check_unchanged(source, columns_of(config), f"restore them, or start a new run with --init-from {run.path}")
+    validation = load_source(run.validation) if config.data.validation is not None else None
+    if held is not None and validation is not None:
+        check_unchanged(validation, validation_columns(config, source), "restore the data of --validation")
     # build, then load
-    trainer = Trainer(build(config, source, run, progress, own, on_metrics))
+    trainer = Trainer(build(config, source, run, progress, own, on_metrics, validation))
     if held is not None:
         held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     newest = run.latest_checkpoint()

@@ -12,6 +12,7 @@ class TrainOptions(TypedDict, total=False):
     """Every option but DATA, `out` and `model`, which `train` takes by themselves; the fields of `schema` say what each does."""
 
     # Data
+    validation: str | None
     labels: str
     image_size: int | None
     recipe: RecipeName

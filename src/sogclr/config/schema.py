@@ -68,6 +68,8 @@ class DataConfig:
     """Images: a folder (its train/ part, if it has one), a .txt list, tar shards, or Parquet with images inside. Pairs of images and captions, of texts, or of images: CSV, TSV, JSONL, Parquet; or tar shards. Each may be a URL: s3://, gs://, hf://, ..."""
     out: Annotated[str, Check(_out_refusal)]
     """The run's folder, on this disk; it must not hold another run."""
+    validation: str | None = None
+    """Held-out data of the same kind: the scores during training, and so the best checkpoint, are of it, and not of a sample of DATA."""
     labels: str = "auto"
     """Used for evaluation only: auto, folder, none, or a CSV file of path,label."""
     image_size: Annotated[int | None, Range(8)] = None
@@ -224,3 +226,8 @@ class TrainConfig:
     """Fields of `Recipe` that differ from the one named by data.recipe; all of them in the saved copy."""
     inputs: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Fields of `Inputs` that differ from those of the first weights; all of them in the saved copy."""
+
+    @property
+    def begins_trained(self) -> bool:
+        """Return whether the first weights know something, so that the run has a start to be compared with."""
+        return any((self.model.pretrained, self.model.init_from, self.pairs.text_model))

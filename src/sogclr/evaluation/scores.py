@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,8 @@ class Score:
     higher_is_better: bool = True
     selects: bool = False
     """Picks the best checkpoint of a run, where no row above it does."""
+    judges: bool = False
+    """Says, beside that of the weights a run started from, whether training was worth it."""
     online: bool = False
     """Taken during training too."""
     curve: str = ""
@@ -79,6 +81,7 @@ def _retrieval(given: Given, first: str, second: str) -> Iterator[Score]:
                 given,
                 function,
                 selects=k == 1,
+                judges=k == 1,
                 online=k <= 5,
                 curve="on a fixed sample of training pairs" if k == 1 else "",
                 group=way,
@@ -105,13 +108,14 @@ _TABLE = (
         "labels",
         ".knn:knn_top1",
         selects=True,
+        judges=True,
         online=True,
         curve="leave-one-out accuracy on a fixed sample of training images",
         curve_title="Online kNN",
     ),
     Score("linear_top1_1_per_class", "linear, 1 label a class", "labels", ".linear:few_label_scores"),
     Score("linear_top1_10_per_class", "linear, 10 labels a class", "labels", ".linear:few_label_scores"),
-    Score("linear_top1", "linear, all labels", "labels", ".linear:linear_score"),
+    Score("linear_top1", "linear, all labels", "labels", ".linear:linear_score", judges=True),
     Score(
         "rankme",
         "RankMe",
@@ -146,7 +150,7 @@ _TABLE = (
     *_retrieval("documents", "query", "document"),
     *_judged("mrr10", "MRR@10"),
     *_judged("recall100", "recall@100"),
-    Score("zero_shot_top1", "zero-shot, top 1", "classes", ".zero_shot:zero_shot"),
+    Score("zero_shot_top1", "zero-shot, top 1", "classes", ".zero_shot:zero_shot", judges=True),
 )
 SCORES: dict[str, Score] = {score.key: score for score in _TABLE}
 
@@ -196,14 +200,22 @@ def compute(
 def select(scores: Mapping[str, float]) -> float:
     """Return the number that is to grow in training: the largest marks the best checkpoint.
 
-    It is the first score in reading order that `selects`, with its sign turned where lower is better.
+    Raises:
+        ValueError: none of the scores selects.
+    """
+    score = selector(scores)
+    return scores[score.key] if score.higher_is_better else -scores[score.key]
+
+
+def selector(scores: Mapping[str, Any]) -> Score:
+    """Return the first score in reading order that `selects`.
 
     Raises:
         ValueError: none of the scores selects.
     """
     for score in SCORES.values():
         if score.selects and score.key in scores:
-            return scores[score.key] if score.higher_is_better else -scores[score.key]
+            return score
     raise ValueError(f"none of the scores {', '.join(scores)} is marked `selects` in evaluation.scores; mark one")
 
 

@@ -25,6 +25,7 @@ from ..errors import BadImage, BadInput
 from ..files import atomic_write
 from ..run_folder import RunFolder
 from .backbone import OWN, create_backbone, feature_width
+from .mix import mixed_weights
 
 ENCODER_FORMAT = "sogclr-encoder-1"
 
@@ -208,7 +209,9 @@ def save_encoder(path: Path, backbone: nn.Module, info: EncoderInfo) -> None:
     save_weights(path, backbone, ENCODER_FORMAT, info)
 
 
-def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device = "cpu") -> Encoder:
+def load_encoder(
+    run_or_file: str | os.PathLike[str], device: str | torch.device = "cpu", *, mix: float = 1.0
+) -> Encoder:
     """Load the encoder of a finished run, or of an exported .safetensors file, in evaluation mode.
 
     Example:
@@ -218,13 +221,14 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
     Args:
         run_or_file: a run folder or a .safetensors file.
         device: where the encoder will be.
+        mix: of a run that began from weights: from 0, those weights, to 1, what it trained; between them a mix.
 
     Raises:
-        BadInput: no such run or file, or not an encoder of this project.
+        BadInput: no such run or file, not an encoder of this project, or nothing to mix.
     """
-    path = Path(run_or_file)
+    path, run = Path(run_or_file), RunFolder(run_or_file)
     if path.is_dir():
-        path = RunFolder(path).encoder_file
+        path = run.encoder_file
         if not path.is_file():
             raise BadInput(f"{path.parent} holds no finished encoder ({path.name}); train or resume that run first")
     elif not path.is_file():
@@ -237,4 +241,6 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
             f"load them into it: model.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
         )
     backbone = create_backbone(info.name, info.image_size, pretrained=path)
+    if mix != 1:
+        backbone.load_state_dict(mixed_weights(run, path, mix))
     return Encoder(backbone, info).to(device).eval().requires_grad_(False)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +16,7 @@ from ..errors import BadInput
 from ..run_folder import RunFolder
 from .backbone import create_backbone, feature_width
 from .encoder import Encoder, EncoderInfo, read_metadata, save_weights, weights_fingerprint
+from .mix import mixed_weights
 from .text import TextSetup
 
 FORMAT = "sogclr-two-tower-1"
@@ -223,15 +223,16 @@ def save_two_tower(path: Path, model: TwoTowerModel, kinds: tuple[Kind, Kind], i
     save_weights(path, model, FORMAT, info, **about)
 
 
-def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cpu") -> TwoTower:
+def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cpu", *, mix: float = 1.0) -> TwoTower:
     """Load the two towers of a finished run on pairs, in evaluation mode.
 
     Args:
         run: the folder of the run.
         device: where the towers will be.
+        mix: of a run that began from weights: from 0, those weights, to 1, what it trained; between them a mix.
 
     Raises:
-        BadInput: no such run, or it is not on pairs or not finished.
+        BadInput: no such run, it is not on pairs or not finished, or there is nothing to mix.
     """
     folder = RunFolder.open(run)
     path = folder.two_tower_file
@@ -245,7 +246,7 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
     kinds: tuple[Kind, Kind] = _kind(first), _kind(second)
     text = TextSetup.load(folder.text_folder) if "texts" in kinds else None
     model = build_towers(kinds, info, text, int(metadata["dim"]), shared=metadata.get("shared") == "1")
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(mixed_weights(folder, path, mix))
     return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device)
 
 

@@ -31,6 +31,7 @@ from ..progress import Progress
 from ..run_folder import RunFolder
 from .build_loss import build_loss, build_loss_optimizers
 from .image_task import ImageTask, MoCoTask
+from .online_eval import Scored, all_of
 from .optim import build_optimizer, warmup_cosine
 from .own.data import ManifestImages
 from .own.parts import OwnLoss, OwnParts, probe_width
@@ -53,6 +54,7 @@ def build(
     progress: Progress,
     own: OwnParts | None = None,
     on_metrics: Sequence[OnMetrics] = (),
+    validation: Source | None = None,
 ) -> Parts:
     """Build all that a trainer trains, with weights drawn from the seed; nothing is written.
 
@@ -63,6 +65,7 @@ def build(
         progress: for messages.
         own: parts of the user's own.
         on_metrics: called with each row of the metrics.
+        validation: what the online evaluation is on, of the source's kind; None for a sample of it.
 
     Raises:
         BadInput: options that cannot be met: no such weights, labels or decoded images, frozen towers without weights.
@@ -74,9 +77,7 @@ def build(
     steps_per_epoch = count_steps_per_epoch(config, source)
 
     # model, loss, and what is special about DATA or a method
-    pairs = source if isinstance(source, Pairs) else None
-    config = _without_weights(config, run)
-    task = _image_task(config, source, device, own) if pairs is None else _pair_task(config, pairs, run, device)
+    task = _task(_without_weights(config, run), source, run, device, own, validation)
     model, loss = task.model, task.loss_fn
     assert isinstance(loss, ContrastiveLoss | OwnLoss)
 
@@ -89,7 +90,7 @@ def build(
         task=task,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(model, optim, None if pairs is None else _lr_scales(config, pairs.kinds)),
+        optimizer=build_optimizer(model, optim, _lr_scales(config, source)),
         loss_optimizers=_loss_optimizers(loss, config),
         learning_rate=lambda step: lr * schedule(step),
         peak_learning_rate=lr,
@@ -114,8 +115,23 @@ def build(
         keep=options.keep,
         exact_at=exact_steps(optim, loss, steps_per_epoch),
         max_bad=config.data.max_bad,
+        begins_trained=config.begins_trained,
         learned_temperature=config.loss.temperature_mode != "constant",
     )
+
+
+def _task(
+    config: TrainConfig,
+    source: Source,
+    run: RunFolder,
+    device: torch.device,
+    own: OwnParts,
+    validation: Source | None,
+) -> ImageTask | PairTask:
+    """Return what is special about DATA or a method."""
+    if isinstance(source, Pairs):
+        return _pair_task(config, source, run, device, validation)
+    return _image_task(config, source, device, own, validation)
 
 
 def _without_weights(config: TrainConfig, run: RunFolder) -> TrainConfig:
@@ -149,11 +165,14 @@ def _to_device(model: nn.Module, config: TrainConfig, device: torch.device) -> N
 
 
 # ---------------------------------------------------------------------------------------------------------------- images
-def _image_task(config: TrainConfig, source: Source, device: torch.device, own: OwnParts) -> ImageTask:
+def _image_task(
+    config: TrainConfig, source: Source, device: torch.device, own: OwnParts, validation: Source | None
+) -> ImageTask:
     """Return the task of images: views, model and loss, each ours or the user's own."""
     reading, info = _reading(config, source), EncoderInfo.of_run(config)
     labels = read_labels(source, config.data.labels) if isinstance(source, Manifest) else None
-    views = build_views(source, labels, info, reading, own)
+    held_out = None if validation is None else all_of(validation.images, config.data.labels)
+    views = build_views(source, labels, info, reading, own, held_out)
     shape = views.view_shape() if isinstance(views, OwnViews) else (3, reading.image_size, reading.image_size)
     if own.model is None and shape[0] != 3:
         raise BadInput(
@@ -174,7 +193,14 @@ def _image_task(config: TrainConfig, source: Source, device: torch.device, own: 
     )
 
 
-def build_views(source: Source, labels: Labels | None, info: EncoderInfo, reading: Reading, own: OwnParts) -> Views:
+def build_views(
+    source: Source,
+    labels: Labels | None,
+    info: EncoderInfo,
+    reading: Reading,
+    own: OwnParts,
+    held_out: Scored | None = None,
+) -> Views:
     """Return what makes two views of an image: our readers and augmentation, or the user's own parts."""
     if own.dataset is not None:
         return OwnViews(source, own.dataset, own.transform, None, info, reading)
@@ -182,7 +208,7 @@ def build_views(source: Source, labels: Labels | None, info: EncoderInfo, readin
     if own.transform is not None:
         images = ManifestImages(source, reading.background)
         return OwnViews(source, images, own.transform, labels, info, reading)
-    return ImageViews(source, labels, info, reading)
+    return ImageViews(source, labels, info, reading, held_out)
 
 
 def build_image_model(config: TrainConfig, own: OwnParts, shape: tuple[int, ...]) -> ContrastiveModel:
@@ -237,7 +263,9 @@ def _loss_optimizers(loss: ContrastiveLoss | OwnLoss, config: TrainConfig) -> li
 
 
 # ----------------------------------------------------------------------------------------------------------------- pairs
-def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.device) -> PairTask:
+def _pair_task(
+    config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.device, validation: Source | None
+) -> PairTask:
     """Return the task of pairs."""
     if not run.config_file.is_file():  # a run that has begun has its weights
         _check_frozen(config, pairs.kinds)
@@ -246,12 +274,16 @@ def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.
     model = build_pair_model(config, pairs.kinds, text)
     _to_device(model, config, device)
     loss = build_loss(config, pairs).to(device)
-    return PairTask(pairs, text, model, loss, EncoderInfo.of_run(config), reading, run.features_folder, device)
+    assert validation is None or isinstance(validation, Pairs)
+    info = EncoderInfo.of_run(config)
+    return PairTask(pairs, text, model, loss, info, reading, run.features_folder, device, validation)
 
 
-def _lr_scales(config: TrainConfig, kinds: tuple[Kind, Kind]) -> dict[str, float]:
-    """Return the share of the learning rate of each tower, by the beginning of its parameters' names."""
-    return dict(zip(("backbone.", "text_backbone."), tower_rates(config.pairs, kinds), strict=True))
+def _lr_scales(config: TrainConfig, source: Source) -> dict[str, float] | None:
+    """Return the share of the learning rate of each tower, by the beginning of its parameters' names; of pairs alone."""
+    if not isinstance(source, Pairs):
+        return None
+    return dict(zip(("backbone.", "text_backbone."), tower_rates(config.pairs, source.kinds), strict=True))
 
 
 def _check_frozen(config: TrainConfig, kinds: tuple[Kind, Kind]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class ImageTask(Task):
         device: torch.device,
     ) -> None:
         self.source, self.views, self.model, self.loss_fn = source, views, model, loss
-        self.info, self.device = info, device
+        self.info, self.device, self.scored = info, device, views.scored
 
     # ---------------------------------------------------------------------------------------------------------- batches
     def prepare(self, progress: Progress) -> None:
@@ -128,9 +129,13 @@ class ImageTask(Task):
         """Write the manifest."""
         self.source.save_to(run)
 
+    def save_weights(self, path: Path) -> None:
+        """Write the encoder as it is now."""
+        save_encoder(path, self.model.backbone, self.info)
+
     def finish(self, run: RunFolder) -> None:
         """Write the encoder file."""
-        save_encoder(run.encoder_file, self.model.backbone, self.info)
+        self.save_weights(run.encoder_file)
 
 
 class MoCoTask(ImageTask):

@@ -46,7 +46,8 @@ class MetricWriter:
     """
 
     def __init__(self, run: RunFolder, step: int, on_metrics: Sequence[OnMetrics] = ()) -> None:
-        rows = [row for row in run.metrics() if row["step"] <= step and row["kind"] != "end"]
+        # before the first step a run scores its start, again where it was stopped there
+        rows = [row for row in run.metrics() if step and row["step"] <= step and row["kind"] != "end"]
         write_text(run.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
         self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)

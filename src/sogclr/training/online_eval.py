@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import nn
 
 from .. import distributed
 from ..data.augment import Augmentation
-from ..data.labels import Labels
+from ..data.labels import Labels, read_labels
 from ..data.loader import training_loader
 from ..data.manifest import Manifest
+from ..errors import BadInput
 from ..evaluation.diagnosis import diagnose
 from ..evaluation.exact import eval_mode
 from ..evaluation.knn import knn_leave_one_out
@@ -33,9 +36,43 @@ def choose(ids: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(np.random.Generator(np.random.Philox(key=seed)).choice(ids, most, replace=False))
 
 
+class Scored(NamedTuple):
+    """Images that are scored."""
+
+    manifest: Manifest
+    labels: Labels | None
+    """Of all images of the manifest; None for scores without."""
+    ids: np.ndarray
+    """int64 (m,): those that are scored."""
+
+
+def labelled_ids(usable: np.ndarray, labels: Labels | None) -> np.ndarray:
+    """Return those of the usable ids that have a label, where there are labels."""
+    return usable if labels is None else usable[labels.values[usable] >= 0]
+
+
+def all_of(images: Manifest, how: str) -> Scored:
+    """Return all images of a validation set.
+
+    Args:
+        images: of it.
+        how: where labels come from: auto, folder, none, or a CSV file.
+
+    Raises:
+        BadInput: labels were not given up, and there are none.
+    """
+    labels = read_labels(images, how)
+    if labels is None and how != "none":
+        raise BadInput(
+            f"--validation {images.source} has no labels (a folder for each class, or --labels FILE); label it, or give "
+            "--labels none for scores without"
+        )
+    return Scored(images, labels, labelled_ids(images.usable, labels))
+
+
 def scored_ids(usable: np.ndarray, labels: Labels | None, seed: int) -> np.ndarray:
     """Return the ids of the fixed sample that is scored: of at most 2,000 images, of those with a label where there are labels."""
-    return choose(usable if labels is None else usable[labels.values[usable] >= 0], IMAGES, seed)
+    return choose(labelled_ids(usable, labels), IMAGES, seed)
 
 
 def knn_score(features: np.ndarray, ids: np.ndarray, labels: Labels) -> dict[str, float]:
@@ -44,23 +81,21 @@ def knn_score(features: np.ndarray, ids: np.ndarray, labels: Labels) -> dict[str
 
 
 def online_scores(
-    manifest: Manifest,
-    labels: Labels | None,
+    scored: Scored,
     reading: Reading,
     model: ContrastiveModel,
     info: EncoderInfo,
     augment: Augmentation,
     device: torch.device,
 ) -> dict[str, float]:
-    """Return scores on a fixed sample of training images; `evaluation.scores.select` says which is to grow.
+    """Return scores of images; `evaluation.scores.select` says which is to grow.
 
     With labels: leave-one-out kNN accuracy of the backbone's features. Without: RankMe and uniformity of the features,
     and alignment between two views. All ranks compute features; the main one goes on to the scores.
 
     Args:
-        manifest: the training images.
-        labels: of them, or None.
-        reading: how they are read; its seed decides which they are.
+        scored: the images, with their labels.
+        reading: how they are read.
         model: whose backbone is scored.
         info: with the normalisation of its inputs.
         augment: draws the two views.
@@ -69,7 +104,7 @@ def online_scores(
     Returns:
         `knn_top1`, or `rankme`, `alignment` and `uniformity`; nothing on other ranks than the main one.
     """
-    ids = scored_ids(manifest.usable, labels, reading.seed)
+    manifest, labels, ids = scored
     model.eval()
     broadcast_buffers(model)
     encoder = Encoder(model.backbone, info)

@@ -47,9 +47,11 @@ class PairTask(Task):
         reading: how images are read.
         features: the folder of frozen towers' features.
         device: where the model is.
+        validation: what the online evaluation is on; None for a fixed sample of the pairs.
     """
 
     things = "pairs"
+    scored = "training pairs"
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class PairTask(Task):
         reading: Reading,
         features: Path,
         device: torch.device,
+        validation: Pairs | None = None,
     ) -> None:
         self.pairs, self.text, self.model, self.loss_fn = pairs, text, model, loss
         self.info, self.reading, self.features, self.device = info, reading, features, device
@@ -69,7 +72,9 @@ class PairTask(Task):
         """Column -> features of its frozen tower."""
         self.has_hard_negatives = bool(pairs.negatives.size)
         chosen = choose(np.unique(pairs.first_ids[pairs.usable]), EVALUATED, reading.seed)
-        self.evaluated = pairs.usable[np.isin(pairs.first_ids[pairs.usable], chosen)]
+        self.evaluated = pairs, pairs.usable[np.isin(pairs.first_ids[pairs.usable], chosen)]
+        if validation is not None:
+            self.evaluated, self.scored = (validation, validation.usable), "validation pairs"
 
     # ---------------------------------------------------------------------------------------------------------- batches
     def prepare(self, progress: Progress) -> None:
@@ -206,13 +211,11 @@ class PairTask(Task):
     # ------------------------------------------------------------------------------------------------- scores and files
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Return the recall both ways on a fixed sample of the training pairs."""
+        """Return the recall both ways on a fixed sample of the training pairs, or on all of the validation pairs."""
         self.model.eval()
         broadcast_buffers(self.model)
         try:
-            features = pair_features(
-                self._towers(), self.pairs, self.evaluated, workers=self.reading.workers, device=self.device
-            )
+            features = pair_features(self._towers(), *self.evaluated, workers=self.reading.workers, device=self.device)
             return score_pairs(features, self.pairs.kinds, online=True)
         finally:
             self.model.train()
@@ -227,8 +230,12 @@ class PairTask(Task):
         if self.text is not None:
             self.text.save(run.text_folder)
 
+    def save_weights(self, path: Path) -> None:
+        """Write both towers as they are now."""
+        save_two_tower(path, self.model, self.pairs.kinds, self.info)
+
     def finish(self, run: RunFolder) -> None:
         """Write the image encoder's own file, and both towers in one, which makes the run finished."""
         if self.pairs.kinds[0] == "images":
             save_encoder(run.encoder_file, self.model.backbone, self.info)
-        save_two_tower(run.two_tower_file, self.model, self.pairs.kinds, self.info)
+        self.save_weights(run.two_tower_file)

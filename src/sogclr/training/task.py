@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class Task(Protocol):
 
     things: str
     """What its samples are, in the plural."""
+    scored: str
+    """What its online scores are of, in the plural."""
 
     # ------------------------------------------------------------------------------------------------ batches
     def prepare(self, progress: Progress) -> None:
@@ -94,6 +97,10 @@ class Task(Protocol):
 
     def write_inputs(self, run: RunFolder) -> None:
         """Write what the run must keep of its data before it starts."""
+        ...
+
+    def save_weights(self, path: Path) -> None:
+        """Write the encoder, or both towers, as they are now."""
         ...
 
     def finish(self, run: RunFolder) -> None:

@@ -18,6 +18,7 @@ from ..data.crops import Batch
 from ..errors import BadInput, Interrupted, RunFailed
 from ..evaluation.scores import select
 from ..evaluation.warm_start import moving_averages
+from ..evaluation.worth import worth_of_run
 from ..kernels import ranks
 from ..losses.estimators.sharded import whole_state
 from ..models.two_view import convert_sync_batchnorm
@@ -89,6 +90,8 @@ class Trainer:
         self.progress.start("training", self.total, self.step)
         self.clock = Clock(self.step)
         try:
+            if self.parts.begins_trained and self.step == 0 and self.evaluate():
+                self.save(best=True)  # the start, which counts among the best
             while self.step < self.total:
                 # exact normalizers, at the start or again: a resumed run makes the same pass
                 if parts.exact_at(self.step):
@@ -264,6 +267,8 @@ class Trainer:
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
+        if distributed.is_rank0() and (line := worth_of_run(self.run.metrics(), self.run.path, self.task.scored)):
+            self.progress.info(line)
 
     # ------------------------------------------------------------------------------------------------------ the state
     def state_dict(self) -> dict[str, Any]:

@@ -14,12 +14,15 @@ from ..data.labels import Labels
 from ..data.manifest import Manifest
 from ..models.encoder import EncoderInfo
 from ..models.two_view import ContrastiveModel
-from .online_eval import online_diagnosis, online_scores
+from .online_eval import Scored, online_diagnosis, online_scores, scored_ids
 from .reading import Reading
 
 
 class Views(Protocol):
     """Two views of every image of a data set: a function of (seed, epoch, id)."""
+
+    scored: str
+    """What the online scores are of, in the plural."""
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield this rank's part of batch `start` and of all that follow, without end."""
@@ -54,10 +57,20 @@ class ImageViews:
         labels: for the online evaluation; None for label-free scores.
         info: with the normalisation of the encoder's inputs.
         reading: how images are read.
+        held_out: what the online evaluation is on; None for a fixed sample of the images.
     """
 
-    def __init__(self, manifest: Manifest, labels: Labels | None, info: EncoderInfo, reading: Reading) -> None:
-        self.manifest, self.labels, self.info, self.reading = manifest, labels, info, reading
+    def __init__(
+        self,
+        manifest: Manifest,
+        labels: Labels | None,
+        info: EncoderInfo,
+        reading: Reading,
+        held_out: Scored | None = None,
+    ) -> None:
+        self.manifest, self.info, self.reading = manifest, info, reading
+        self.scored = "training images" if held_out is None else "validation images"
+        self.evaluated = held_out or Scored(manifest, labels, scored_ids(manifest.usable, labels, reading.seed))
         self.augment = Augmentation(reading.recipe, reading.image_size, info.mean, info.std, reading.seed)
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
@@ -79,7 +92,7 @@ class ImageViews:
 
     def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
         """Return the accuracy of kNN with labels, label-free scores without."""
-        return online_scores(self.manifest, self.labels, self.reading, model, self.info, self.augment, device)
+        return online_scores(self.evaluated, self.reading, model, self.info, self.augment, device)
 
     def diagnose(self, model: ContrastiveModel, loss: nn.Module, device: torch.device) -> dict[str, float]:
         """Return how far the loss's gradient is from the exact one, on a fixed part of the images."""

@@ -92,7 +92,9 @@ def _facts(summary: RunSummary, data: ReportData) -> Iterator[Fact]:
         "Training time", clock(seconds) if seconds else "not timed", f"{rate:,.0f} {summary.unit}/s" if rate else ""
     )
     for key, value in list(summary.online_scores().items())[:1]:  # the curves show the others
-        yield Fact(f"Online {SCORES[key].title}", score_text(key, value), f"on training {summary.unit}, last")
+        start = [first for epoch, first in summary.series("eval", key)[:1] if epoch == 0]
+        beside = f"; {score_text(key, start[0])} at the start" if start else ""
+        yield Fact(f"Online {SCORES[key].title}", score_text(key, value), f"on {summary.scored}, last{beside}")
 
 
 def _panels(summary: RunSummary) -> Iterator[Panel]:
@@ -119,7 +121,10 @@ def _score_panels(summary: RunSummary) -> Iterator[Panel]:
     curves = [score for score in SCORES.values() if score.curve]
     for score in [score for score in curves if summary.series("eval", score.key)] or curves[:1]:
         title = score.curve_title or score.title[0].upper() + score.title[1:]
-        text = f"{score.curve}; {'higher' if score.higher_is_better else 'lower'} is better"
+        curve = score.curve
+        if summary.get("data", "validation") is not None:
+            curve = curve.replace("a fixed sample of training", "the validation")
+        text = f"{curve}; {'higher' if score.higher_is_better else 'lower'} is better"
         yield _panel(summary.series("eval", score.key), title, text, percent=score.fraction)
 
 

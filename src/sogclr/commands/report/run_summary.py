@@ -13,6 +13,7 @@ from typing import TypeGuard
 from ...config.methods import ESTIMATORS, METHODS
 from ...data.bad_files import read_bad_files
 from ...evaluation.scores import SCORES
+from ...evaluation.worth import worth_of_run
 from ...run_folder import RunFolder
 
 
@@ -116,6 +117,17 @@ class RunSummary:
             tables += [(name.replace("_", " "), table) for name, table in baselines.items()]
         scored = [(name, scores_of(table)) for name, table in tables if isinstance(table, dict)]
         return [(name, scores) for name, scores in scored if scores]
+
+    @property
+    def scored(self) -> str:
+        """Return what the online scores are of, in the plural."""
+        return f"{'training' if self.get('data', 'validation') is None else 'validation'} {self.unit}"
+
+    @property
+    def worth(self) -> str | None:
+        """Return whether training was worth it, in words: by `eval.json`, else by the online scores; None without a start."""
+        found = (self.evaluation or {}).get("worth")
+        return found if isinstance(found, str) else worth_of_run(self.rows, self.run.path, self.scored)
 
     def seconds(self) -> float | None:
         """Return the time spent training, over all the processes that the run took; None when nothing was timed."""

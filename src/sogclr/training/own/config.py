@@ -113,11 +113,14 @@ def adapt_config(config: TrainConfig, lines: list[str], source: Source, own: Own
         own: the parts.
 
     Raises:
-        BadInput: parts of the user's own for pairs.
+        BadInput: parts of the user's own for pairs, or that decide how images are read with `--validation`.
     """
     if own.table() and source.kind != "images":
         part = next(iter(own.table()))
         raise BadInput(f"{part}= is for images and {config.data.data} holds pairs; leave it out")
+    if config.data.validation is not None and (own.dataset is not None or own.transform is not None):
+        part = "dataset=" if own.dataset is not None else "transform="
+        raise BadInput(f"validation={config.data.validation!r} does not go with {part}; leave it out")
     replaced: dict[str, str] = {}
     if own.loss is not None:
         replaced["loss"] = f"{name_of(own.loss)}, given"

@@ -93,6 +93,8 @@ class OwnViews:
         reading: how samples are read.
     """
 
+    scored = "training images"
+
     def __init__(
         self,
         source: Source,
