@@ -17,6 +17,7 @@ from ..models.pretrained import license_of
 from ..run_folder import RunFolder
 
 MARK = "<!-- written by `sogclr export`, which writes it anew -->"
+_CROPPED = "cropped to the central square, {:g} of the shorter side, resized to"
 _PLACES = ("data", "out", "labels", "init_from")  # options that tell where things are on this machine
 
 
@@ -84,6 +85,7 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
         *([f"base_model: timm/{weights}"] if published else []),
         "---",
     ]
+    part = "squeezed into a square of" if info.squash else _CROPPED.format(info.crop_fraction)
     mean, std = ([round(v, 6) for v in values] for values in (info.mean, info.std))
     return [
         "\n".join(fields),
@@ -92,7 +94,7 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
         f"An encoder of images, `{info.name}`, trained by contrastive learning without labels with sogclr: "
         f"RGB images (N, 3, {info.image_size}, {info.image_size}) to {encoder.num_features} features each.",
         f"```python\n{loading_call(encoder, path, format)}\n```",
-        f"Images are cropped to the central square, {info.crop_fraction:g} of the shorter side, resized to {info.image_size} pixels "
+        f"Images are {part} {info.image_size} pixels "
         f"({info.interpolation}), divided by 255, and normalised: (x − mean) / std with mean {mean}, std {std}. Transparent "
         f"pixels are laid on {info.background}.",
     ]

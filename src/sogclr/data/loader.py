@@ -78,6 +78,7 @@ def evaluation_loader(
     *,
     crop_fraction: float = 1.0,
     interpolation: str = "bilinear",
+    squash: bool = False,
     background: str = "white",
     batch_size: int = 256,
     workers: int = 0,
@@ -90,6 +91,7 @@ def evaluation_loader(
         image_size: S, pixels.
         crop_fraction: how much of the shorter side the crop keeps.
         interpolation: how the crop is resized.
+        squash: whether the whole image is squeezed into the square instead.
         background: what transparent pixels are laid on.
         batch_size: B, samples.
         workers: processes that decode and crop; 0 does it in this one.
@@ -101,7 +103,8 @@ def evaluation_loader(
     ids = np.asarray(ids, dtype=np.int64)
     starts = range(0, len(ids), batch_size)
     requests = [Request(step, 0, ids[start : start + batch_size]) for step, start in enumerate(starts)]
-    dataset = CropDataset(source, ids, CentralCrop(crop_fraction, interpolation), image_size, background, cache_bytes=0)
+    cropper = CentralCrop(crop_fraction, interpolation, squash)
+    dataset = CropDataset(source, ids, cropper, image_size, background, cache_bytes=0)
     return read_batches(dataset, requests, min(workers, len(requests)), pin_memory=False)
 
 

@@ -47,6 +47,8 @@ class EncoderInfo:
     """Colour below transparent pixels."""
     interpolation: str = "bilinear"
     """How the central crop is resized, one of `INTERPOLATIONS`."""
+    squash: bool = False
+    """Whether the whole image is squeezed into the square instead."""
 
     @classmethod
     def of_run(cls, config: TrainConfig) -> EncoderInfo:
@@ -67,8 +69,9 @@ class EncoderInfo:
         return cls(**fields)
 
     def to_json(self, sort_keys: bool = False) -> str:
-        """Return the JSON of all fields; without an interpolation that is bilinear, which older files do not know."""
-        values = {k: v for k, v in asdict(self).items() if (k, v) != ("interpolation", "bilinear")}
+        """Return the JSON of all fields, without those that older files do not know where they are the default."""
+        newer = {"interpolation": "bilinear", "squash": False}
+        values = {k: v for k, v in asdict(self).items() if k not in newer or v != newer[k]}
         return json.dumps(values, sort_keys=sort_keys)
 
 
@@ -119,7 +122,9 @@ class Encoder(nn.Module):
         """
         info = self.info
         try:
-            pixels = evaluation_crop(image, info.image_size, info.crop_fraction, info.interpolation, info.background)
+            pixels = evaluation_crop(
+                image, info.image_size, info.crop_fraction, info.interpolation, info.background, info.squash
+            )
         except BadImage as error:
             name = os.fspath(image) if isinstance(image, str | os.PathLike) else "the image"
             raise BadInput(f"{name} {error}; leave it out or restore it") from None
