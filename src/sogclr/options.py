@@ -23,7 +23,14 @@ REQUIRED = MISSING
 """The default of an option that has none."""
 PYTHON_ONLY = frozenset({"quiet", "progress", "on_metrics", "model", "loss", "dataset", "transform"})
 """Parameters that are no options: a command shows its progress, and takes no objects of Python."""
-METAVARS = {"out": "PATH", "config": "PATH", "pretrained": "PATH|NAME", "init_from": "RUN", "source": "EMBEDDINGS|DATA"}
+METAVARS = {
+    "out": "PATH",
+    "config": "PATH",
+    "pretrained": "PATH|NAME",
+    "clip": "PATH|NAME",
+    "init_from": "RUN",
+    "source": "EMBEDDINGS|DATA",
+}
 """What stands for a value in the help, where its type does not say it."""
 FLAGS = {"source": "in", "as_column": "as"}
 """Parameters whose option has another name, which is a word of Python."""

@@ -22,6 +22,7 @@ from ..errors import BadInput
 from ..losses import MoCoLoss
 from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import create_backbone, feature_width, freeze
+from ..models.clip import ClipSetup, ClipStart, load_clip
 from ..models.encoder import EncoderInfo
 from ..models.pretrained import weights_file
 from ..models.text import TextSetup
@@ -241,11 +242,18 @@ def _pair_task(config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.
     if not run.config_file.is_file():  # a run that has begun has its weights
         _check_frozen(config, pairs.kinds)
     reading = _reading(config, pairs)
-    text = _text_setup(config, pairs, run) if "texts" in pairs.kinds else None
-    model = build_pair_model(config, pairs.kinds, text)
+    begun, name = run.config_file.is_file(), config.model.clip
+    start = None if begun or name is None else load_clip(name)
+    saved = ClipSetup.load(run.clip_folder) if begun and run.clip_folder.is_dir() else None
+    clip = saved if start is None else start.setup
+    text = _text_setup(config, pairs, run, start) if "texts" in pairs.kinds else None
+    model = build_pair_model(config, pairs.kinds, text, clip)
+    if start is not None:
+        model.load_state_dict(start.weights)
     _to_device(model, config, device)
     loss = build_loss(config, pairs).to(device)
-    return PairTask(pairs, text, model, loss, EncoderInfo.of_run(config), reading, run.features_folder, device)
+    info = EncoderInfo.of_run(config)
+    return PairTask(pairs, text, model, loss, info, reading, run.features_folder, device, clip)
 
 
 def _lr_scales(config: TrainConfig, kinds: tuple[Kind, Kind]) -> dict[str, float]:
@@ -255,22 +263,30 @@ def _lr_scales(config: TrainConfig, kinds: tuple[Kind, Kind]) -> dict[str, float
 
 def _check_frozen(config: TrainConfig, kinds: tuple[Kind, Kind]) -> None:
     model, options = config.model, config.pairs
+    if model.clip is not None:
+        return
     if "images" in kinds and options.image_rate == 0 and model.pretrained is None and model.init_from is None:
         raise BadInput("--image-rate 0 freezes an encoder that knows nothing; give its weights with --pretrained FILE")
     if "texts" in kinds and options.text_rate == 0 and options.text_model is None and model.init_from is None:
         raise BadInput("--text-rate 0 freezes a text tower that knows nothing; give one with --text-model PATH")
 
 
-def _text_setup(config: TrainConfig, pairs: Pairs, run: RunFolder) -> TextSetup:
-    """Return the text towers' description and tokenizer: the run's own if it has begun, that of `--init-from`, or a new one."""
+def _text_setup(config: TrainConfig, pairs: Pairs, run: RunFolder, start: ClipStart | None) -> TextSetup:
+    """Return the text towers' description and tokenizer: the run's own if it has begun, that of its start, or a new one."""
     options = config.pairs
     prompts = (options.query_prompt, options.document_prompt)
     if run.config_file.is_file():
         return TextSetup.load(run.text_folder)
+    if start is not None:
+        own = start.text.info
+        said = tuple(given or before for given, before in zip(prompts, own.prompts, strict=True))
+        return replace(start.text, info=replace(own, prompts=said))
     if config.model.init_from is not None:
         other = RunFolder.open(config.model.init_from)
         if not other.text_folder.is_dir():
             raise BadInput(f"{other.path} was trained on images alone; give its encoder with --pretrained instead")
+        if other.clip_folder.is_dir():
+            raise BadInput(f"{other.path} has the towers of a CLIP model; start from it with --clip {other.path}")
         return TextSetup.load(other.text_folder)
     if options.text_model is not None:
         return TextSetup.from_pretrained(options.text_model, options.text_length, options.pooling, prompts)
@@ -282,7 +298,9 @@ def _text_setup(config: TrainConfig, pairs: Pairs, run: RunFolder) -> TextSetup:
     )
 
 
-def build_pair_model(config: TrainConfig, kinds: tuple[Kind, Kind], text: TextSetup | None) -> TwoTowerModel:
+def build_pair_model(
+    config: TrainConfig, kinds: tuple[Kind, Kind], text: TextSetup | None, clip: ClipSetup | None = None
+) -> TwoTowerModel:
     """Return both towers, with weights drawn from the seed or given."""
     torch.manual_seed(config.run.seed)
     options, rates = config.model, tower_rates(config.pairs, kinds)
@@ -294,4 +312,5 @@ def build_pair_model(config: TrainConfig, kinds: tuple[Kind, Kind], text: TextSe
         shared=config.pairs.shared_tower,
         pretrained=options.pretrained,
         frozen=(rates[0] == 0, rates[1] == 0),
+        clip=clip,
     )

@@ -15,6 +15,7 @@ from ..data.crops import Batch
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler
 from ..evaluation.image_text import score_pairs
+from ..models.clip import ClipSetup
 from ..models.encoder import Encoder, EncoderInfo, save_encoder
 from ..models.features import broadcast_buffers, pair_features
 from ..models.text import TextSetup
@@ -44,6 +45,7 @@ class PairTask(Task):
         reading: how images are read.
         features: the folder of frozen towers' features.
         device: where the model is.
+        clip: what the towers are, where they are those of a CLIP model.
     """
 
     things = "pairs"
@@ -58,7 +60,9 @@ class PairTask(Task):
         reading: Reading,
         features: Path,
         device: torch.device,
+        clip: ClipSetup | None = None,
     ) -> None:
+        self.clip = clip
         self.pairs, self.text, self.model, self.loss_fn = pairs, text, model, loss
         self.info, self.reading, self.features, self.device = info, reading, features, device
         self.augment = Augmentation(reading.recipe, reading.image_size, info.mean, info.std, reading.seed)
@@ -181,11 +185,13 @@ class PairTask(Task):
     def write_inputs(self, run: RunFolder) -> None:
         """Write the pairs and the tokenizer."""
         self.pairs.save_to(run)
+        if self.clip is not None:
+            self.clip.save(run.clip_folder)
         if self.text is not None:
             self.text.save(run.text_folder)
 
     def finish(self, run: RunFolder) -> None:
-        """Write the image encoder's own file, and both towers in one, which makes the run finished."""
-        if self.pairs.kinds[0] == "images":
+        """Write the image encoder's own file, where timm knows it, and both towers in one, which makes the run finished."""
+        if self.clip is None and self.pairs.kinds[0] == "images":
             save_encoder(run.encoder_file, self.model.backbone, self.info)
         save_two_tower(run.two_tower_file, self.model, self.pairs.kinds, self.info)
