@@ -12,6 +12,7 @@ from ..data.source import load_source
 from ..errors import BadInput
 from ..files import write_text
 from ..models.backbone import SMALL_STEMS, size_options
+from ..models.clip import ClipSetup
 from ..models.encoder import Encoder
 from ..models.pretrained import license_of
 from ..run_folder import RunFolder
@@ -73,6 +74,30 @@ def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None)
     return card
 
 
+def write_clip_card(card: Path, setup: ClipSetup, call: str, prompt: str, run: RunFolder) -> None:
+    """Write the model card of both towers of a run.
+
+    Args:
+        card: the file.
+        setup: what they are.
+        call: the lines of Python that load them.
+        prompt: put before each text in training.
+        run: what trained them.
+    """
+    library = {"hugging-face": "transformers", "open-clip": "open_clip"}[setup.library]
+    fields = [
+        "---",
+        "license: unknown",
+        f"library_name: {library}",
+        "pipeline_tag: zero-shot-image-classification",
+        "---",
+    ]
+    said = f"`{prompt}` was put before each text." if prompt else "Nothing was put before the texts."
+    about = f"Two towers, of images and of texts, that started from `{setup.name}` and were trained with sogclr. {said}"
+    parts = ["\n".join(fields), MARK, f"# {setup.name}, tuned", about, f"```python\n{call}\n```"]
+    write_text(card, "\n\n".join([*parts, *_of_run(run, run.config_table())]) + "\n")
+
+
 def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> list[str]:
     """Return the card's first paragraphs: fields for the hub, what it is, and how it is used."""
     info, weights = encoder.info, str(table.get("model", {}).get("pretrained", ""))
@@ -114,7 +139,9 @@ def _of_run(run: RunFolder, table: dict[str, Any]) -> list[str]:
         found += ["## Scores", "\n".join(["| score | value |", "|---|---|", *rows])]
     settings = {
         section: {
-            k: Path(v).name if k in ("pretrained", "text_model") else v for k, v in values.items() if k not in _PLACES
+            k: Path(v).name if k in ("pretrained", "text_model", "clip") else v
+            for k, v in values.items()
+            if k not in _PLACES
         }
         for section, values in table.items()
         if isinstance(values, dict)

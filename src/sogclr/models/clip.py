@@ -29,7 +29,7 @@ from .text import TextInfo, TextSetup
 
 Library = Literal["hugging-face", "open-clip"]
 LIBRARIES: dict[str, ModuleType] = {"hugging-face": clip_hugging_face, "open-clip": clip_open_clip}
-"""Name, which is the format of `export` too -> `check_config`, `build_parts` and `write_model` of it."""
+"""Name, a format of `export` too -> its `load_original`, `check_config`, `build_parts` and `write_model`."""
 TWO_TOWER_FORMAT = "sogclr-two-tower-1"
 TOLERANCE = 1e-5  # of unit rows
 CHECKED = ("a photo of a cat", "Two Dogs,  and\tthe number 1234!", "", "so long that it does not fit " * 60)
@@ -119,7 +119,7 @@ def load_clip(what: str) -> ClipStart:
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", what):
         folder = _from_hub(what)
     if (folder / "config.json").is_file():
-        return _of_original("hugging-face", name, what, clip_hugging_face.load_original(folder))
+        return _of_original("hugging-face", name, what, clip_hugging_face.load_original(str(folder)))
     if (folder / clip_open_clip.CONFIG).is_file():
         return _of_original("open-clip", name, what, clip_open_clip.load_original(str(folder)))
     raise BadInput(

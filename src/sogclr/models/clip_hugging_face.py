@@ -31,13 +31,16 @@ _OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 _HALF = (0.5, 0.5, 0.5)  # SigLIP's
 
 
-def load_original(folder: Path) -> Original:
+def load_original(what: str) -> Original:
     """Load a model from its folder.
+
+    Args:
+        what: the folder.
 
     Raises:
         BadInput: it is of another kind, or something in it is missing; or transformers is not installed.
     """
-    transformers = import_transformers()
+    transformers, folder = import_transformers(), Path(what)
     kind = _kind_of(_read_json(folder / "config.json"), str(folder))
     config_class, model_class = (getattr(transformers, name) for name in KINDS[kind])
     config = check_config(config_class.from_pretrained(str(folder), local_files_only=True).to_dict(), str(folder))

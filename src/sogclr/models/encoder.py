@@ -229,6 +229,10 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
     """
     path = Path(run_or_file)
     if path.is_dir():
+        if RunFolder(path).clip_folder.is_dir():
+            raise BadInput(
+                f"{path} has the towers of a CLIP model; its encoder is sogclr.load_two_tower({str(path)!r}).images"
+            )
         path = RunFolder(path).encoder_file
         if not path.is_file():
             raise BadInput(f"{path.parent} holds no finished encoder ({path.name}); train or resume that run first")

@@ -17,7 +17,7 @@ from ..run_folder import RunFolder
 from .backbone import create_backbone, feature_width
 from .clip import TWO_TOWER_FORMAT, ClipSetup
 from .clip_parts import Head
-from .encoder import Encoder, EncoderInfo, read_metadata, save_weights, weights_fingerprint
+from .encoder import Encoder, EncoderInfo, load_encoder, read_metadata, save_weights, weights_fingerprint
 from .text import TextSetup
 
 TEXTS_AT_ONCE = 256  # batch of a text tower in use
@@ -161,6 +161,7 @@ class TwoTower:
         info: name and preprocessing of the image towers.
         text: the text towers' description and tokenizer; None where there are none.
         device: where the model is.
+        clip: what the towers are, where they are those of a CLIP model.
     """
 
     def __init__(
@@ -170,8 +171,9 @@ class TwoTower:
         info: EncoderInfo,
         text: TextSetup | None,
         device: torch.device | str,
+        clip: ClipSetup | None = None,
     ) -> None:
-        self.model, self.kinds, self.info, self.text = model, kinds, info, text
+        self.model, self.kinds, self.info, self.text, self.clip = model, kinds, info, text, clip
         self.device, self.num_features = torch.device(device), model.head.out_features
         self.towers = [self._tower(column) for column in (0, 1)]
 
@@ -249,7 +251,23 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
     clip = ClipSetup.load(folder.clip_folder) if folder.clip_folder.is_dir() else None
     model = build_towers(kinds, info, text, int(metadata["dim"]), shared=metadata.get("shared") == "1", clip=clip)
     model.load_state_dict(load_file(path))
-    return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device)
+    return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device, clip)
+
+
+def load_run_encoder(run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Encoder:
+    """Load the encoder of images of a finished run or an exported file, without any projection; as `load_encoder`."""
+    folder = RunFolder(run)
+    if not folder.clip_folder.is_dir():
+        return load_encoder(run, device)
+    towers = load_two_tower(folder, device)
+    return Encoder(towers.model.backbone, towers.info).eval()
+
+
+def create_run_backbone(run: str | os.PathLike[str] | None, info: EncoderInfo) -> nn.Module:
+    """Build the encoder of images of a run or an exported file, if it is of one, with random weights."""
+    if run is not None and (folder := RunFolder(run).clip_folder).is_dir():
+        return ClipSetup.load(folder).build().backbone
+    return create_backbone(info.name, info.image_size)
 
 
 def _kind(word: str) -> Kind:

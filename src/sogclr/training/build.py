@@ -279,8 +279,8 @@ def _text_setup(config: TrainConfig, pairs: Pairs, run: RunFolder, start: ClipSt
         return TextSetup.load(run.text_folder)
     if start is not None:
         own = start.text.info
-        said = tuple(given or before for given, before in zip(prompts, own.prompts, strict=True))
-        return replace(start.text, info=replace(own, prompts=said))
+        prompts = prompts[0] or own.prompts[0], prompts[1] or own.prompts[1]
+        return replace(start.text, info=replace(own, prompts=prompts))
     if config.model.init_from is not None:
         other = RunFolder.open(config.model.init_from)
         if not other.text_folder.is_dir():

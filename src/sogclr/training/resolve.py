@@ -252,7 +252,7 @@ def loss_words(loss: LossConfig) -> list[str]:
     row: Row = estimator_of(loss.method, loss.estimator) or METHODS[loss.method]
     taken = options_of(loss.method, loss.estimator)
     learned = f" ({loss.temperature_mode}, learned, rho {loss.rho})" if loss.temperature_mode != "constant" else ""
-    words = [f"temperature {loss.temperature}{learned}", row.says.format_map(vars(loss))]
+    words = [f"temperature {loss.temperature:.4g}{learned}", row.says.format_map(vars(loss))]
     if "gamma" in taken:
         adaptive = loss.gamma_schedule == "adaptive"
         words.append(
