@@ -219,7 +219,9 @@ def test_the_models_answers_are_in_the_configuration(run, clip):
 
 def test_siglips_scale_and_bias_go_on(data, tmp_path):
     model = write_hugging_face(tmp_path / "siglip", "siglip")
-    run = sogclr.train(data, tmp_path / "run", clip=str(model), method="siglip", quiet=True, **STARTED, save_every=1, keep=9)
+    run = sogclr.train(
+        data, tmp_path / "run", clip=str(model), method="siglip", quiet=True, **STARTED, save_every=1, keep=9
+    )
     first = load_checkpoint(run.checkpoint_files()[0])["loss"]
     assert (float(first["log_scale"]), float(first["bias"])) == (pytest.approx(2.5), -4.0)
     out = export(run.path, "hugging-face", tmp_path / "out", quiet=True)

@@ -112,7 +112,9 @@ def load_clip(what: str) -> ClipStart:
     if RunFolder(place).config_file.is_file():
         return _of_run(RunFolder(place))
     if not place.exists() and ":" in what:
-        return _of_original("open-clip", what, what, clip_open_clip.load_original(what))
+        architecture, _, weights = what.partition(":")
+        name = architecture if Path(weights).is_file() else what
+        return _of_original("open-clip", name, what, clip_open_clip.load_original(what))
     name, folder = what, place
     if place.is_dir():
         name = place.resolve().name

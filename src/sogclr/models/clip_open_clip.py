@@ -224,6 +224,7 @@ def _bpe(reader: Any) -> tokenizers.Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
+    inner.add_special_tokens([first, last])  # which a text may name
     inner.post_processor = processors.TemplateProcessing(
         f"{first} $A {last}", special_tokens=[(first, reader.sot_token_id), (last, reader.eot_token_id)]
     )
