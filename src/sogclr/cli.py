@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 
 from . import __version__
 from .config.schema import BASIC_OPTIONS
-from .config.toml import check_weights_said, from_options, read_table, split_weights_name
+from .config.toml import check_weights_said, from_options, read_table, split_weights_names
 from .errors import BadInput, Interrupted, RunFailed
 from .options import REQUIRED, Option, parse_options, read_sections, read_signature
 from .progress import Progress
@@ -154,7 +154,7 @@ def _run(name: str, words: list[str]) -> None:
 def _run_train(name: str, words: list[str]) -> None:
     """As `_run`, with the options of the configuration, which may stand in a file too."""
     words, file = _take_config(words)
-    table, named = split_weights_name(read_table(file) if file else {})
+    table, named = split_weights_names(read_table(file) if file else {})
     if "own" in table:
         from .training.own.config import check_given
         from .training.own.parts import OwnParts
@@ -170,7 +170,7 @@ def _run_train(name: str, words: list[str]) -> None:
     from .commands import train
 
     del values["config"]
-    check_weights_said(named, values["pretrained"])
+    check_weights_said(named, values)
     augmentation = {name: value for name, value in vars(base).items() if isinstance(value, dict)}
     with Progress() as progress:
         _show(train.start(from_options(values, augmentation), progress))

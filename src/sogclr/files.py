@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,36 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Write a new folder all or nothing: the block fills a temporary one, which gets the name when it ends well.
+
+    Args:
+        folder: new or empty.
+
+    Yields:
+        A hidden empty folder beside it.
+
+    Raises:
+        BadInput: the folder holds files, or there is no place for it.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise BadInput(f"--out {folder} is there and not empty; give a new folder, or remove it")
+    if not folder.parent.is_dir():
+        raise BadInput(f"there is no folder {folder.parent} for {folder.name}; make it, or give another --out")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for weights in temporary.rglob("*.safetensors"):  # which safetensors makes for their owner alone
+            weights.chmod(temporary.stat().st_mode & 0o666)
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ METAVARS = {
     "out": "PATH",
     "config": "PATH",
     "pretrained": "PATH|NAME",
+    "clip": "PATH|NAME",
     "init_from": "RUN",
     "validation": "DATA",
     "source": "EMBEDDINGS|DATA",

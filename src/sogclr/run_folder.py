@@ -40,6 +40,7 @@ class RunFolder:
         self.manifest_file = self.path / "manifest.parquet"
         self.pairs_folder = self.path / "pairs"
         self.text_folder = self.path / "text"
+        self.clip_folder = self.path / "clip"
         self.features_folder = self.path / "features"
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
@@ -88,6 +89,7 @@ class RunFolder:
             raise BadInput(f"--out {self.path} is a file; give a folder")
         before_config = {self.manifest_file, self.pairs_folder, self.text_folder, self.checkpoints, self.bad_file}
         before_config |= {self.metrics_file, self.tensorboard, self.lock_file, self.start_file, self.validation.path}
+        before_config.add(self.clip_folder)
         present = sorted(self.path.iterdir()) if self.path.exists() else []
         others = [
             p.name for p in present if p not in before_config and not (p.name.startswith(".") and ".tmp" in p.name)

@@ -1,10 +1,13 @@
 """An encoder on images and files, as evaluation reads them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from sogclr.data.inputs import Inputs
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
 from sogclr.models.backbone import create_backbone
@@ -80,3 +83,22 @@ def test_a_broken_file_is_one_sentence_with_its_name(encoder, photos):
 def test_what_encode_cannot_take_is_said(encoder, crops, found):
     with pytest.raises(BadInput, match=rf"takes a uint8 tensor \(N, 16, 16, 3\) of RGB crops and was given {found}"):
         encoder.encode(crops)
+
+
+def test_squash_takes_the_whole_image(encoder, photos):
+    info = replace(encoder.info, crop_fraction=1.0, squash=True)
+    squashed = Encoder(encoder.backbone, info)
+    manifest = Manifest.scan(photos)
+    wanted, ids, _ = compute_features(squashed, manifest, np.arange(len(manifest)))
+    paths = [manifest.path(int(i)) for i in ids]
+    torch.testing.assert_close(squashed.encode_files(paths), torch.from_numpy(wanted))
+    with Image.open(photos / "c.png") as image:
+        upright = image.convert("RGBA")
+        canvas = Image.new("RGB", upright.size, "white")
+        canvas.paste(upright, mask=upright.getchannel("A"))
+    whole = np.asarray(canvas.resize((16, 16), Image.Resampling.BICUBIC))
+    assert np.abs(squashed.crop(photos / "c.png").numpy().astype(int) - whole).max() <= 2  # resized in steps
+    assert EncoderInfo.from_json(info.to_json()) == info
+    assert "squash" not in encoder.info.to_json()
+    with pytest.raises(BadInput, match="a part of it; keep one"):
+        Inputs(crop_fraction=0.9, squash=True)

@@ -64,7 +64,8 @@ def test_a_name_brings_its_model_and_a_default_tag():
 
 def test_a_tag_says_how_inputs_are_made():
     inputs, size = describe_weights(NAME, NAME)
-    assert (inputs, size) == ({"mean": HALF, "std": HALF, "crop_fraction": 0.95, "interpolation": "bilinear"}, 160)
+    crop = {"crop_fraction": 0.95, "interpolation": "bilinear", "squash": False}
+    assert (inputs, size) == ({"mean": HALF, "std": HALF} | crop, 160)
     assert describe_weights(NAME, None) == describe_weights("test_resnet", "file.pth") == ({}, None)
 
 

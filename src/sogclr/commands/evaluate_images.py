@@ -19,10 +19,9 @@ from ..evaluation.label_free import refuse_non_finite
 from ..evaluation.linear import DRAWS, protocol, stratified
 from ..evaluation.scores import LabelledSplit, compute
 from ..evaluation.worth import worth_of_scores
-from ..models.backbone import create_backbone
-from ..models.encoder import Encoder, EncoderInfo, load_encoder
+from ..models.encoder import Encoder, EncoderInfo
 from ..models.features import ImageEncoder, compute_features, compute_views, nothing_readable
-from ..models.two_tower import load_two_tower
+from ..models.two_tower import create_run_backbone, load_run_encoder, load_two_tower
 from .eval_result import EvalResult, EvalSettings, compared_with
 from .evaluate_pairs import knows_texts, zero_shot_images
 
@@ -39,14 +38,14 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
     Raises:
         BadInput: no such encoder or images, labels that cannot be used, or features that are not finite.
     """
-    encoder, shares = load_encoder(run, settings.device), compared_with(run, settings.mix)
+    encoder, shares = load_run_encoder(run, settings.device), compared_with(run, settings.mix)
     manifest = Manifest.scan(data)
     split = split_labelled(manifest, settings.labels, settings.seed)
     encoders: dict[str, ImageEncoder] = {"": encoder}
-    encoders |= {name: load_encoder(run, settings.device, mix=share) for name, share in shares.items()}
+    encoders |= {name: load_run_encoder(run, settings.device, mix=share) for name, share in shares.items()}
     if settings.baselines:
         encoders["raw_pixels"] = RawPixels(encoder.info)
-        encoders["untrained"] = untrained(encoder.info, settings.seed).to(settings.device)
+        encoders["untrained"] = untrained(encoder.info, settings.seed, run).to(settings.device)
     ids = manifest.usable if split is None else np.concatenate([split.fit, split.score])
     results: dict[str, dict[str, float]] = {}
     for turn, (name, one) in enumerate(encoders.items()):
@@ -231,9 +230,9 @@ class RawPixels:
         return images.flatten(1)
 
 
-def untrained(info: EncoderInfo, seed: int) -> Encoder:
-    """Return the same encoder with weights drawn from the seed."""
+def untrained(info: EncoderInfo, seed: int, run: str | os.PathLike[str] | None = None) -> Encoder:
+    """Return the same encoder, of a run or an exported file, with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = create_backbone(info.name, info.image_size)
+        backbone = create_run_backbone(run, info)
     return Encoder(backbone, info).eval().requires_grad_(False)

@@ -137,6 +137,8 @@ def untrained_towers(towers: TwoTower, seed: int) -> TwoTower:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shared = towers.model.shared
-        model = build_towers(towers.kinds, towers.info, towers.text, towers.num_features, shared=shared)
+        model = build_towers(
+            towers.kinds, towers.info, towers.text, towers.num_features, shared=shared, clip=towers.clip
+        )
     model = model.to(towers.device).eval().requires_grad_(False)
     return TwoTower(model, towers.kinds, towers.info, towers.text, towers.device)

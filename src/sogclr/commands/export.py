@@ -13,12 +13,14 @@ import torch
 from ..data.pair_columns import Kind
 from ..errors import BadInput
 from ..files import atomic_write, check_output
+from ..models.clip import LIBRARIES, ClipSetup
 from ..models.encoder import Encoder, load_encoder
 from ..models.mix import check_mix
 from ..models.two_tower import TextTower, load_two_tower
 from ..progress import Progress
 from ..run_folder import RunFolder
 from .export_card import loading_call, write_card
+from .export_clip import export_clip
 from .export_formats import (
     SUFFIXES,
     check_same,
@@ -38,7 +40,9 @@ SENTENCES = "sentence-transformers"
 
 def export(
     run: str | os.PathLike[str],
-    format: Literal["timm", "safetensors", "torchscript", "onnx", "sentence-transformers"] = "timm",
+    format: Literal[
+        "timm", "safetensors", "torchscript", "onnx", "sentence-transformers", "hugging-face", "open-clip"
+    ] = "timm",
     out: str | os.PathLike[str] | None = None,
     *,
     column: str | None = None,
@@ -55,10 +59,12 @@ def export(
 
     The tower of texts takes int64 tokens (N, L), any N and L, and has its tokenizer and a JSON of its prompts and lengths
     beside it. `sentence-transformers` is a folder with that tower, which `SentenceTransformer(folder)` loads.
+    `hugging-face` and `open-clip` are folders with both towers of a run that started from such a model (`--clip`), which
+    `transformers.AutoModel.from_pretrained(folder)` and `open_clip.create_model("local-dir:folder")` load.
 
     Args:
         run: A run's folder, or an exported encoder. Of a run on pairs, the image tower, or else the last text tower.
-        format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads. sentence-transformers: a folder.
+        format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads. sentence-transformers, hugging-face and open-clip: a folder.
         out: The file or folder; encoder (or image_tower, text_tower) with the suffix of its format, in the run's folder, when left out.
         column: Of a run on pairs: the column whose tower it is.
         mix: Of a run that began from weights (--pretrained, --init-from, --text-model): write a mix of these, 0, and of what it trained, 1 (WiSE-FT).
@@ -71,14 +77,14 @@ def export(
         BadInput: no such encoder or format, nothing to mix, its features are not finite, or a package that the format needs is missing.
         RunFailed: the file does not compute what PyTorch does; it is not kept.
     """
-    if format not in (*SUFFIXES, SENTENCES):
-        raise BadInput(f"there is no format {format!r}; give one of {', '.join((*SUFFIXES, SENTENCES))}")
+    if format not in (known := (*SUFFIXES, SENTENCES, *LIBRARIES)):
+        raise BadInput(f"there is no format {format!r}; give one of {', '.join(known)}")
     place, target = Path(run), None if out is None else Path(out)
     if mix != 1:
         _check_mixed(RunFolder(place), target, mix)
     columns = RunFolder(place).pair_columns()
     if columns is None:
-        if column is not None or format == SENTENCES:
+        if column is not None or format in (SENTENCES, *LIBRARIES):
             what = "--column" if column is not None else f"--format {format}"
             raise BadInput(f"{what} is for runs on pairs and {place} is none; leave it out")
         source = RunFolder(place).encoder_file if place.is_dir() else place
@@ -130,6 +136,16 @@ def _export_tower(
     names, kinds = columns
     if column is not None and column not in names:
         raise BadInput(f"{run.path} has no column {column!r}; its columns are {' and '.join(names)}")
+    if format in LIBRARIES:
+        if column is not None:
+            raise BadInput(f"--format {format} is both towers of {run.path}; leave --column out")
+        return export_clip(run, format, target or _path_for(run.path / format, format, mix), mix, progress)
+    if format not in TRACED and run.clip_folder.is_dir():
+        setup = ClipSetup.load(run.clip_folder)
+        raise BadInput(
+            f"--format {format} does not go with the towers of {run.path}, which are those of a model of {setup.library}; "
+            f"give {setup.library}, {' or '.join(TRACED)}"
+        )
     if format not in (*TRACED, SENTENCES):
         if "images" not in kinds or column is not None:
             raise BadInput(

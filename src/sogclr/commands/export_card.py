@@ -12,11 +12,13 @@ from ..data.source import load_source
 from ..errors import BadInput
 from ..files import write_text
 from ..models.backbone import SMALL_STEMS, size_options
+from ..models.clip import ClipSetup
 from ..models.encoder import Encoder
 from ..models.pretrained import license_of
 from ..run_folder import RunFolder
 
 MARK = "<!-- written by `sogclr export`, which writes it anew -->"
+_CROPPED = "cropped to the central square, {:g} of the shorter side, resized to"
 _PLACES = ("data", "out", "labels", "init_from", "validation")  # options that tell where things are on this machine
 
 
@@ -68,13 +70,44 @@ def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None,
         return None
     table = {} if run is None else run.config_table()
     parts = _about(path, encoder, format, table)
-    if mix != 1:
-        parts.append(
-            f"Its weights are a mix, (1 − a) start + a end with a = {mix:g}, of those that training started from and those "
-            "that it ended with (WiSE-FT, arXiv 2109.01903)."
-        )
+    parts += _mix_words(mix)
     write_text(card, "\n\n".join([*parts, *([] if run is None else _of_run(run, table, mix))]) + "\n")
     return card
+
+
+def _mix_words(mix: float) -> list[str]:
+    """Return the paragraph on a mix of weights, if they are one."""
+    if mix == 1:
+        return []
+    return [
+        f"Its weights are a mix, (1 − a) start + a end with a = {mix:g}, of those that training started from and those "
+        "that it ended with (WiSE-FT, arXiv 2109.01903)."
+    ]
+
+
+def write_clip_card(card: Path, setup: ClipSetup, call: str, prompt: str, run: RunFolder, mix: float) -> None:
+    """Write the model card of both towers of a run.
+
+    Args:
+        card: the file.
+        setup: what they are.
+        call: the lines of Python that load them.
+        prompt: put before each text in training.
+        run: what trained them.
+        mix: the share of what it trained, in a mix with what it started from.
+    """
+    library = {"hugging-face": "transformers", "open-clip": "open_clip"}[setup.library]
+    fields = [
+        "---",
+        "license: unknown",
+        f"library_name: {library}",
+        "pipeline_tag: zero-shot-image-classification",
+        "---",
+    ]
+    said = f"`{prompt}` was put before each text." if prompt else "Nothing was put before the texts."
+    about = f"Two towers, of images and of texts, that started from `{setup.name}` and were trained with sogclr. {said}"
+    parts = ["\n".join(fields), MARK, f"# {setup.name}, tuned", about, f"```python\n{call}\n```", *_mix_words(mix)]
+    write_text(card, "\n\n".join([*parts, *_of_run(run, run.config_table(), mix)]) + "\n")
 
 
 def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> list[str]:
@@ -89,6 +122,7 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
         *([f"base_model: timm/{weights}"] if published else []),
         "---",
     ]
+    part = "squeezed into a square of" if info.squash else _CROPPED.format(info.crop_fraction)
     mean, std = ([round(v, 6) for v in values] for values in (info.mean, info.std))
     return [
         "\n".join(fields),
@@ -97,7 +131,7 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
         f"An encoder of images, `{info.name}`, trained by contrastive learning without labels with sogclr: "
         f"RGB images (N, 3, {info.image_size}, {info.image_size}) to {encoder.num_features} features each.",
         f"```python\n{loading_call(encoder, path, format)}\n```",
-        f"Images are cropped to the central square, {info.crop_fraction:g} of the shorter side, resized to {info.image_size} pixels "
+        f"Images are {part} {info.image_size} pixels "
         f"({info.interpolation}), divided by 255, and normalised: (x − mean) / std with mean {mean}, std {std}. Transparent "
         f"pixels are laid on {info.background}.",
     ]
@@ -120,7 +154,9 @@ def _of_run(run: RunFolder, table: dict[str, Any], mix: float) -> list[str]:
         found += [str(scores["worth"])] if scores.get("worth") else []
     settings = {
         section: {
-            k: Path(v).name if k in ("pretrained", "text_model") else v for k, v in values.items() if k not in _PLACES
+            k: Path(v).name if k in ("pretrained", "text_model", "clip") else v
+            for k, v in values.items()
+            if k not in _PLACES
         }
         for section, values in table.items()
         if isinstance(values, dict)

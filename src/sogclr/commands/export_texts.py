@@ -31,14 +31,14 @@ def export_text_tower(tower: TextTower, served: Mapping[str, TextTower], format:
     """
     check_output(path, [SUFFIXES[format]])
     text, info = tower.text, tower.text.info
-    example = torch.full((2, min(3, info.length)), int(info.pad == 0))  # no padding
+    example = torch.full((2, info.length if info.full else min(3, info.length)), int(info.pad == 0))  # no padding
     tokens = text.tokens(CHECKED, tower.column)
     with atomic_write(path) as temporary, torch.inference_mode():
         if format == "torchscript":
             write_torchscript(temporary, tower, example)
             found = run_torchscript(temporary, tokens)
         else:
-            write_onnx(temporary, tower, example, "tokens", info.length)
+            write_onnx(temporary, tower, example, "tokens", None if info.full else info.length)
             found = run_onnx(temporary, tokens)
         check_same(found, tower(tokens), "text tower", "try another --format")
     about = {
@@ -46,7 +46,7 @@ def export_text_tower(tower: TextTower, served: Mapping[str, TextTower], format:
         "length": info.length,
         "pad": info.pad,
         "width": tower.num_features,
-    }
+    } | {k: v for k, v in info.to_table().items() if k in ("full", "clean")}
     write_text(path.with_suffix(".tokenizer.json"), text.tokenizer.inner.to_str())
     write_text(path.with_suffix(".json"), json.dumps(about, indent=2))
     return path

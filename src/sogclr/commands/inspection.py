@@ -187,6 +187,7 @@ class EncoderInspection(Inspection):
     std: tuple[float, float, float]
     crop_fraction: float
     interpolation: str
+    squash: bool
     background: str
     features: int
     """Width of its features."""

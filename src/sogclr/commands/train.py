@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import __version__, distributed
 from ..config.options import TrainOptions
 from ..config.schema import TrainConfig
-from ..config.toml import check_weights_said, from_options, read_table, split_weights_name, to_table, to_toml
+from ..config.toml import check_weights_said, from_options, read_table, split_weights_names, to_table, to_toml
 from ..data.bad_files import too_many_bad
 from ..data.manifest import Manifest
 from ..data.source import Source, load_source
@@ -84,12 +84,12 @@ def train(
         RunFailed: the run could not go on.
         Interrupted: a signal came, and the state is saved.
     """
-    table, named = split_weights_name(read_table(os.fspath(config)) if config is not None else {})
+    table, named = split_weights_names(read_table(os.fspath(config)) if config is not None else {})
     name, module = (model, None) if isinstance(model, str) else (None, model)
     own = OwnParts(module, loss, dataset, transform, head and table.get("own", {}).get("head", True))
     given, heard = {"data": data, "out": out, "model": name}, listeners(on_metrics)
     chosen = {**options, **{key: path_of(key, value) for key, value in given.items() if value is not None}}
-    check_weights_said(named, chosen.get("pretrained"))
+    check_weights_said(named, chosen)
     full = from_options(adapt_options(chosen, table, own), table)
     return start(full, Progress(quiet), own, heard)
 

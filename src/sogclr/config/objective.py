@@ -38,8 +38,8 @@ class LossConfig:
 
     method: Annotated[str, _methods, _names(_methods.literal, f"The loss. {_methods.help()}.")] = "sogclr"
     """The loss, a row of `METHODS`."""
-    temperature: Annotated[float, Range(0, above=True, note="0.1 is the paper's")] = 0.1
-    """tau, greater than 0; where it is learned, the first value."""
+    temperature: Annotated[float | None, Range(0, above=True, note="0.1 is the paper's")] = None
+    """tau, greater than 0; where it is learned, the first value. 0.1, or that of the model of --clip, when left out."""
     temperature_mode: TemperatureMode | None = None
     """Whether tau is learned. constant, or per-sample (isogclr), when left out."""
     rho: Annotated[float, Range(0)] = 0.3
@@ -52,6 +52,8 @@ class LossConfig:
     """cosine: from 1 to gamma over the first half of the run; cosine-full: over all of it; adaptive: sigmoid(alpha + log u)."""
     alpha: float = -4.0
     """Of the adaptive gamma, which is a half where log u = -alpha."""
+    bias: float | None = None
+    """siglip: the first bias; -10, or that of the model of --clip, when left out."""
     convention: Convention | None = None
     """How the two views share one normalizer in a moving average; per_view when left out."""
     balanced: bool = False
@@ -93,7 +95,7 @@ class OptimConfig:
     optimizer: Optimizer | None = None
     """lars, or adamw for pairs and vision transformers, when left out."""
     lr: Annotated[float | None, Range(0, above=True)] = None
-    """Peak learning rate; from --lr-rule when left out, a tenth of it for a vision transformer with weights of --pretrained."""
+    """Peak learning rate; from --lr-rule when left out, a tenth of it for a vision transformer with weights of --pretrained, a hundredth with --clip."""
     lr_rule: Literal["sqrt", "linear"] = "sqrt"
     """LARS: 0.075 sqrt(B), or 0.3 B/256."""
     weight_decay: Annotated[float | None, Range(0)] = None

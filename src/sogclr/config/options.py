@@ -23,6 +23,7 @@ class TrainOptions(TypedDict, total=False):
 
     # Model
     pretrained: str | None
+    clip: str | None
     init_from: str | None
     freeze: bool
     train_last: int | None
@@ -32,13 +33,14 @@ class TrainOptions(TypedDict, total=False):
 
     # Loss
     method: str
-    temperature: float
+    temperature: float | None
     temperature_mode: TemperatureMode | None
     rho: float
     temperature_lr: float | None
     gamma: float | None
     gamma_schedule: GammaSchedule | None
     alpha: float
+    bias: float | None
     convention: Convention | None
     balanced: bool
     estimator: str | None

@@ -26,6 +26,7 @@ BASIC_OPTIONS: tuple[str, ...] = (
     "out",
     "model",
     "pretrained",
+    "clip",
     "method",
     "temperature",
     "gamma",
@@ -99,6 +100,8 @@ class ModelConfig:
     """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. That of the weights, or chosen by the image size, when left out."""
     pretrained: str | None = None
     """Weights to start from: a local file for the same timm model, or timm's name of them, as resnet50.a1_in1k, which may be downloaded."""
+    clip: str | None = None
+    """A CLIP or SigLIP model to start from, with both its towers: a folder or name of Hugging Face, ARCHITECTURE:WEIGHTS of open_clip, or a run on images and texts. A name may be downloaded."""
     init_from: str | None = None
     """A run to start from: its weights, and its normalizers for the images that both runs have."""
     freeze: bool = False
@@ -230,4 +233,4 @@ class TrainConfig:
     @property
     def begins_trained(self) -> bool:
         """Return whether the first weights know something, so that the run has a start to be compared with."""
-        return any((self.model.pretrained, self.model.init_from, self.pairs.text_model))
+        return any((self.model.pretrained, self.model.init_from, self.model.clip, self.pairs.text_model))

@@ -54,32 +54,34 @@ def read_table(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"{path} cannot be read as TOML: {error}") from None
 
 
-def split_weights_name(table: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return the tables of a configuration file without a name of weights, and that name if there is one.
+def split_weights_names(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tables of a configuration file without names of weights, and those names by their option.
 
     What might be downloaded the user has to say, by an option: `check_weights_said`.
     """
     model = table.get("model")
-    name = model.get("pretrained") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(name, str) or Path(name).suffix in WEIGHTS or Path(name).is_file():
-        return table, None
-    return {**table, "model": {k: v for k, v in model.items() if k != "pretrained"}}, name
+    if not isinstance(model, dict):
+        return table, {}
+    given = {key: model[key] for key in ("pretrained", "clip") if isinstance(model.get(key), str)}
+    names = {key: name for key, name in given.items() if Path(name).suffix not in WEIGHTS and not Path(name).exists()}
+    return {**table, "model": {k: v for k, v in model.items() if k not in names}}, names
 
 
-def check_weights_said(name: str | None, said: object) -> None:
+def check_weights_said(names: Mapping[str, str], said: Mapping[str, Any]) -> None:
     """Check that weights which a configuration file names are given as an option too.
 
     Args:
-        name: in the file, None without one.
-        said: the value of the option, None where it was left out.
+        names: option -> name in the file.
+        said: option -> its value.
 
     Raises:
         BadInput: they are not.
     """
-    if name is not None and said is None:
-        raise BadInput(
-            f"the configuration names the weights {name}, which might be downloaded; say so yourself: --pretrained {name}"
-        )
+    for option, name in names.items():
+        if said.get(option) is None:
+            raise BadInput(
+                f"the configuration names the weights {name}, which might be downloaded; say so yourself: --{option} {name}"
+            )
 
 
 def migrate(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,17 +77,22 @@ class CentralCrop:
 
     views = 1
 
-    def __init__(self, crop_fraction: float, interpolation: str = "bilinear") -> None:
-        self.crop_fraction, self.interpolation = crop_fraction, interpolation
+    def __init__(self, crop_fraction: float, interpolation: str = "bilinear", squash: bool = False) -> None:
+        self.crop_fraction, self.interpolation, self.squash = crop_fraction, interpolation, squash
 
     def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
         """Return the central square of each: float64 (n, 1, 4), pixels."""
         sizes = zip(widths.tolist(), heights.tolist(), strict=True)
-        return np.array([[central_box(w, h, self.crop_fraction)] for w, h in sizes]).reshape(-1, 1, 4)
+        return np.array([[central_box(w, h, self.crop_fraction, self.squash)] for w, h in sizes]).reshape(-1, 1, 4)
 
 
 def evaluation_crop(
-    image: Image.Image | ImageFile, size: int, crop_fraction: float, interpolation: str, background: str
+    image: Image.Image | ImageFile,
+    size: int,
+    crop_fraction: float,
+    interpolation: str,
+    background: str,
+    squash: bool = False,
 ) -> np.ndarray:
     """Return what an encoder sees of one image at evaluation, as `evaluation_loader` reads it: uint8 (size, size, 3).
 
@@ -97,15 +102,17 @@ def evaluation_crop(
         crop_fraction: how much of the shorter side the central crop keeps.
         interpolation: how it is resized.
         background: what transparent pixels are laid on.
+        squash: whether the whole image is squeezed into the square instead.
 
     Raises:
         BadImage: it cannot be read.
     """
     if isinstance(image, Image.Image):
         pixels = OpenImage(image, "").pixels(background)
-        return resized_crop(pixels, central_box(pixels.width, pixels.height, crop_fraction), size, interpolation)
+        whole = central_box(pixels.width, pixels.height, crop_fraction, squash)
+        return resized_crop(pixels, whole, size, interpolation)
     with opened(image) as file:
-        box = np.array(central_box(file.width, file.height, crop_fraction))
+        box = np.array(central_box(file.width, file.height, crop_fraction, squash))
         pixels = file.pixels(background, largest_shrink(box[None], size))
         box *= [pixels.width / file.width, pixels.height / file.height] * 2  # a JPEG may be decoded smaller
     left, top, right, bottom = box.tolist()

@@ -199,8 +199,15 @@ def resized_crop(
     return np.asarray(image.resize((size, size), Image.Resampling[interpolation.upper()], box=box, reducing_gap=2.0))
 
 
-def central_box(width: int, height: int, crop_fraction: float) -> tuple[float, float, float, float]:
-    """Return the central square that keeps `crop_fraction` of the shorter side: left, top, right, bottom in pixels."""
+def central_box(
+    width: int, height: int, crop_fraction: float, squash: bool = False
+) -> tuple[float, float, float, float]:
+    """Return the central square that keeps `crop_fraction` of the shorter side: left, top, right, bottom in pixels.
+
+    With `squash` it is the whole image, which is then squeezed into a square.
+    """
+    if squash:
+        return 0.0, 0.0, float(width), float(height)
     side = max(1.0, min(width, height) * crop_fraction)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side

@@ -25,6 +25,8 @@ class Inputs:
     """Share of the (square) image that the central crop keeps at evaluation."""
     interpolation: str = "bilinear"
     """How that crop is resized, one of `INTERPOLATIONS`."""
+    squash: bool = False
+    """Whether the whole image is squeezed into the square at evaluation instead, as SigLIP does."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -38,6 +40,12 @@ class Inputs:
         if self.interpolation not in INTERPOLATIONS:
             raise BadInput(
                 f"inputs.interpolation must be one of {', '.join(INTERPOLATIONS)} and was {self.interpolation!r}"
+            )
+        if not isinstance(self.squash, bool):
+            raise BadInput(f"inputs.squash must be true or false and was {self.squash!r}")
+        if self.squash and self.crop_fraction != 1:
+            raise BadInput(
+                f"inputs.squash takes the whole image and inputs.crop_fraction {self.crop_fraction:g} a part of it; keep one"
             )
 
 

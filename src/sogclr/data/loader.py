@@ -87,6 +87,7 @@ def evaluation_loader(
     *,
     crop_fraction: float = 1.0,
     interpolation: str = "bilinear",
+    squash: bool = False,
     background: str = "white",
     batch_size: int = 256,
     workers: int = 0,
@@ -99,6 +100,7 @@ def evaluation_loader(
         image_size: S, pixels.
         crop_fraction: how much of the shorter side the crop keeps.
         interpolation: how the crop is resized.
+        squash: whether the whole image is squeezed into the square instead.
         background: what transparent pixels are laid on.
         batch_size: B, samples.
         workers: processes that decode and crop; 0 does it in this one.
@@ -109,7 +111,8 @@ def evaluation_loader(
     background_colour(background)
     ids = np.asarray(ids, dtype=np.int64)
     requests = one_pass(ids, batch_size)
-    dataset = CropDataset(source, ids, CentralCrop(crop_fraction, interpolation), image_size, background, cache_bytes=0)
+    cropper = CentralCrop(crop_fraction, interpolation, squash)
+    dataset = CropDataset(source, ids, cropper, image_size, background, cache_bytes=0)
     return read_batches(dataset, requests, min(workers, len(requests)), pin_memory=False)
 
 

@@ -17,6 +17,7 @@ from .torchvision_cpu import import_timm
 timm = import_timm()
 
 OWN = "own:"  # begins the name of a model of a user's own
+CLIP = "clip:"  # begins the name of a model of `--clip`
 HUB = ("hf-hub:", "hf_hub:")  # begins the name of a model that timm would download
 SMALL_IMAGE = 96  # below this many pixels a ResNet gets the small-image stem
 
@@ -78,8 +79,8 @@ def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
         BadInput: there is no such model, or it would be downloaded.
     """
     small = image_size < SMALL_IMAGE
-    if model is not None and model.startswith(OWN):
-        return model, "a model of your own"
+    if model is not None and model.startswith((OWN, CLIP)):
+        return model, "a model of your own" if model.startswith(OWN) else "as --clip gives it"
     if model is None:
         name = "resnet18_small" if small else "resnet50"
         return name, f"chosen for {image_size}-pixel images; --model picks another"
@@ -123,7 +124,7 @@ def create_backbone(name: str, image_size: int, pretrained: str | os.PathLike[st
 def is_vision_transformer(name: str) -> bool:
     """Return whether timm's model cuts images into patches."""
     try:
-        return not name.startswith(OWN) and hasattr(_skeleton(name), "patch_embed")
+        return not name.startswith((OWN, CLIP)) and hasattr(_skeleton(name), "patch_embed")
     except (RuntimeError, ValueError, TypeError):  # what cannot be built is said when it is
         return False
 

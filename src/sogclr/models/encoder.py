@@ -48,6 +48,8 @@ class EncoderInfo:
     """Colour below transparent pixels."""
     interpolation: str = "bilinear"
     """How the central crop is resized, one of `INTERPOLATIONS`."""
+    squash: bool = False
+    """Whether the whole image is squeezed into the square instead."""
 
     @classmethod
     def of_run(cls, config: TrainConfig) -> EncoderInfo:
@@ -68,8 +70,9 @@ class EncoderInfo:
         return cls(**fields)
 
     def to_json(self, sort_keys: bool = False) -> str:
-        """Return the JSON of all fields; without an interpolation that is bilinear, which older files do not know."""
-        values = {k: v for k, v in asdict(self).items() if (k, v) != ("interpolation", "bilinear")}
+        """Return the JSON of all fields, without those that older files do not know where they are the default."""
+        newer = {"interpolation": "bilinear", "squash": False}
+        values = {k: v for k, v in asdict(self).items() if k not in newer or v != newer[k]}
         return json.dumps(values, sort_keys=sort_keys)
 
 
@@ -120,7 +123,9 @@ class Encoder(nn.Module):
         """
         info = self.info
         try:
-            pixels = evaluation_crop(image, info.image_size, info.crop_fraction, info.interpolation, info.background)
+            pixels = evaluation_crop(
+                image, info.image_size, info.crop_fraction, info.interpolation, info.background, info.squash
+            )
         except BadImage as error:
             name = os.fspath(image) if isinstance(image, str | os.PathLike) else "the image"
             raise BadInput(f"{name} {error}; leave it out or restore it") from None
@@ -228,6 +233,10 @@ def load_encoder(
     """
     path, run = Path(run_or_file), RunFolder(run_or_file)
     if path.is_dir():
+        if run.clip_folder.is_dir():
+            raise BadInput(
+                f"{path} has the towers of a CLIP model; its encoder is sogclr.load_two_tower({str(path)!r}).images"
+            )
         path = run.encoder_file
         if not path.is_file():
             raise BadInput(f"{path.parent} holds no finished encoder ({path.name}); train or resume that run first")

@@ -78,6 +78,7 @@ def compute_features(
         encoder.info.image_size,
         crop_fraction=encoder.info.crop_fraction,
         interpolation=encoder.info.interpolation,
+        squash=encoder.info.squash,
         background=encoder.info.background,
         batch_size=batch_size,
         workers=workers,

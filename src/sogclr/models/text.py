@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..files import write_text
 from .hugging_face import Pooling, find_encoder, import_transformers, pooling_of
+from .open_clip_package import cleaning
 
 # threads of the tokenizer and our reader processes would wait for each other
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,15 +35,22 @@ class Tokenizer:
         inner: of the `tokenizers` package; its post-processor adds the special tokens that the model expects.
         length: L is at most this; longer texts are truncated.
         pad: id of the padding token.
+        full: whether L is always `length`.
+        clean: of `CLEANINGS`: how open_clip cleans texts first; nothing is done where it is empty.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, length: int, pad: int) -> None:
-        self.inner, self.length, self.pad = inner, length, pad
+    def __init__(
+        self, inner: tokenizers.Tokenizer, length: int, pad: int, *, full: bool = False, clean: str = ""
+    ) -> None:
+        self.inner, self.length, self.pad, self.full, self.clean = inner, length, pad, full, clean
+        self._cleaned = cleaning(clean) if clean else None
         inner.enable_truncation(length)
-        inner.enable_padding(pad_id=pad)
+        inner.enable_padding(pad_id=pad, length=length if full else None)
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Return the token ids, int64 (N, L), of N texts."""
+        if self._cleaned is not None:
+            texts = [self._cleaned(text) for text in texts]
         return torch.tensor([e.ids for e in self.inner.encode_batch(texts)], dtype=torch.int64)
 
 
@@ -151,6 +159,14 @@ class TextInfo:
     """Over the tokens of a Hugging Face encoder."""
     prompts: tuple[str, str] = ("", "")
     """What is put before each text of the first column of pairs, and of the second."""
+    full: bool = False
+    """Whether every text is padded to `length`, as SigLIP's are."""
+    clean: str = ""
+    """How open_clip cleans texts before they are cut, one of its `CLEANINGS`; nothing is done where it is empty."""
+
+    def to_table(self) -> dict[str, Any]:
+        """Return all fields, without those that older runs do not know where they are the default."""
+        return {k: v for k, v in asdict(self).items() if v or k not in ("full", "clean")}
 
 
 @dataclass(frozen=True)
@@ -245,7 +261,7 @@ class TextSetup:
         """Write `config.json` and `tokenizer.json` to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "tokenizer.json", self.tokenizer.inner.to_str())
-        write_text(folder / "config.json", json.dumps(asdict(self.info), indent=2))
+        write_text(folder / "config.json", json.dumps(self.info.to_table(), indent=2))
 
     @classmethod
     def load(cls, folder: Path) -> TextSetup:
@@ -262,4 +278,4 @@ class TextSetup:
             raise BadInput(
                 f"{folder} does not hold the text tower of a run ({error}); restore it from a copy"
             ) from None
-        return cls(info, Tokenizer(inner, info.length, info.pad))
+        return cls(info, Tokenizer(inner, info.length, info.pad, full=info.full, clean=info.clean))

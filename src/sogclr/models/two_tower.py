@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,11 +14,12 @@ from ..data.pair_columns import IMAGE_TEXT, Kind
 from ..errors import BadInput
 from ..run_folder import RunFolder
 from .backbone import create_backbone, feature_width
-from .encoder import Encoder, EncoderInfo, read_metadata, save_weights, weights_fingerprint
+from .clip import TWO_TOWER_FORMAT, ClipSetup
+from .clip_parts import Head
+from .encoder import Encoder, EncoderInfo, load_encoder, read_metadata, save_weights, weights_fingerprint
 from .mix import mixed_weights
 from .text import TextSetup
 
-FORMAT = "sogclr-two-tower-1"
 TEXTS_AT_ONCE = 256  # batch of a text tower in use
 
 
@@ -35,6 +35,7 @@ class TwoTowerModel(nn.Module):
         text_backbone: inputs of the second column -> (N, T); None: one tower serves both.
         dim: width of the common space.
         frozen: whether the first backbone, and the second, are frozen.
+        heads: the projections of two towers, where there are any already.
     """
 
     def __init__(
@@ -44,20 +45,21 @@ class TwoTowerModel(nn.Module):
         dim: int,
         *,
         frozen: tuple[bool, bool] = (False, False),
+        heads: tuple[Head, Head] | None = None,
     ) -> None:
         super().__init__()
         self.frozen, self.shared = frozen, text_backbone is None
         self.backbone = backbone  # in the order that an optimizer's state has them
         if text_backbone is not None:
             self.text_backbone = text_backbone
-        self.head = nn.Linear(feature_width(backbone), dim, bias=False)
+        self.head = nn.Linear(feature_width(backbone), dim, bias=False) if heads is None else heads[0]
         if text_backbone is not None:
-            self.text_head = nn.Linear(feature_width(text_backbone), dim, bias=False)
+            self.text_head = nn.Linear(feature_width(text_backbone), dim, bias=False) if heads is None else heads[1]
         for column in (0, 1):
             if frozen[column]:
                 self.parts(column)[0].requires_grad_(False)
 
-    def parts(self, column: int) -> tuple[nn.Module, nn.Linear]:
+    def parts(self, column: int) -> tuple[nn.Module, Head]:
         """Return the backbone and the projection of a column, 0 or 1."""
         return (self.text_backbone, self.text_head) if column and not self.shared else (self.backbone, self.head)
 
@@ -140,7 +142,7 @@ class TextTower(nn.Module):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the description and the names and bytes of the weights."""
-        about = {**asdict(self.text.info), "column": self.column}
+        about = {**self.text.info.to_table(), "column": self.column}
         return weights_fingerprint(json.dumps(about, sort_keys=True, default=str), self)
 
 
@@ -159,6 +161,7 @@ class TwoTower:
         info: name and preprocessing of the image towers.
         text: the text towers' description and tokenizer; None where there are none.
         device: where the model is.
+        clip: what the towers are, where they are those of a CLIP model.
     """
 
     def __init__(
@@ -168,8 +171,9 @@ class TwoTower:
         info: EncoderInfo,
         text: TextSetup | None,
         device: torch.device | str,
+        clip: ClipSetup | None = None,
     ) -> None:
-        self.model, self.kinds, self.info, self.text = model, kinds, info, text
+        self.model, self.kinds, self.info, self.text, self.clip = model, kinds, info, text, clip
         self.device, self.num_features = torch.device(device), model.head.out_features
         self.towers = [self._tower(column) for column in (0, 1)]
 
@@ -220,7 +224,7 @@ class TwoTower:
 def save_two_tower(path: Path, model: TwoTowerModel, kinds: tuple[Kind, Kind], info: EncoderInfo) -> None:
     """Write the weights of both towers; the text towers' description and tokenizer are in the run's `text/`."""
     about = {"dim": str(model.head.out_features), "kinds": ",".join(kinds), "shared": str(int(model.shared))}
-    save_weights(path, model, FORMAT, info, **about)
+    save_weights(path, model, TWO_TOWER_FORMAT, info, **about)
 
 
 def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cpu", *, mix: float = 1.0) -> TwoTower:
@@ -240,14 +244,31 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
         raise BadInput(f"{run} was trained on images alone and knows no texts; train on pairs for that")
     if not path.is_file():
         raise BadInput(f"{run} is not finished ({path.name} is missing); resume it first: sogclr resume {run}")
-    metadata = read_metadata(path, FORMAT, "restore it from a copy")
+    metadata = read_metadata(path, TWO_TOWER_FORMAT, "restore it from a copy")
     info = EncoderInfo.from_json(metadata["info"])
     first, second = metadata.get("kinds", ",".join(IMAGE_TEXT)).split(",")
     kinds: tuple[Kind, Kind] = _kind(first), _kind(second)
     text = TextSetup.load(folder.text_folder) if "texts" in kinds else None
-    model = build_towers(kinds, info, text, int(metadata["dim"]), shared=metadata.get("shared") == "1")
+    clip = ClipSetup.load(folder.clip_folder) if folder.clip_folder.is_dir() else None
+    model = build_towers(kinds, info, text, int(metadata["dim"]), shared=metadata.get("shared") == "1", clip=clip)
     model.load_state_dict(mixed_weights(folder, path, mix))
-    return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device)
+    return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device, clip)
+
+
+def load_run_encoder(run: str | os.PathLike[str], device: str | torch.device = "cpu", *, mix: float = 1.0) -> Encoder:
+    """Load the encoder of images of a finished run or an exported file, without any projection; as `load_encoder`."""
+    folder = RunFolder(run)
+    if not folder.clip_folder.is_dir():
+        return load_encoder(run, device, mix=mix)
+    towers = load_two_tower(folder, device, mix=mix)
+    return Encoder(towers.model.backbone, towers.info).eval()
+
+
+def create_run_backbone(run: str | os.PathLike[str] | None, info: EncoderInfo) -> nn.Module:
+    """Build the encoder of images of a run or an exported file, if it is of one, with random weights."""
+    if run is not None and (folder := RunFolder(run).clip_folder).is_dir():
+        return ClipSetup.load(folder).build().backbone
+    return create_backbone(info.name, info.image_size)
 
 
 def _kind(word: str) -> Kind:
@@ -263,6 +284,7 @@ def build_towers(
     shared: bool = False,
     pretrained: str | os.PathLike[str] | None = None,
     frozen: tuple[bool, bool] = (False, False),
+    clip: ClipSetup | None = None,
 ) -> TwoTowerModel:
     """Build both towers, with weights drawn from torch's generator or given.
 
@@ -274,7 +296,13 @@ def build_towers(
         shared: whether one tower serves both columns, which are of one kind.
         pretrained: weights of the image towers.
         frozen: whether the first backbone, and the second, are frozen.
+        clip: what both towers are, in the place of all but `frozen`.
     """
+    if clip is not None:
+        parts = clip.build()
+        return TwoTowerModel(
+            parts.backbone, parts.text_backbone, dim, frozen=frozen, heads=(parts.head, parts.text_head)
+        )
 
     def backbone(kind: Kind) -> nn.Module:
         if kind == "images":

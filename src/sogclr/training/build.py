@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +13,6 @@ from ..config.schema import TrainConfig
 from ..data.decoded import require_decoded
 from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
-from ..data.pair_columns import Kind
 from ..data.pairs import Pairs
 from ..data.recipe import Recipe, recipe_from_table
 from ..data.source import Source
@@ -24,12 +22,11 @@ from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import create_backbone, feature_width, freeze
 from ..models.encoder import EncoderInfo
 from ..models.pretrained import weights_file
-from ..models.text import TextSetup
-from ..models.two_tower import TwoTowerModel, build_towers
 from ..models.two_view import ContrastiveModel, ProjectionHead
 from ..progress import Progress
 from ..run_folder import RunFolder
 from .build_loss import build_loss, build_loss_optimizers
+from .build_pairs import build_pair_model
 from .image_task import ImageTask, MoCoTask
 from .online_eval import Scored, all_of
 from .optim import build_optimizer, warmup_cosine
@@ -267,16 +264,13 @@ def _pair_task(
     config: TrainConfig, pairs: Pairs, run: RunFolder, device: torch.device, validation: Source | None
 ) -> PairTask:
     """Return the task of pairs."""
-    if not run.config_file.is_file():  # a run that has begun has its weights
-        _check_frozen(config, pairs.kinds)
     reading = _reading(config, pairs)
-    text = _text_setup(config, pairs, run) if "texts" in pairs.kinds else None
-    model = build_pair_model(config, pairs.kinds, text)
+    model, text, clip = build_pair_model(config, pairs, run)
     _to_device(model, config, device)
     loss = build_loss(config, pairs).to(device)
     assert validation is None or isinstance(validation, Pairs)
     info = EncoderInfo.of_run(config)
-    return PairTask(pairs, text, model, loss, info, reading, run.features_folder, device, validation)
+    return PairTask(pairs, text, model, loss, info, reading, run.features_folder, device, clip, validation)
 
 
 def _lr_scales(config: TrainConfig, source: Source) -> dict[str, float] | None:
@@ -284,47 +278,3 @@ def _lr_scales(config: TrainConfig, source: Source) -> dict[str, float] | None:
     if not isinstance(source, Pairs):
         return None
     return dict(zip(("backbone.", "text_backbone."), tower_rates(config.pairs, source.kinds), strict=True))
-
-
-def _check_frozen(config: TrainConfig, kinds: tuple[Kind, Kind]) -> None:
-    model, options = config.model, config.pairs
-    if "images" in kinds and options.image_rate == 0 and model.pretrained is None and model.init_from is None:
-        raise BadInput("--image-rate 0 freezes an encoder that knows nothing; give its weights with --pretrained FILE")
-    if "texts" in kinds and options.text_rate == 0 and options.text_model is None and model.init_from is None:
-        raise BadInput("--text-rate 0 freezes a text tower that knows nothing; give one with --text-model PATH")
-
-
-def _text_setup(config: TrainConfig, pairs: Pairs, run: RunFolder) -> TextSetup:
-    """Return the text towers' description and tokenizer: the run's own if it has begun, that of `--init-from`, or a new one."""
-    options = config.pairs
-    prompts = (options.query_prompt, options.document_prompt)
-    if run.config_file.is_file():
-        return TextSetup.load(run.text_folder)
-    if config.model.init_from is not None:
-        other = RunFolder.open(config.model.init_from)
-        if not other.text_folder.is_dir():
-            raise BadInput(f"{other.path} was trained on images alone; give its encoder with --pretrained instead")
-        return TextSetup.load(other.text_folder)
-    if options.text_model is not None:
-        return TextSetup.from_pretrained(options.text_model, options.text_length, options.pooling, prompts)
-    columns = [pairs.ids(k)[pairs.usable] for k in (0, 1) if pairs.kinds[k] == "texts"]
-    used = np.unique(np.concatenate([*columns, pairs.negatives[1]]))
-    texts = (text for k in range(0, len(used), 4096) for text in pairs.texts_of(used[k : k + 4096]))
-    return TextSetup.from_captions(
-        texts, options.vocab_size, options.text_width, options.text_layers, options.text_length, prompts
-    )
-
-
-def build_pair_model(config: TrainConfig, kinds: tuple[Kind, Kind], text: TextSetup | None) -> TwoTowerModel:
-    """Return both towers, with weights drawn from the seed or given."""
-    torch.manual_seed(config.run.seed)
-    options, rates = config.model, tower_rates(config.pairs, kinds)
-    return build_towers(
-        kinds,
-        EncoderInfo.of_run(config),
-        text,
-        options.head_dim,
-        shared=config.pairs.shared_tower,
-        pretrained=options.pretrained,
-        frozen=(rates[0] == 0, rates[1] == 0),
-    )

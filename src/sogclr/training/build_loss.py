@@ -81,6 +81,7 @@ def _values(config: TrainConfig) -> dict[str, object]:
 def build_temperature(options: LossConfig, num_samples: int) -> float | nn.Module:
     """Return a constant, or the module of `--temperature-mode`, whose bounds hold the initial value."""
     tau = options.temperature
+    assert tau is not None, "the temperature is open in this configuration; resolve chooses it"
     if options.temperature_mode == "per-sample":
         return PerSample(num_samples, tau, options.rho, min(0.05, tau), max(0.7, tau))
     if options.temperature_mode == "global":

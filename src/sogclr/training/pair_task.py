@@ -18,6 +18,7 @@ from ..evaluation.exact import eval_mode
 from ..evaluation.image_text import score_pairs
 from ..evaluation.warm_start import set_pair_normalizers
 from ..losses import TwoTowerGlobalContrastiveLoss
+from ..models.clip import ClipSetup
 from ..models.encoder import Encoder, EncoderInfo, save_encoder
 from ..models.features import broadcast_buffers, pair_features, project_features, texts_over_ranks
 from ..models.text import TextSetup
@@ -47,6 +48,7 @@ class PairTask(Task):
         reading: how images are read.
         features: the folder of frozen towers' features.
         device: where the model is.
+        clip: what the towers are, where they are those of a CLIP model.
         validation: what the online evaluation is on; None for a fixed sample of the pairs.
     """
 
@@ -63,8 +65,10 @@ class PairTask(Task):
         reading: Reading,
         features: Path,
         device: torch.device,
+        clip: ClipSetup | None = None,
         validation: Pairs | None = None,
     ) -> None:
+        self.clip = clip
         self.pairs, self.text, self.model, self.loss_fn = pairs, text, model, loss
         self.info, self.reading, self.features, self.device = info, reading, features, device
         self.augment = Augmentation(reading.recipe, reading.image_size, info.mean, info.std, reading.seed)
@@ -227,6 +231,8 @@ class PairTask(Task):
     def write_inputs(self, run: RunFolder) -> None:
         """Write the pairs and the tokenizer."""
         self.pairs.save_to(run)
+        if self.clip is not None:
+            self.clip.save(run.clip_folder)
         if self.text is not None:
             self.text.save(run.text_folder)
 
@@ -235,7 +241,7 @@ class PairTask(Task):
         save_two_tower(path, self.model, self.pairs.kinds, self.info)
 
     def finish(self, run: RunFolder) -> None:
-        """Write the image encoder's own file, and both towers in one, which makes the run finished."""
-        if self.pairs.kinds[0] == "images":
+        """Write the image encoder's own file, where timm knows it, and both towers in one, which makes the run finished."""
+        if self.clip is None and self.pairs.kinds[0] == "images":
             save_encoder(run.encoder_file, self.model.backbone, self.info)
         self.save_weights(run.two_tower_file)

@@ -20,7 +20,9 @@ from ..data.source import Source
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision, choose_threads, cores
 from ..models.backbone import OWN, is_vision_transformer, resolve_name
+from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
+from .clip_start import check_clip, clip_line, fill_in
 from .optim import learning_rate, weight_decay
 from .warm_start import resolve_warm_start, starts_trained
 
@@ -39,6 +41,9 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     check_kind(config, source.kind)
     if isinstance(source, Pairs):
         check_kinds(config, source)
+    check_clip(config, source)
+    start = None if config.model.clip is None else load_clip(config.model.clip)
+    config = config if start is None else fill_in(config, start)
     model, weights = resolve_pretrained(config.model.model, config.model.pretrained)
     of_weights, weights_size = describe_weights(model, weights)
     size = config.data.image_size or weights_size or image_size_for(source)
@@ -68,7 +73,8 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         augment=asdict(recipe_from_table(named_recipe(named, size), config.augment)),
         inputs=asdict(inputs),
     )
-    return resolved, [*cache_lines, *_lines(resolved, why, source, steps_per_epoch)]
+    clip_lines = [] if start is None else [clip_line(resolved, start)]
+    return resolved, [*cache_lines, *clip_lines, *_lines(resolved, why, source, steps_per_epoch)]
 
 
 # ------------------------------------------------------------------------------------------------------ the kind of DATA
@@ -186,6 +192,7 @@ def resolve_loss(loss: LossConfig, batch_size: int, kind: str) -> LossConfig:
     row: Row = estimator or method
     meant: dict[str, Any] = {
         "estimator": estimator.name if estimator else None,
+        "temperature": 0.1,
         "temperature_mode": method.temperature_mode,
         "queue": row.queue.of(batch_size, kind),
         **row.defaults,
@@ -249,7 +256,7 @@ def loss_words(loss: LossConfig) -> list[str]:
     row: Row = estimator_of(loss.method, loss.estimator) or METHODS[loss.method]
     taken = options_of(loss.method, loss.estimator)
     learned = f" ({loss.temperature_mode}, learned, rho {loss.rho})" if loss.temperature_mode != "constant" else ""
-    words = [f"temperature {loss.temperature}{learned}", row.says.format_map(vars(loss))]
+    words = [f"temperature {loss.temperature:.4g}{learned}", row.says.format_map(vars(loss))]
     if "gamma" in taken:
         adaptive = loss.gamma_schedule == "adaptive"
         words.append(
@@ -267,7 +274,7 @@ def loss_words(loss: LossConfig) -> list[str]:
 def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) -> list[str]:
     run, optim, loss, pairs = config.run, config.optim, config.loss, config.pairs
     shape = f"a transformer of {pairs.text_layers} layers" if pairs.text_layers else "a bag of tokens"
-    texts = pairs.text_model or f"{shape}, {pairs.text_width} wide"
+    texts = config.model.clip or pairs.text_model or f"{shape}, {pairs.text_width} wide"
     kinds = source.kinds if isinstance(source, Pairs) else ("images", "images")
     towers = ", one tower for both columns" if pairs.shared_tower else ", a tower for each column"
     towers = towers if isinstance(source, Pairs) and kinds[0] == kinds[1] else ""

@@ -27,7 +27,7 @@ STILL_STEPS = 100  # at most, where they fill the optimizer's moments alone
 
 def starts_trained(config: TrainConfig, source: Source) -> bool:
     """Return whether the embeddings that a run starts with mean something: another run's, or pairs' from weights for every tower."""
-    if config.model.init_from is not None:
+    if config.model.init_from is not None or config.model.clip is not None:
         return True
     given = {"images": config.model.pretrained, "texts": config.pairs.text_model}
     return isinstance(source, Pairs) and all(given[kind] is not None for kind in source.kinds)

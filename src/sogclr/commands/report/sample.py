@@ -14,9 +14,9 @@ from ...data.manifest import Manifest
 from ...data.paths import as_path
 from ...errors import BadInput
 from ...evaluation.knn import nearest
-from ...models.backbone import create_backbone
 from ...models.encoder import Encoder, EncoderInfo, load_encoder
 from ...models.features import compute_features
+from ...models.two_tower import create_run_backbone
 from ...progress import ProgressCallback
 from ...run_folder import RunFolder, load_checkpoint
 
@@ -51,7 +51,7 @@ def encoder_of(run: RunFolder, device: str) -> Encoder | None:
     if newest is None:
         return None
     info = EncoderInfo.of_run(run.config())
-    backbone = create_backbone(info.name, info.image_size)
+    backbone = create_run_backbone(run, info)
     saved = load_checkpoint(newest)["model"]
     start = "backbone."
     backbone.load_state_dict({k.removeprefix(start): v for k, v in saved.items() if k.startswith(start)})

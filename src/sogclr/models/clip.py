@@ -1,0 +1,235 @@
+"""CLIP and SigLIP models to start from: of Hugging Face, of open_clip, or a run of ours; and what a run keeps of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from ..data.inputs import Inputs
+from ..data.pair_columns import IMAGE_TEXT
+from ..errors import BadInput, RunFailed
+from ..files import write_text
+from ..run_folder import RunFolder, load_checkpoint
+from . import clip_hugging_face, clip_open_clip
+from .backbone import CLIP
+from .clip_parts import ClipParts, Original
+from .encoder import EncoderInfo, read_metadata
+from .hugging_face import import_transformers
+from .text import TextInfo, TextSetup
+
+Library = Literal["hugging-face", "open-clip"]
+LIBRARIES: dict[str, ModuleType] = {"hugging-face": clip_hugging_face, "open-clip": clip_open_clip}
+"""Name, a format of `export` too -> its `load_original`, `check_config`, `build_parts` and `write_model`."""
+TWO_TOWER_FORMAT = "sogclr-two-tower-1"
+TOLERANCE = 1e-5  # of unit rows
+CHECKED = ("a photo of a cat", "Two Dogs,  and\tthe number 1234!", "", "so long that it does not fit " * 60)
+"""Texts that a model is checked on."""
+_SETUP = "setup.json"
+
+
+@dataclass(frozen=True)
+class ClipSetup:
+    """What a model of another library is, from which it is built again and written back."""
+
+    library: Library
+    name: str
+    """As the user said it, without the place on this machine."""
+    config: dict[str, Any]
+    """The library's own, checked."""
+    files: dict[str, bytes]
+    """Of its tokenizer, by name."""
+
+    def build(self) -> ClipParts:
+        """Build both towers, with random weights."""
+        parts: ClipParts = LIBRARIES[self.library].build_parts(self.config)
+        return parts.float()
+
+    def save(self, folder: Path) -> None:
+        """Write `setup.json` and the files of the tokenizer to `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+        table = {"library": self.library, "name": self.name, "config": self.config, "files": sorted(self.files)}
+        write_text(folder / _SETUP, json.dumps(table, indent=2))
+
+    @classmethod
+    def load(cls, folder: Path) -> ClipSetup:
+        """Read what `save` wrote.
+
+        Raises:
+            BadInput: a file is missing or damaged, or asks for what no model here has.
+        """
+        try:
+            table = json.loads((folder / _SETUP).read_text(encoding="utf-8"))
+            library, config = table["library"], LIBRARIES[table["library"]].check_config(table["config"], str(folder))
+            files = {Path(name).name: (folder / Path(name).name).read_bytes() for name in table["files"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{folder} does not hold the model of a run ({error!r}); restore it from a copy") from None
+        return cls(library, str(table["name"]), config, files)
+
+
+@dataclass(frozen=True)
+class ClipStart:
+    """A model to start from, with its weights."""
+
+    setup: ClipSetup | None
+    """None of towers of our own, which a run without a `clip/` has."""
+    model: str
+    """Name of the image encoder, as `EncoderInfo` has it."""
+    dim: int
+    """Width of the common space."""
+    text: TextSetup
+    inputs: Inputs
+    image_size: int
+    temperature: float
+    bias: float | None
+    """SigLIP's."""
+    weights: dict[str, Tensor]
+    """By their names in a `TwoTowerModel`."""
+
+
+def load_clip(what: str) -> ClipStart:
+    """Load a model to start from; a name may be downloaded.
+
+    Args:
+        what: a folder or hub name of Hugging Face, `ARCHITECTURE:WEIGHTS` of open_clip, or the folder of a run of ours.
+
+    Raises:
+        BadInput: there is none, it is of another kind, or a package is missing.
+        RunFailed: it does not compute here what it computes in its own library.
+    """
+    place = Path(what)
+    if RunFolder(place).config_file.is_file():
+        return _of_run(RunFolder(place))
+    if not place.exists() and ":" in what:
+        architecture, _, weights = what.partition(":")
+        name = architecture if Path(weights).is_file() else what
+        return _of_original("open-clip", name, what, clip_open_clip.load_original(what))
+    name, folder = what, place
+    if place.is_dir():
+        name = place.resolve().name
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", what):
+        folder = _from_hub(what)
+    if (folder / "config.json").is_file():
+        return _of_original("hugging-face", name, what, clip_hugging_face.load_original(str(folder)))
+    if (folder / clip_open_clip.CONFIG).is_file():
+        return _of_original("open-clip", name, what, clip_open_clip.load_original(str(folder)))
+    raise BadInput(
+        f"--clip {what} is no folder of a CLIP or SigLIP model (config.json, {clip_open_clip.CONFIG}) nor of a run; give one, "
+        "a name on the Hugging Face hub, as organisation/name, or open_clip's ARCHITECTURE:WEIGHTS"
+    )
+
+
+def _of_original(library: Library, name: str, what: str, original: Original) -> ClipStart:
+    """Return a model of another library, after a check that what is built from it computes the same."""
+    tokenizer = original.tokenizer
+    info = TextInfo(
+        tokenizer.inner.get_vocab_size(), tokenizer.length, tokenizer.pad, full=tokenizer.full, clean=tokenizer.clean
+    )
+    setup = ClipSetup(library, name, LIBRARIES[library].check_config(original.config, what), original.files)
+    start = ClipStart(
+        setup=setup,
+        model=f"{CLIP}{name}",
+        dim=int(original.parts.head.out_features),
+        text=TextSetup(info, tokenizer),
+        inputs=original.inputs,
+        image_size=original.image_size,
+        temperature=math.exp(-original.logit_scale),
+        bias=original.logit_bias,
+        weights={k: v.clone() for k, v in original.parts.state_dict().items()},
+    )
+    parts = setup.build()
+    parts.load_state_dict(start.weights)
+    check_same_rows(parts, start.text, start.image_size, original, f"--clip {what}")
+    return start
+
+
+@torch.inference_mode()
+def check_same_rows(parts: ClipParts, text: TextSetup, image_size: int, original: Original, what: str) -> None:
+    """Compare what towers compute with what the library computes, on images of noise and `CHECKED`.
+
+    Args:
+        parts: of the model.
+        text: its tokenizer.
+        image_size: S, pixels.
+        original: the same model in its library.
+        what: the model is, for the message.
+
+    Raises:
+        RunFailed: the unit rows differ.
+    """
+    parts.eval()
+    images, texts = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)), list(CHECKED)
+    tokens = text.tokenizer(texts)
+    found = parts.head(parts.backbone(images)), parts.text_head(parts.text_backbone(tokens))
+    for kind, mine, theirs in zip(IMAGE_TEXT, found, original.encode(images, texts), strict=True):
+        error = (
+            float((functional.normalize(mine, dim=1) - theirs).abs().max()) if mine.shape == theirs.shape else math.nan
+        )
+        if not error <= TOLERANCE:
+            raise RunFailed(
+                f"the embeddings of {kind} by {what} differ by {error:.2g} from those of its own library, where {TOLERANCE:g} "
+                "is rounding; report this model, and use another one"
+            )
+
+
+def _from_hub(name: str) -> Path:
+    """Return the folder of a model in the hub's cache, to which it is downloaded first."""
+    import_transformers()
+    import huggingface_hub
+
+    try:
+        files = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
+    except Exception as error:  # not there, no network, no permission: one sentence for all of them
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(
+            f"--clip {name} is no folder here and could not be had from the Hugging Face hub ({reason}); "
+            f"where there is a network run `hf download {name}`, bring the folder, and give its path"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------------------- runs of ours
+def _of_run(run: RunFolder) -> ClipStart:
+    """Return the towers of a finished run on images and texts."""
+    columns = run.pair_columns()
+    if columns is None or columns[1] != IMAGE_TEXT:
+        raise BadInput(f"--clip {run.path} was not trained on images with texts; give a run that was")
+    if not run.finished:
+        raise BadInput(f"--clip {run.path} is not finished; resume it first: sogclr resume {run.path}")
+    metadata = read_metadata(run.two_tower_file, TWO_TOWER_FORMAT, "restore it from a copy")
+    info, (temperature, bias) = EncoderInfo.from_json(metadata["info"]), end_temperature(run)
+    text = TextSetup.load(run.text_folder)
+    return ClipStart(
+        setup=ClipSetup.load(run.clip_folder) if run.clip_folder.is_dir() else None,
+        model=info.name,
+        dim=int(metadata["dim"]),
+        text=replace(text, weights=None),
+        inputs=Inputs(**{k: v for k, v in asdict(info).items() if k in asdict(Inputs())}),
+        image_size=info.image_size,
+        temperature=temperature,
+        bias=bias,
+        weights=load_file(run.two_tower_file),
+    )
+
+
+def end_temperature(run: RunFolder) -> tuple[float, float | None]:
+    """Return tau at the end of a run, of temperatures for each sample their geometric mean; and SigLIP's bias, if any."""
+    loss = run.config().loss
+    newest = run.latest_checkpoint()
+    state = {} if newest is None else load_checkpoint(newest)["loss"]
+    if "log_scale" in state:  # SigLIP's loss learns both
+        return math.exp(-float(state["log_scale"])), float(state["bias"])
+    learned = [state[key].float().reshape(-1) for key in ("temperature.tau", "text_temperature.tau") if key in state]
+    tau = float(torch.cat(learned).log().mean().exp()) if learned else float(loss.temperature or 0.1)
+    return tau, loss.bias

@@ -1,0 +1,243 @@
+"""CLIP and SigLIP models of Hugging Face's transformers, in a folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..data.inputs import Inputs
+from ..errors import BadInput
+from .clip_parts import ClipParts, ClipTower, NoProjection, Original, too_large
+from .hugging_face import import_transformers
+from .text import Tokenizer
+
+KINDS = {"clip": ("CLIPConfig", "CLIPModel"), "siglip": ("SiglipConfig", "SiglipModel")}
+"""Their `model_type` -> transformers' classes."""
+PREPROCESSING = "preprocessor_config.json"
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
+    *("attention_dropout", "projection_dim", "vocab_size", "max_position_embeddings", "projection_size"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "num_channels", "image_size", "patch_size", "vision_use_head"),
+)  # all that decides what a tower computes; nothing else of a file reaches transformers
+_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's numbers
+_OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's mean and std
+_HALF = (0.5, 0.5, 0.5)  # SigLIP's
+
+
+def load_original(what: str) -> Original:
+    """Load a model from its folder.
+
+    Args:
+        what: the folder.
+
+    Raises:
+        BadInput: it is of another kind, or something in it is missing; or transformers is not installed.
+    """
+    transformers, folder = import_transformers(), Path(what)
+    kind = _kind_of(_read_json(folder / "config.json"), str(folder))
+    config_class, model_class = (getattr(transformers, name) for name in KINDS[kind])
+    config = check_config(config_class.from_pretrained(str(folder), local_files_only=True).to_dict(), str(folder))
+    try:
+        model, report = model_class.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except OSError:
+        raise BadInput(f"{folder} has no model.safetensors; save the model in that format") from None
+    if report["missing_keys"]:
+        raise BadInput(
+            f"the weights in {folder} lack {len(report['missing_keys'])} tensors, first: {min(report['missing_keys'])}; "
+            "bring the whole file"
+        )
+    model = model.float().eval().requires_grad_(False)
+    reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    size, length, full = config["vision_config"]["image_size"], _length(config), kind == "siglip"
+
+    def encode(images: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+        padding = "max_length" if full else True
+        tokens = reader(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        # SigLIP was trained without a mask, whatever its tokenizer gives
+        inputs = {"input_ids": tokens["input_ids"]} if full else dict(tokens)
+        with torch.inference_mode():
+            found = model(**inputs, pixel_values=images)
+        return functional.normalize(found.image_embeds, dim=1), functional.normalize(found.text_embeds, dim=1)
+
+    return Original(
+        config=config,
+        files=_saved(reader),
+        parts=take_apart(model),
+        tokenizer=Tokenizer(_fast(reader, folder), length, int(reader.pad_token_id or 0), full=full),
+        inputs=_inputs(folder, kind, size),
+        image_size=size,
+        logit_scale=float(model.logit_scale),
+        logit_bias=float(model.logit_bias) if full else None,
+        encode=encode,
+    )
+
+
+def check_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return what of a configuration decides the model, and nothing else.
+
+    Args:
+        config: as transformers writes it.
+        where: it is from, for the message.
+
+    Raises:
+        BadInput: it is of another kind of model, or of one that cannot be.
+    """
+    kind = _kind_of(config, where)
+    towers = {name: config.get(name) for name in ("text_config", "vision_config")}
+    if not all(isinstance(tower, dict) for tower in towers.values()):
+        raise BadInput(f"the configuration of {where} has no text_config and vision_config; restore it")
+    kept: dict[str, Any] = {
+        "model_type": kind,
+        **{k: {n: v for n, v in cast(dict[str, Any], tower).items() if n in _SIZES} for k, tower in towers.items()},
+    }
+    if kind == "clip":
+        kept["projection_dim"] = config.get("projection_dim", 512)
+    image, size = kept["vision_config"].get("image_size"), too_large(kept)
+    if size or not isinstance(image, int):
+        raise BadInput(f"the configuration of {where} says {size or f'image_size {image}'}, which no model here has")
+    return kept
+
+
+def build_parts(config: dict[str, Any]) -> ClipParts:
+    """Build the parts of a model, with random weights.
+
+    Args:
+        config: what `check_config` returned.
+    """
+    transformers = import_transformers()
+    config_class, model_class = (getattr(transformers, name) for name in KINDS[config["model_type"]])
+    return take_apart(model_class(config_class.from_dict(config)))
+
+
+def take_apart(model: nn.Module) -> ClipParts:
+    """Return the parts of transformers' model; they share its weights."""
+    whole = cast(Any, model)
+    vision, text = whole.config.vision_config, whole.config.text_config
+    if whole.config.model_type == "clip":
+        heads = whole.visual_projection, whole.text_projection
+        widths = vision.hidden_size, text.hidden_size
+    else:
+        widths = vision.hidden_size, text.projection_size
+        heads = NoProjection(widths[0]), NoProjection(widths[1])
+    return ClipParts(ClipTower(whole.vision_model, widths[0]), ClipTower(whole.text_model, widths[1]), *heads)
+
+
+def write_model(
+    folder: Path,
+    config: dict[str, Any],
+    files: dict[str, bytes],
+    weights: dict[str, Tensor],
+    inputs: Inputs,
+    logits: tuple[float, float],
+) -> None:
+    """Write a folder that transformers loads.
+
+    Args:
+        folder: there, and empty.
+        config: what `check_config` returned.
+        files: of the tokenizer.
+        weights: of the parts, by their names.
+        inputs: how images are made ready.
+        logits: log(1 / tau), and SigLIP's bias.
+    """
+    transformers = import_transformers()
+    config_class, model_class = (getattr(transformers, name) for name in KINDS[config["model_type"]])
+    model = model_class(config_class.from_dict(config))
+    take_apart(model).load_state_dict(weights)
+    with torch.no_grad():
+        model.logit_scale.fill_(logits[0])
+        if hasattr(model, "logit_bias"):
+            model.logit_bias.fill_(logits[1])
+    model.save_pretrained(folder)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    about = _preprocessing(config["model_type"], config["vision_config"]["image_size"], inputs)
+    (folder / PREPROCESSING).write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+
+def _kind_of(config: dict[str, Any], where: str) -> str:
+    kind = config.get("model_type")
+    if kind == "siglip2":
+        raise BadInput(f"{where} is a SigLIP 2 of variable resolution (NaFlex); give one of a fixed resolution")
+    if kind not in KINDS:
+        raise BadInput(f"{where} holds a model of type {kind!r}; --clip takes {' and '.join(KINDS)}")
+    return str(kind)
+
+
+def _length(config: dict[str, Any]) -> int:
+    return int(config["text_config"]["max_position_embeddings"])
+
+
+def _fast(reader: Any, folder: Path) -> tokenizers.Tokenizer:
+    """Return a copy of the tokenizer that runs without transformers."""
+    if reader.is_fast:
+        return tokenizers.Tokenizer.from_str(reader.backend_tokenizer.to_str())
+    if not (folder / "tokenizer.json").is_file():
+        raise BadInput(f"{folder} has no tokenizer.json; save it with transformers' fast tokenizer")
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _saved(reader: Any) -> dict[str, bytes]:
+    """Return the files that a tokenizer writes, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        reader.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+# -------------------------------------------------------------------------------------------------------- preprocessing
+def _inputs(folder: Path, kind: str, size: int) -> Inputs:
+    """Return how a model's images are made ready, as its folder says it or else as its kind does."""
+    about: dict[str, Any] = {}
+    for name in (PREPROCESSING, "processor_config.json"):
+        if (folder / name).is_file():
+            about = _read_json(folder / name)
+            about = about.get("image_processor", about)
+            break
+    mean, std = _OPENAI if kind == "clip" else (_HALF, _HALF)
+    resized, crops = about.get("size", size), about.get("do_center_crop", kind == "clip")
+    squash = kind == "siglip" and not crops
+    shortest = resized if isinstance(resized, int) else resized.get("shortest_edge", resized.get("height", size))
+    number = about.get("resample", _FILTERS.index("bicubic"))
+    return Inputs(
+        tuple(about.get("image_mean", mean)),
+        tuple(about.get("image_std", std)),
+        1.0 if squash else min(1.0, size / shortest),
+        _FILTERS[number] if number in range(len(_FILTERS)) else "bicubic",
+        squash,
+    )
+
+
+def _preprocessing(kind: str, size: int, inputs: Inputs) -> dict[str, Any]:
+    """Return the same in transformers' words."""
+    square = {"height": size, "width": size}
+    return {
+        "image_processor_type": "CLIPImageProcessor" if kind == "clip" else "SiglipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if inputs.squash else {"shortest_edge": round(size / inputs.crop_fraction)},
+        "resample": _FILTERS.index(inputs.interpolation),
+        "do_center_crop": not inputs.squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(inputs.mean),
+        "image_std": list(inputs.std),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as JSON ({type(error).__name__}); restore it from a copy") from None
+    return table if isinstance(table, dict) else {}
