@@ -16,7 +16,7 @@ from sogclr.commands.export import export
 from sogclr.models.hugging_face import import_transformers
 
 SEED = 1000
-SIDE, PATCH, WIDTH, TOKENS, VOCABULARY = 64, 16, 128, 24, 2000
+SIDE, PATCH, WIDTH, TOKENS, VOCABULARY = 64, 16, 64, 16, 2000
 ENDS = ("<|startoftext|>", "<|endoftext|>")
 SAME: dict[str, Any] = {"workers": 0, "threads": 1, "device": "cpu", "precision": "fp32", "quiet": True}
 
@@ -40,7 +40,7 @@ def write_clip(folder: Path, captions: list[str]) -> Path:
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token=ENDS[0], eos_token=ENDS[1], pad_token=ENDS[1], model_max_length=TOKENS
     )
-    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4}
+    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
     text = {
         "vocab_size": inner.get_vocab_size(),
         "max_position_embeddings": TOKENS,

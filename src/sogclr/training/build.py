@@ -78,7 +78,6 @@ def build(
     model, loss = task.model, task.loss_fn
     assert isinstance(loss, ContrastiveLoss | OwnLoss)
 
-    # optimizers and schedule
     lr, warmup = float(optim.lr or 0.0), round((optim.warmup_epochs or 0) * steps_per_epoch)
     schedule = warmup_cosine(options.max_steps, warmup, optim.still_steps or 0)
     return Parts(
