@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,45 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Check that a folder can be made at `folder`, before the work that fills it begins.
+
+    Raises:
+        BadInput: it is a file or holds some, or the folder that it is to lie in does not exist.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise BadInput(f"--out {folder} is there and not empty; give a new folder, or remove it")
+    if not folder.parent.is_dir():
+        raise BadInput(f"there is no folder {folder.parent} for {folder.name}; make it, or give another --out")
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Make a new folder whole or not at all.
+
+    The block fills the temporary folder that it is given. When it ends well, that is renamed to `folder`; when it fails,
+    it is removed.
+
+    Args:
+        folder: new or empty.
+
+    Yields:
+        A hidden temporary path beside it, at which the block makes the folder.
+
+    Raises:
+        BadInput: as `check_new_folder`.
+    """
+    check_new_folder(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import tokenizers
 import torch
 
 from ..errors import BadInput
+from ..files import atomic_folder, check_new_folder
 from ..models.hugging_face import import_transformers
 from ..models.text import PretrainedText, TextTransformer
 from ..models.text_as_esm import as_esm
@@ -38,13 +38,9 @@ def export_sentence_transformer(tower: TextTower, served: Sequence[TextTower], f
         BadInput: the folder holds files, or a package is missing.
         RunFailed: the folder does not compute what PyTorch does; it is not kept.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise BadInput(f"--out {folder} is there and not empty; give a new folder, or remove it")
-    if not folder.parent.is_dir():
-        raise BadInput(f"there is no folder {folder.parent} for {folder.name}; make it, or give another --out")
+    check_new_folder(folder)
     package = _import_package()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_folder(folder) as temporary:
         with _quiet(), torch.inference_mode():
             _write(package, tower, len(served) == 1, temporary)
             model = package.SentenceTransformer(str(temporary), device="cpu", local_files_only=True)
@@ -54,11 +50,6 @@ def export_sentence_transformer(tower: TextTower, served: Sequence[TextTower], f
                 check_same(rows, one.encode(CHECKED), "text tower", "try --format onnx", TOLERANCE)
         for weights in temporary.rglob("*.safetensors"):  # safetensors makes files that only their owner may read
             weights.chmod((temporary / "modules.json").stat().st_mode)
-        if folder.is_dir():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
