@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +19,7 @@ from .export_card import loading_call, write_card
 from .export_formats import (
     SUFFIXES,
     check_same,
+    preprocessing,
     run_onnx,
     run_timm,
     run_torchscript,
@@ -149,19 +148,12 @@ def _export_images(encoder: Encoder, format: str, source: Path, target: Path | N
         if format == "torchscript":
             write_torchscript(temporary, encoder.backbone, torch.zeros(2, 3, size, size))
         elif format == "onnx":
-            write_onnx(
-                temporary, encoder.backbone, torch.zeros(2, 3, size, size), "images", metadata=_preprocessing(encoder)
-            )
+            about = preprocessing(encoder.info)
+            write_onnx(temporary, encoder.backbone, torch.zeros(2, 3, size, size), "images", metadata=about)
         else:
             write_timm(temporary, encoder)
         _check_images(temporary, encoder, format)
     return path
-
-
-def _preprocessing(encoder: Encoder) -> dict[str, str]:
-    """Return how images become inputs, as a file's metadata: JSON by name."""
-    about = {k: v for k, v in asdict(encoder.info).items() if k != "name"}
-    return {key: json.dumps(value) for key, value in about.items()}
 
 
 def _check_images(path: Path, encoder: Encoder, format: str) -> None:
