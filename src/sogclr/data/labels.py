@@ -71,7 +71,7 @@ def _from_folders(manifest: Manifest, required: bool) -> Labels | None:
             return None
         found = f"{loose:,} images lie in no folder" if loose else f"there is only {len(used)} folder"
         raise BadInput(
-            f"{manifest.root} has no class folders ({found}); put each class into a folder of its own, or use --labels none"
+            f"{manifest.root} has no class folders ({found}); put each class into a folder of its own, or leave --labels folder out"
         )
     classes = in_order([names[k] for k in used])
     new = np.full(len(names) + 1, -1, dtype=np.int64)  # the last entry serves tops of -1
@@ -110,7 +110,7 @@ def _from_csv(manifest: Manifest, path: Path) -> Labels:
         values[row] = code[label]
     if len(classes) < 2:
         raise BadInput(
-            f"{path} has {len(classes)} class for the images of {manifest.root}; evaluation needs two or more"
+            f"{path} has {len(classes)} class for the images of {manifest.root}; two or more are needed"
         )
     return Labels(classes, values, path.name, int((~known).sum()))
 
