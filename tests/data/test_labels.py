@@ -58,7 +58,7 @@ def test_a_folder_with_nothing_usable_is_no_class(tmp_path):
 
 
 def test_folder_labels_that_cannot_be_are_bad_input(tmp_path):
-    with pytest.raises(BadInput, match=r"there is only 1 folder.*or use --labels none"):
+    with pytest.raises(BadInput, match=r"there is only 1 folder.*or leave --labels folder out"):
         read_labels(make(tmp_path, "a/1.png"), "folder")
     with pytest.raises(BadInput, match="2 images lie in no folder"):
         read_labels(make(tmp_path, "x.png", "y.png", "b/1.png"), "folder")
