@@ -224,6 +224,9 @@ def load_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device
     """
     path = Path(run_or_file)
     if path.is_dir():
+        columns = RunFolder(path).pair_columns()
+        if columns is not None and "images" not in columns[1]:
+            raise BadInput(f"{path} was trained on texts and knows no images; give a run on images")
         path = RunFolder(path).encoder_file
         if not path.is_file():
             raise BadInput(f"{path.parent} holds no finished encoder ({path.name}); train or resume that run first")
