@@ -25,7 +25,7 @@ PYTHON_ONLY = frozenset({"quiet", "progress", "on_metrics", "model", "loss", "da
 """Parameters that are no options: a command shows its progress, and takes no objects of Python."""
 METAVARS = {"out": "PATH", "config": "PATH", "pretrained": "PATH|NAME", "init_from": "RUN", "source": "EMBEDDINGS|DATA"}
 """What stands for a value in the help, where its type does not say it."""
-FLAGS = {"source": "in", "as_column": "as"}
+FLAGS = {"source": "in", "as_column": "as", "all_classes": "all"}
 """Parameters whose option has another name, which is a word of Python."""
 
 

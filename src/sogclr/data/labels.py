@@ -109,9 +109,7 @@ def _from_csv(manifest: Manifest, path: Path) -> Labels:
             raise BadInput(f"{path} gives {name} the labels {classes[values[row]]!r} and {label!r}; keep one of them")
         values[row] = code[label]
     if len(classes) < 2:
-        raise BadInput(
-            f"{path} has {len(classes)} class for the images of {manifest.root}; two or more are needed"
-        )
+        raise BadInput(f"{path} has {len(classes)} class for the images of {manifest.root}; two or more are needed")
     return Labels(classes, values, path.name, int((~known).sum()))
 
 
