@@ -50,7 +50,8 @@ def classify(
         run: A run's folder, or an exported encoder (.safetensors).
         data: The labelled images: a folder with a folder a class (its train/ part, if it has one), a .txt list, or tar shards.
         out: The folder to make: the classifier, a model card, and classifier.onnx.
-        labels: auto, folder, or a CSV file of path,label; images that it does not name are left out.
+        labels: auto, folder, or a CSV file of path,label, or of path,label,group: the images of a group (one camera, patient
+            or day) are held out together. Images that it does not name are left out.
         folds: Parts of the cross-validation.
         sure: How many of the predictions that are not marked as unsure are to be right.
         onnx: Write classifier.onnx too, encoder and probabilities in one graph, where 'sogclr[onnx]' is installed.
@@ -83,10 +84,12 @@ def classify(
             features, kept, bad = compute_features(
                 encoder, manifest, usable, batch_size=batch_size, workers=readers, device=chosen, progress=show
             )
-        y = known.values[kept]
+        y, groups = known.values[kept], None if known.groups is None else known.groups[kept]
         _check_readable(manifest, known, y, bad)
         with progress_bar("fitting", quiet or progress is not None) as show:
-            fitted = fit_classifier(features, y, folds=folds, sure=sure, seed=seed, device=chosen, progress=show)
+            fitted = fit_classifier(
+                features, y, groups=groups, folds=folds, sure=sure, seed=seed, device=chosen, progress=show
+            )
         unreadable = int((known.values >= 0).sum()) - len(kept)
         result = ClassifyResult.of(folder, run, manifest, known, y, unreadable, sure, encoder, fitted)
         _write(folder, assemble(encoder, fitted, known.classes, sure), onnx, result)
@@ -106,6 +109,8 @@ def read_labelled(data: str | os.PathLike[str], how: str) -> tuple[Manifest, Lab
     manifest = Manifest.scan(data)
     if how in ("auto", "folder"):
         manifest = manifest.training_part() or manifest
+    if not len(manifest.usable):
+        raise nothing_readable(manifest, manifest.bad)
     if (labels := read_labels(manifest, how)) is None:
         raise BadInput(
             f"{manifest.root} has no labels to classify by; put each class into a folder of its own, two or more and no "
@@ -118,7 +123,8 @@ def _check_readable(manifest: Manifest, labels: Labels, y: np.ndarray, bad: list
     """Refuse classes without an image that can be read; `y`, int64 (n,), are the classes of those that can."""
     if not len(y):
         raise nothing_readable(manifest, [*manifest.bad, *bad])
-    if missing := [name for k, name in enumerate(labels.classes) if k not in set(y.tolist())]:
+    names = manifest.top_folders()[0] if labels.source == "folder" else labels.classes
+    if missing := [name for name in names if name not in {labels.classes[k] for k in np.unique(y)}]:
         raise BadInput(
             f"class {missing[0]!r} of {manifest.root} has no image that can be read; restore one, or remove the class"
         )

@@ -39,6 +39,8 @@ class ClassifyResult(RichText):
     """Of the images."""
     labels: str
     """Where they came from."""
+    grouped: bool
+    """Whether images that belong together were held out together."""
     images: int
     """Labelled ones that could be read."""
     unreadable: int
@@ -78,6 +80,7 @@ class ClassifyResult(RichText):
             str(manifest.root),
             manifest.fingerprint,
             labels.source,
+            labels.groups is not None,
             len(y),
             unreadable,
             counts,
@@ -86,12 +89,12 @@ class ClassifyResult(RichText):
             fitted.temperature,
             fitted.threshold,
             fitted.scores,
-            _notes(counts, labels.unknown_paths, fitted.scores.folds),
+            _notes(counts, labels, fitted.scores),
         )
 
     @property
     def recalls(self) -> dict[str, float | None]:
-        """Return class -> the fraction of its images that are found; None where it has one image."""
+        """Return class -> the fraction of its images that are found; None where it cannot be held out."""
         return dict(zip(self.counts, self.scores.recalls, strict=True))
 
     def to_json(self) -> dict[str, object]:
@@ -103,7 +106,7 @@ class ClassifyResult(RichText):
         lost = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("class")
-        for title in ("images", "found"):
+        for title in ("images", "found, %"):
             table.add_column(title, justify="right")
         shown = list(self.counts)
         if len(shown) > SHOWN:
@@ -127,7 +130,7 @@ class ClassifyResult(RichText):
 
     def describe_scores(self) -> list[str]:
         """Return sentences on what it is worth."""
-        s = self.scores
+        s, kind = self.scores, "cross-validation by groups" if self.grouped else "cross-validation"
         sure = (
             f"unsure: all predictions, as {self.wanted:.0%} right cannot be reached on these images"
             if self.threshold is None
@@ -137,7 +140,7 @@ class ClassifyResult(RichText):
         )
         return [
             f"accuracy: {_percent(s.accuracy)} ± {_percent(s.accuracy_std)} % of {s.rows:,} images in {s.folds}-fold "
-            f"cross-validation; balanced {_percent(s.balanced_accuracy)} %; the largest class alone "
+            f"{kind}; balanced {_percent(s.balanced_accuracy)} %; the largest class alone "
             f"{_percent(max(self.counts.values()) / self.images)} %",
             sure,
             f"probabilities: log loss {s.log_loss:.3f}, before the temperature of {self.temperature:.2f} {s.log_loss_before:.3f}",
@@ -148,19 +151,16 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def _notes(counts: dict[str, int], unknown: int, folds: int) -> list[str]:
-    few = [f"{name} ({count})" for name, count in counts.items() if count < folds]
-    alone = [name for name, count in counts.items() if count == 1]
-    notes = []
-    if few:
-        notes.append(
-            f"{len(few)} classes have fewer images than there are folds, so what is said of them is said of few: {first_few(few)}"
-        )
-    if alone:
-        notes.append(f"{len(alone)} classes have one image, which is never held out: {first_few(alone)}")
-    if unknown:
-        notes.append(f"{unknown:,} rows of the labels name no image that is there")
-    return notes
+def _notes(counts: dict[str, int], labels: Labels, scores: CrossValidation) -> list[str]:
+    few = [f"{name} ({count})" for name, count in counts.items() if count < scores.folds]
+    alone = [name for name, recall in zip(counts, scores.recalls, strict=True) if recall is None]
+    said = [
+        (few, f"fewer images than the {scores.folds} folds, so little can be said of it"),
+        (alone, "one image or group, so never held out"),
+    ]
+    notes = [f"classes with {what}: {len(names):,}, {first_few(names)}" for names, what in said if names]
+    unknown = f"rows of the labels that name no image that is there: {labels.unknown_paths:,}"
+    return [*notes, unknown] if labels.unknown_paths else notes
 
 
 # ----------------------------------------------------------------------------------------------------------------- card

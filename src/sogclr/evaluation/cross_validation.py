@@ -25,14 +25,14 @@ class CrossValidation:
 
     folds: int
     rows: int
-    """How many were predicted: all but those that are alone in their class."""
+    """How many were predicted: all but classes that cannot be held out in part."""
     accuracy: float
     accuracy_std: float
     """Standard deviation over the folds."""
     balanced_accuracy: float
     """Mean of the recalls."""
     recalls: list[float | None]
-    """Of each class; None where it has one row, which cannot be held out."""
+    """Of each class; None where it has one row, or one group, which cannot be held out."""
     log_loss: float
     """Mean of -log p of the true class, nats."""
     log_loss_before: float
@@ -71,6 +71,7 @@ def fit_classifier(
     x: np.ndarray,
     y: np.ndarray,
     *,
+    groups: np.ndarray | None = None,
     folds: int = 5,
     sure: float = 0.95,
     seed: int = 0,
@@ -82,6 +83,7 @@ def fit_classifier(
     Args:
         x: float32 (n, D).
         y: int64 (n,), in 0..C-1, each class at least once.
+        groups: int64 (n,), as `deal` takes them.
         folds: parts of which each is held out once; fewer where no class has so many rows.
         sure: accuracy that the sure predictions are to have.
         seed: of the parts, and of the order of SGD.
@@ -89,13 +91,13 @@ def fit_classifier(
         progress: called with (classifiers fitted, classifiers to fit).
 
     Raises:
-        BadInput: every class has one row, fewer than two classes, or features that are not finite.
+        BadInput: no class can be held out in part, fewer than two classes, or features that are not finite.
     """
     refuse_non_finite(x)
     num_classes = int(y.max(initial=-1)) + 1
     if num_classes < 2:
         raise BadInput(f"there is {num_classes} class; a classifier needs two or more")
-    fold = deal(y, folds, seed)
+    fold = deal(y, folds, seed, groups)
     count = int(fold.max()) + 1
     strengths: Sequence[float | None] = STRENGTHS if small(count * len(x), x.shape[1], num_classes) else (None,)
 
@@ -128,31 +130,37 @@ def fit_classifier(
     )
 
 
-def deal(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Deal rows to folds, one after another within each class, so that folds differ by one row at the most.
+def deal(y: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Deal rows, or groups of them, to folds one after another within each class.
 
     Args:
         y: int64 (n,).
-        folds: how many; fewer where no class has so many rows.
+        folds: how many; fewer where no class has so many rows, or there are fewer groups.
         seed: of which rows go where.
+        groups: int64 (n,), rows that go to one fold, as photographs of one camera do; -1 of a row that goes by itself.
 
     Returns:
-        int64 (n,): the fold; -1 of a row that is alone in its class, which every classifier needs to see.
+        int64 (n,): the fold; -1 of the rows of a class that lies in one fold, which every classifier needs to see.
 
     Raises:
-        BadInput: all are alone.
+        BadInput: all do.
     """
-    generator = np.random.Generator(np.random.Philox(key=seed))
     classes, counts = np.unique(y, return_counts=True)
-    if counts.max() < 2:
+    own = np.arange(len(y)) if groups is None else np.where(groups < 0, groups.max() + 1 + np.arange(len(y)), groups)
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    order = np.concatenate([generator.permutation(np.flatnonzero(y == c)) for c in classes])
+    _, first, unit = np.unique(own[order], return_index=True, return_inverse=True)
+    turn = np.argsort(np.argsort(first))  # groups are dealt in the order in which they are met
+    fold = np.empty(len(y), np.int64)
+    fold[order] = turn[unit] % min(folds, int(counts.max()))
+    fold[np.isin(y, [c for c in classes if len(np.unique(fold[y == c])) == 1])] = -1
+    if fold.max() < 0:
+        what = "one image that can be read" if groups is None else "one group of images"
         raise BadInput(
-            f"each of the {len(classes)} classes has one image that can be read, so none can be held out to measure the "
-            "accuracy on; label two or more of each"
+            f"each of the {len(classes)} classes has {what}, so none can be held out to measure the accuracy on; "
+            "label two or more of each"
         )
-    order = np.concatenate([generator.permutation(np.flatnonzero(y == c)) for c in classes[counts > 1]])
-    fold = np.full(len(y), -1, np.int64)
-    fold[order] = np.arange(len(order)) % min(folds, counts.max())
-    return fold
+    return np.where(fold < 0, -1, np.searchsorted(np.unique(fold[fold >= 0]), fold))  # a fold may have become empty
 
 
 def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
