@@ -85,6 +85,21 @@ def test_columns_are_found_by_name(tmp_path):
     assert labels.classes == ["a, b", "c"]
 
 
+def test_a_column_may_say_which_images_belong_together(tmp_path):
+    manifest = make(tmp_path / "data", "1.png", "2.png", "3.png", "4.png", "5.png")
+    (tmp_path / "l.csv").write_text("path,group,label\n1.png,b,x\n2.png,,y\n4.png,a,x\ngone.png,c,x\n5.png,b,y\n")
+    labels = read_labels(manifest, str(tmp_path / "l.csv"))
+    assert labels is not None
+    assert labels.groups is not None
+    assert labels.groups.tolist() == [1, -1, -1, 0, 1]
+    (tmp_path / "l.csv").write_text(
+        "1.png,x,group\n2.png,y,b\n"
+    )  # without a header nothing says what a third column is
+    labels = read_labels(manifest, str(tmp_path / "l.csv"))
+    assert labels is not None
+    assert labels.groups is None
+
+
 def test_one_csv_serves_a_folder_and_its_parts(tmp_path):
     """Paths may be relative to the manifest's root, to the csv's folder, or absolute; the others are counted."""
     make(tmp_path, "train/1.png", "test/2.png", "test/3.png")
