@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.csv
@@ -89,7 +90,7 @@ def test_the_table_and_the_json_say_the_same(digits_run, labelled, tmp_path, cap
     found = json.loads(done.stdout)
     assert cli.main(["classify", *map(str, words), str(tmp_path / "b")]) == 0
     shown = capfd.readouterr().out
-    assert f"accuracy: {100 * found['accuracy']:.1f} ± {100 * found['accuracy_std']:.1f} % of 400 images" in shown
+    assert f"accuracy: {100 * found['accuracy']:.1f} ± {100 * found['accuracy_std']:.1f} % in 5-fold" in shown
     assert "10 classes from 400 images, 40 each" in shown
     assert "the largest class alone 10.0 %" in shown
     for name, recall in found["recalls"].items():
@@ -253,7 +254,7 @@ def test_classes_with_few_images_are_told_of(digits_run, tmp_path):
     text = str(result)
     assert "classes with fewer images than the 5 folds, so little can be said of it: 2, 7 (1), 8 (3)" in text
     assert "classes with one image or group, so never held out: 1, 7" in text
-    assert "unsure: all predictions, as 95% right cannot be reached on these images" in text
+    assert "unsure: all predictions, as 95 % right cannot be reached on these images" in text
     assert "1 could not be read" in text
     found = predict(result.path, photos, tmp_path / "p.csv", quiet=True, **ON_CPU)
     assert found.unsure == found.images == 23
@@ -366,3 +367,12 @@ def test_a_graph_that_computes_something_else_is_not_kept(digits_run, digits_dat
     with pytest.raises(RunFailed, match=r"the exported classifier differs from PyTorch by .*; nothing was written"):
         classify(digits_run, digits_data, tmp_path / "clf", quiet=True, **ON_CPU)
     assert not [*tmp_path.iterdir()]
+
+
+def test_of_many_classes_those_that_are_found_least_are_shown(result):
+    counts = {f"class [{k}]": 10 for k in range(100)}
+    recalls = [None, *(k / 100 for k in range(1, 100))]
+    many = replace(result, counts=counts, images=1000, scores=replace(result.scores, recalls=recalls))
+    shown = str(many)
+    assert "the 30 classes that are found least, of 100" in shown
+    assert re.findall(r"class \[(\d+)\] +10 ", shown) == [str(k) for k in range(1, 31)]

@@ -104,6 +104,7 @@ class ClassifyResult(RichText):
 
     def __rich__(self) -> Group:
         lost = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
+        head = [f"{self.path}: {self.describe_images()}{lost}", *self.describe_scores(), *self.notes]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("class")
         for title in ("images", "found, %"):
@@ -111,16 +112,11 @@ class ClassifyResult(RichText):
         shown = list(self.counts)
         if len(shown) > SHOWN:
             shown = sorted(shown, key=lambda name: (self.recalls[name] is None, self.recalls[name]))[:SHOWN]
+            head.append(f"the {SHOWN} classes that are found least, of {len(self.counts):,}:")
         for name in shown:
-            table.add_row(name, f"{self.counts[name]:,}", _percent(self.recalls[name]))
-        more = (
-            [Text(f"the {SHOWN} classes that are found least, of {len(self.counts)}")]
-            if len(shown) < len(self.counts)
-            else []
-        )
-        head = [f"{self.path}: {self.describe_images()}{lost}", *self.describe_scores(), *self.notes]
+            table.add_row(Text(name), f"{self.counts[name]:,}", _percent(self.recalls[name]))
         following = f"next  sogclr predict {self.path} PHOTOS --out predictions.csv"
-        return Group(*map(Text, head), *more, table, Text(following))
+        return Group(*map(Text, head), table, Text(following))
 
     def describe_images(self) -> str:
         """Return how many images a class it was fitted on."""
@@ -130,18 +126,18 @@ class ClassifyResult(RichText):
 
     def describe_scores(self) -> list[str]:
         """Return sentences on what it is worth."""
-        s, kind = self.scores, "cross-validation by groups" if self.grouped else "cross-validation"
-        sure = (
-            f"unsure: all predictions, as {self.wanted:.0%} right cannot be reached on these images"
-            if self.threshold is None
-            else f"sure: predictions with a probability of {self.threshold:.3f} or more; {s.sure:.1%} of the images were"
-            + ("" if s.sure_accuracy is None else f", of which {s.sure_accuracy:.1%} were right")
-            + f" ({self.wanted:.0%} wanted)"
-        )
+        s, largest = self.scores, max(self.counts.values()) / self.images
+        kind, wanted = "cross-validation by groups" if self.grouped else "cross-validation", f"{100 * self.wanted:g} %"
+        sure = f"unsure: all predictions, as {wanted} right cannot be reached on these images"
+        if self.threshold is not None:
+            right = "" if s.sure_accuracy is None else f", of which {_percent(s.sure_accuracy)} % were right"
+            sure = (
+                f"sure: predictions with a probability of {self.threshold:.3f} or more; {_percent(s.sure)} % of the images "
+                f"were{right} ({wanted} wanted)"
+            )
         return [
-            f"accuracy: {_percent(s.accuracy)} ± {_percent(s.accuracy_std)} % of {s.rows:,} images in {s.folds}-fold "
-            f"{kind}; balanced {_percent(s.balanced_accuracy)} %; the largest class alone "
-            f"{_percent(max(self.counts.values()) / self.images)} %",
+            f"accuracy: {_percent(s.accuracy)} ± {_percent(s.accuracy_std)} % in {s.folds}-fold {kind} of {s.rows:,} images; "
+            f"balanced {_percent(s.balanced_accuracy)} %; the largest class alone {_percent(largest)} %",
             sure,
             f"probabilities: log loss {s.log_loss:.3f}, before the temperature of {self.temperature:.2f} {s.log_loss_before:.3f}",
         ]
@@ -172,7 +168,10 @@ def write_card(info: EncoderInfo, result: ClassifyResult, onnx: bool) -> str:
         result: what is said.
         onnx: whether there is an ONNX file.
     """
-    rows = [f"| {name} | {result.counts[name]:,} | {_percent(recall)} |" for name, recall in result.recalls.items()]
+    rows = [
+        f"| {name.replace('|', '&#124;')} | {result.counts[name]:,} | {_percent(recall)} |"
+        for name, recall in result.recalls.items()
+    ]
     graph = (
         "`classifier.onnx` is the same with its encoder for other runtimes: normalised float32 images "
         f"(N, 3, {info.image_size}, {info.image_size}) to probabilities (N, {len(rows)}); its metadata names the classes."
