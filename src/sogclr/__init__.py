@@ -21,6 +21,8 @@ _HOMES = {
     **{"train": "commands.train", "resume": "commands.train", "RunFolder": "run_folder"},
     **{"embed": "commands.embed", "EmbedResult": "commands.embed"},
     **{"evaluate": "commands.evaluate", "EvalResult": "commands.eval_result"},
+    **{"classify": "commands.classify", "ClassifyResult": "commands.classify_result"},
+    **{"predict": "commands.predict", "PredictResult": "commands.predict"},
     **{"search": "commands.search", "SearchResult": "commands.search"},
     **{"export": "commands.export", "report": "commands.report"},
     **{"inspect": "commands.inspect", "Inspection": "commands.inspection"},
@@ -43,6 +45,7 @@ _HOMES = {
     "exact": "evaluation.exact",
     "diagnose": "evaluation.diagnosis",
     "load_encoder": "models.encoder",
+    "load_classifier": "models.classifier",
     "load_two_tower": "models.two_tower",
     "BadInput": "errors",
 }
@@ -50,6 +53,8 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from .commands.cache import CacheResult, cache
+    from .commands.classify import classify
+    from .commands.classify_result import ClassifyResult
     from .commands.demo import demo
     from .commands.demo_steps import DemoResult
     from .commands.embed import EmbedResult, embed
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
     from .commands.export import export
     from .commands.inspect import inspect
     from .commands.inspection import Inspection
+    from .commands.predict import PredictResult, predict
     from .commands.report import report
     from .commands.search import SearchResult, search
     from .commands.train import resume, train
@@ -78,6 +84,7 @@ if TYPE_CHECKING:
         temperatures,
     )
     from .losses.estimators import sharded
+    from .models.classifier import load_classifier
     from .models.encoder import load_encoder
     from .models.two_tower import load_two_tower
     from .run_folder import RunFolder
@@ -85,6 +92,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BadInput",
     "CacheResult",
+    "ClassifyResult",
     "ClipLoss",
     "DecoupledContrastiveLoss",
     "DemoResult",
@@ -95,6 +103,7 @@ __all__ = [
     "MemoryContrastiveLoss",
     "MoCoLoss",
     "NTXentLoss",
+    "PredictResult",
     "RunFolder",
     "SearchResult",
     "SigLipLoss",
@@ -102,6 +111,7 @@ __all__ = [
     "TwoTowerMemoryContrastiveLoss",
     "__version__",
     "cache",
+    "classify",
     "demo",
     "diagnose",
     "embed",
@@ -110,8 +120,10 @@ __all__ = [
     "exact",
     "export",
     "inspect",
+    "load_classifier",
     "load_encoder",
     "load_two_tower",
+    "predict",
     "report",
     "resume",
     "search",

@@ -54,6 +54,10 @@ COMMANDS = {
     "eval": Command(
         "evaluate:evaluate", "score an encoder: kNN and linear probes, or label-free health", ("run", "data")
     ),
+    "classify": Command("classify:classify", "make a classifier of an encoder and a few labels", ("run", "data")),
+    "predict": Command(
+        "predict:predict", "write the class of each image, by such a classifier", ("classifier", "data")
+    ),
     "search": Command("search:search", "find images or texts by a text or an image", ("run", "text")),
     "export": Command(
         "export:export", "write the encoder for timm, TorchScript, ONNX or Sentence Transformers", ("run",)

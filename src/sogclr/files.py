@@ -51,6 +51,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_new_folder(folder: Path) -> None:
+    """Check that a folder can be made at `folder`, before the work that fills it begins.
+
+    Raises:
+        BadInput: it is a file or holds some, or the folder that it is to lie in does not exist.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise BadInput(f"--out {folder} is there and not empty; give a new folder, or remove it")
+    if not folder.parent.is_dir():
+        raise BadInput(f"there is no folder {folder.parent} for {folder.name}; make it, or give another --out")
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Write a new folder all or nothing: the block fills a temporary one, which gets the name when it ends well.
@@ -62,12 +74,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         A hidden empty folder beside it.
 
     Raises:
-        BadInput: the folder holds files, or there is no place for it.
+        BadInput: as `check_new_folder`.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise BadInput(f"--out {folder} is there and not empty; give a new folder, or remove it")
-    if not folder.parent.is_dir():
-        raise BadInput(f"there is no folder {folder.parent} for {folder.name}; make it, or give another --out")
+    check_new_folder(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()

@@ -33,7 +33,7 @@ METAVARS = {
     "source": "EMBEDDINGS|DATA",
 }
 """What stands for a value in the help, where its type does not say it."""
-FLAGS = {"source": "in", "as_column": "as"}
+FLAGS = {"source": "in", "as_column": "as", "all_classes": "all"}
 """Parameters whose option has another name, which is a word of Python."""
 
 

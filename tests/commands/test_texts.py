@@ -55,6 +55,11 @@ def captioned(tmp_path_factory):
     return data, package.train(data, folder / "run", quiet=True, **options).path
 
 
+def test_a_run_on_texts_has_no_encoder_of_images(run):
+    with pytest.raises(BadInput, match=r"was trained on texts and knows no images; give a run on images"):
+        package.load_encoder(run)
+
+
 # --------------------------------------------------------------------------------------------------------------- embed
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(("name", "column"), [("definition", 0), ("word", 1)])

@@ -58,7 +58,7 @@ def test_a_folder_with_nothing_usable_is_no_class(tmp_path):
 
 
 def test_folder_labels_that_cannot_be_are_bad_input(tmp_path):
-    with pytest.raises(BadInput, match=r"there is only 1 folder.*or use --labels none"):
+    with pytest.raises(BadInput, match=r"there is only 1 folder.*or leave --labels folder out"):
         read_labels(make(tmp_path, "a/1.png"), "folder")
     with pytest.raises(BadInput, match="2 images lie in no folder"):
         read_labels(make(tmp_path, "x.png", "y.png", "b/1.png"), "folder")
@@ -83,6 +83,21 @@ def test_columns_are_found_by_name(tmp_path):
     labels = read_labels(manifest, str(tmp_path / "l.csv"))
     assert labels is not None
     assert labels.classes == ["a, b", "c"]
+
+
+def test_a_column_may_say_which_images_belong_together(tmp_path):
+    manifest = make(tmp_path / "data", "1.png", "2.png", "3.png", "4.png", "5.png")
+    (tmp_path / "l.csv").write_text("path,group,label\n1.png,b,x\n2.png,,y\n4.png,a,x\ngone.png,c,x\n5.png,b,y\n")
+    labels = read_labels(manifest, str(tmp_path / "l.csv"))
+    assert labels is not None
+    assert labels.groups is not None
+    assert labels.groups.tolist() == [1, -1, -1, 0, 1]
+    (tmp_path / "l.csv").write_text(
+        "1.png,x,group\n2.png,y,b\n"
+    )  # without a header nothing says what a third column is
+    labels = read_labels(manifest, str(tmp_path / "l.csv"))
+    assert labels is not None
+    assert labels.groups is None
 
 
 def test_one_csv_serves_a_folder_and_its_parts(tmp_path):

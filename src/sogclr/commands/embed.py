@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from .. import __version__
-from ..data.bad_files import write_bad_files
+from ..data.bad_files import bad_files_beside, write_bad_files_beside
 from ..data.texts import Texts
 from ..errors import BadInput
 from ..evaluation.label_free import refuse_non_finite
@@ -50,7 +50,7 @@ class EmbedResult:
 
     def __str__(self) -> str:
         what = "files could not be read" if self.kind == "images" else "rows hold no text"
-        lost = f"; {self.bad:,} {what}, see {_bad_file(self.path)}" if self.bad else ""
+        lost = f"; {self.bad:,} {what}, see {bad_files_beside(self.path)}" if self.bad else ""
         return f"{self.path}: {self.images:,} embeddings of {self.width:,} numbers{lost}"
 
 
@@ -182,9 +182,7 @@ def _finish(path: Path, parts: _Parts, things: Things) -> EmbedResult:
             raise nothing_readable(things, bad)
         lost = [(things.relative(i), reason) for i, reason in bad]
     rows, width = write_embeddings(path, parts.read(), things, parts.job)
-    _bad_file(path).unlink(missing_ok=True)
-    if lost:
-        write_bad_files(_bad_file(path), lost)
+    write_bad_files_beside(path, lost)
     parts.remove()
     return EmbedResult(path, rows, width, len(lost), things.kind)
 
@@ -201,10 +199,6 @@ def _as_type(features: np.ndarray, dtype: str) -> np.ndarray:
     if largest > limit:
         raise BadInput(f"the features go up to {largest:.3g} and {dtype} goes up to {limit:.3g}; use --dtype float32")
     return features.astype(dtype)
-
-
-def _bad_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.bad_files.txt")
 
 
 class _Parts:

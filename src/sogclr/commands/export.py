@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +22,7 @@ from .export_clip import export_clip
 from .export_formats import (
     SUFFIXES,
     check_same,
+    preprocessing,
     run_onnx,
     run_timm,
     run_torchscript,
@@ -191,19 +190,12 @@ def _export_images(encoder: Encoder, format: str, source: Path, path: Path) -> P
         if format == "torchscript":
             write_torchscript(temporary, encoder.backbone, torch.zeros(2, 3, size, size))
         elif format == "onnx":
-            write_onnx(
-                temporary, encoder.backbone, torch.zeros(2, 3, size, size), "images", metadata=_preprocessing(encoder)
-            )
+            about = preprocessing(encoder.info)
+            write_onnx(temporary, encoder.backbone, torch.zeros(2, 3, size, size), "images", metadata=about)
         else:
             write_timm(temporary, encoder)
         _check_images(temporary, encoder, format)
     return path
-
-
-def _preprocessing(encoder: Encoder) -> dict[str, str]:
-    """Return how images become inputs, as a file's metadata: JSON by name."""
-    about = {k: v for k, v in asdict(encoder.info).items() if k != "name"}
-    return {key: json.dumps(value) for key, value in about.items()}
 
 
 def _check_images(path: Path, encoder: Encoder, format: str) -> None:

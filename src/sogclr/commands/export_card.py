@@ -13,7 +13,7 @@ from ..errors import BadInput
 from ..files import write_text
 from ..models.backbone import SMALL_STEMS, size_options
 from ..models.clip import ClipSetup
-from ..models.encoder import Encoder
+from ..models.encoder import Encoder, EncoderInfo
 from ..models.pretrained import license_of
 from ..run_folder import RunFolder
 
@@ -122,8 +122,6 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
         *([f"base_model: timm/{weights}"] if published else []),
         "---",
     ]
-    part = "squeezed into a square of" if info.squash else _CROPPED.format(info.crop_fraction)
-    mean, std = ([round(v, 6) for v in values] for values in (info.mean, info.std))
     return [
         "\n".join(fields),
         MARK,
@@ -131,10 +129,19 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
         f"An encoder of images, `{info.name}`, trained by contrastive learning without labels with sogclr: "
         f"RGB images (N, 3, {info.image_size}, {info.image_size}) to {encoder.num_features} features each.",
         f"```python\n{loading_call(encoder, path, format)}\n```",
+        preparation(info),
+    ]
+
+
+def preparation(info: EncoderInfo) -> str:
+    """Return the paragraph on how images become inputs."""
+    part = "squeezed into a square of" if info.squash else _CROPPED.format(info.crop_fraction)
+    mean, std = ([round(v, 6) for v in values] for values in (info.mean, info.std))
+    return (
         f"Images are {part} {info.image_size} pixels "
         f"({info.interpolation}), divided by 255, and normalised: (x − mean) / std with mean {mean}, std {std}. Transparent "
-        f"pixels are laid on {info.background}.",
-    ]
+        f"pixels are laid on {info.background}."
+    )
 
 
 def _of_run(run: RunFolder, table: dict[str, Any], mix: float) -> list[str]:

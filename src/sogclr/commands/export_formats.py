@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import BadInput, RunFailed
 from ..evaluation.label_free import refuse_non_finite
 from ..models.backbone import size_options, timm
-from ..models.encoder import Encoder, save_encoder
+from ..models.encoder import Encoder, EncoderInfo, save_encoder
 
 SUFFIXES = {"timm": ".safetensors", "safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 TOLERANCE = 1e-4  # of the largest feature: what other kernels may differ by
@@ -93,18 +95,23 @@ def write_onnx(
     name: str,
     longest: int | None = None,
     metadata: dict[str, str] | None = None,
+    output: str = "features",
 ) -> None:
     """Export the model for any number of inputs.
 
     Args:
         path: to write.
-        model: inputs -> features.
+        model: inputs -> outputs.
         example: two inputs.
         name: of the inputs.
         longest: the second dimension of the inputs may be any, up to this; None: it is that of the example.
         metadata: written into the file.
+        output: the name of the outputs.
+
+    Raises:
+        BadInput: a package is missing.
     """
-    _onnx_packages()
+    onnx_packages()
     dynamic = {0: torch.export.Dim("N")} | ({1: torch.export.Dim("L", max=longest)} if longest is not None else {})
     logger = logging.getLogger("torch.onnx")
     before, logger.level = logger.level, logging.ERROR
@@ -118,7 +125,7 @@ def write_onnx(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[name],
-                output_names=["features"],
+                output_names=[output],
                 external_data=False,
                 verbose=False,
                 dynamic_shapes=(dynamic,),
@@ -135,14 +142,23 @@ def write_onnx(
 
 def run_onnx(path: Path, inputs: Tensor) -> Tensor:
     """Compute the features of inputs."""
-    runtime = _onnx_packages()
+    runtime = onnx_packages()
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (features,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     return torch.from_numpy(np.asarray(features))
 
 
-def _onnx_packages() -> ModuleType:
-    """Return onnxruntime, where all packages that an export needs are installed."""
+def preprocessing(info: EncoderInfo) -> dict[str, str]:
+    """Return how images become inputs, as a file's metadata: JSON by name."""
+    return {key: json.dumps(value) for key, value in asdict(info).items() if key != "name"}
+
+
+def onnx_packages() -> ModuleType:
+    """Return onnxruntime, where all packages that an export needs are installed.
+
+    Raises:
+        BadInput: one is missing.
+    """
     try:
         import onnx  # noqa: F401
         import onnxruntime

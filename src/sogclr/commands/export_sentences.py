@@ -15,7 +15,7 @@ import tokenizers
 import torch
 
 from ..errors import BadInput
-from ..files import atomic_folder
+from ..files import atomic_folder, check_new_folder
 from ..models.hugging_face import import_transformers
 from ..models.text import PretrainedText, TextTransformer
 from ..models.text_as_esm import as_esm
@@ -38,15 +38,15 @@ def export_sentence_transformer(tower: TextTower, served: Sequence[TextTower], f
         BadInput: the folder holds files, or a package is missing.
         RunFailed: the folder does not compute what PyTorch does; it is not kept.
     """
-    with atomic_folder(folder) as temporary:
-        package = _import_package()
-        with _quiet(), torch.inference_mode():
-            _write(package, tower, len(served) == 1, temporary)
-            model = package.SentenceTransformer(str(temporary), device="cpu", local_files_only=True)
-            for one in served:
-                prompt = tower.text.info.prompts[one.column]
-                rows = model.encode(CHECKED, prompt=prompt, convert_to_tensor=True, show_progress_bar=False)
-                check_same(rows, one.encode(CHECKED), "text tower", "try --format onnx", TOLERANCE)
+    check_new_folder(folder)
+    package = _import_package()
+    with atomic_folder(folder) as temporary, _quiet(), torch.inference_mode():
+        _write(package, tower, len(served) == 1, temporary)
+        model = package.SentenceTransformer(str(temporary), device="cpu", local_files_only=True)
+        for one in served:
+            prompt = tower.text.info.prompts[one.column]
+            rows = model.encode(CHECKED, prompt=prompt, convert_to_tensor=True, show_progress_bar=False)
+            check_same(rows, one.encode(CHECKED), "text tower", "try --format onnx", TOLERANCE)
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..files import write_text
@@ -15,6 +15,19 @@ def write_bad_files(path: str | os.PathLike[str], rows: Iterable[tuple[str, str]
     escape = {code: f"\\x{code:02x}" for code in range(32)}
     lines = [f"{name.translate(escape)}\t{reason.translate(escape)}\n" for name, reason in dict(rows).items()]
     write_text(Path(path), "".join(sorted(lines)))
+
+
+def write_bad_files_beside(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Write the list of what has no row in the output `path` beside it; without any, remove that of an older output."""
+    beside = bad_files_beside(path)
+    beside.unlink(missing_ok=True)
+    if rows:
+        write_bad_files(beside, rows)
+
+
+def bad_files_beside(path: Path) -> Path:
+    """Return where the list of what has no row in the output `path` is."""
+    return path.with_name(f"{path.name}.bad_files.txt")
 
 
 def read_bad_files(path: Path) -> list[tuple[str, str]]:

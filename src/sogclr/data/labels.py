@@ -17,6 +17,7 @@ from .listing import first_few
 from .manifest import Manifest
 
 _PATH_HEADS = {"path", "file", "filename", "file_name", "image", "image_path"}
+_GROUP_HEAD = "group"
 _LABEL_HEADS = {"label", "class", "target", "category", "y"}
 
 
@@ -31,6 +32,8 @@ class Labels:
     """'folder', 'shards', or the csv's name."""
     unknown_paths: int = 0
     """Rows of the csv that name no image of the manifest."""
+    groups: np.ndarray | None = None
+    """int64 (n,): which images belong together (one camera, patient or day); -1 = to no other. None where the csv has no such column."""
 
 
 def read_labels(manifest: Manifest, how: str) -> Labels | None:
@@ -71,7 +74,7 @@ def _from_folders(manifest: Manifest, required: bool) -> Labels | None:
             return None
         found = f"{loose:,} images lie in no folder" if loose else f"there is only {len(used)} folder"
         raise BadInput(
-            f"{manifest.root} has no class folders ({found}); put each class into a folder of its own, or use --labels none"
+            f"{manifest.root} has no class folders ({found}); put each class into a folder of its own, or leave --labels folder out"
         )
     classes = in_order([names[k] for k in used])
     new = np.full(len(names) + 1, -1, dtype=np.int64)  # the last entry serves tops of -1
@@ -87,7 +90,7 @@ def in_order(classes: Sequence[str]) -> list[str]:
 
 
 def _from_csv(manifest: Manifest, path: Path) -> Labels:
-    paths, labels = _read_csv(path)
+    paths, labels, groups = _read_csv(path)
     there = pa.array(manifest.relatives(), type=pa.large_string())
     rows = _find(there, [os.path.normpath(p) for p in paths])
     others = np.flatnonzero(rows < 0)  # paths may also be absolute, or relative to the csv's own folder
@@ -109,10 +112,12 @@ def _from_csv(manifest: Manifest, path: Path) -> Labels:
             raise BadInput(f"{path} gives {name} the labels {classes[values[row]]!r} and {label!r}; keep one of them")
         values[row] = code[label]
     if len(classes) < 2:
-        raise BadInput(
-            f"{path} has {len(classes)} class for the images of {manifest.root}; evaluation needs two or more"
-        )
-    return Labels(classes, values, path.name, int((~known).sum()))
+        raise BadInput(f"{path} has {len(classes)} class for the images of {manifest.root}; two or more are needed")
+    of_image = None if groups is None else np.full(len(manifest), -1, np.int64)
+    if of_image is not None and groups is not None:
+        number = {"": -1} | {name: k for k, name in enumerate(sorted({*groups} - {""}))}
+        of_image[rows[known]] = [number[name] for name, k in zip(groups, known, strict=True) if k]
+    return Labels(classes, values, path.name, int((~known).sum()), of_image)
 
 
 def _find(there: pa.LargeStringArray, names: list[str]) -> np.ndarray:
@@ -122,7 +127,8 @@ def _find(there: pa.LargeStringArray, names: list[str]) -> np.ndarray:
     return places
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[str]]:
+def _read_csv(path: Path) -> tuple[list[str], list[str], list[str] | None]:
+    """Return paths, labels, and groups where a heading names them."""
     if not path.is_file():
         raise BadInput(f"there is no labels file {path}; give a csv of path,label")
     try:
@@ -130,16 +136,18 @@ def _read_csv(path: Path) -> tuple[list[str], list[str]]:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error):
         raise BadInput(f"{path} is no UTF-8 csv file; give one of path,label") from None
-    where, what = 0, 1
+    where, what, group = 0, 1, None
     if rows:
         heads = [cell.strip().lower() for cell in rows[0]]
         path_column = next((k for k, h in enumerate(heads) if h in _PATH_HEADS), None)
         label_column = next((k for k, h in enumerate(heads) if h in _LABEL_HEADS), None)
         if path_column is not None and label_column is not None:
             where, what, rows = path_column, label_column, rows[1:]
+            group = heads.index(_GROUP_HEAD) if _GROUP_HEAD in heads else None
     for number, row in enumerate(rows, 1):
         if len(row) <= max(where, what):
             raise BadInput(f"row {number} of {path} has {len(row)} column, fewer than path,label need; mend that row")
     if not rows:
         raise BadInput(f"{path} has no rows; give a csv of path,label")
-    return [row[where].strip() for row in rows], [row[what].strip() for row in rows]
+    names = None if group is None else [row[group].strip() if len(row) > group else "" for row in rows]
+    return [row[where].strip() for row in rows], [row[what].strip() for row in rows], names

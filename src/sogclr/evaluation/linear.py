@@ -9,13 +9,14 @@ of 1,024, learning rate 0.1 B/256 with a cosine, 90 epochs (2202.12387, section 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from ..errors import BadInput
@@ -29,6 +30,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the regularisation, tha
 FEW = (1, 10)  # labels per class
 DRAWS = 5  # of which labels these are
 FEW_STRENGTH = 0.1  # C for a few labels per class, where nothing can be held out
+_ROWS = 8192  # whose logits are computed at a time
 EPOCHS, BATCH_SIZE, LR, MOMENTUM = 90, 1024, 0.1 * 1024 / 256, 0.9  # of SGD
 
 
@@ -49,7 +51,7 @@ def few_label_scores(split: LabelledSplit) -> dict[str, float]:
 
 def protocol(rows: int, features: int, classes: int) -> str:
     """Return in words which of the two solvers `linear_top1` takes."""
-    if _small(rows, features, classes):
+    if small(rows, features, classes):
         return f"logistic regression (LBFGS) on standardised features, C from {STRENGTHS} on a held-out fifth"
     return f"SGD, {EPOCHS} epochs, batch {BATCH_SIZE}, lr {LR:g}, momentum {MOMENTUM}, no weight decay"
 
@@ -77,15 +79,16 @@ def linear_top1(
         BadInput: fewer than two classes to fit, or shapes that do not match.
     """
     classes = _check(train_x, train_y, test_x, test_y)
-    train, test = _standardise(train_x, train_x, test_x)
-    if not _small(len(train), train.shape[1], len(classes)):
-        return _sgd(train, train_y, test, test_y, seed, torch.device(device))
+    scaling = Scaling.of(train_x)
+    train, test = scaling(train_x), scaling(test_x)
+    if not small(len(train), train.shape[1], len(classes)):
+        return fit_sgd(train, train_y, seed, device).accuracy(test, test_y)
     fit, held = stratified(train_y, 0.2, seed)
     strength = STRENGTHS[1]
     if len(held):
-        found = [_logistic(train[fit], train_y[fit], train[held], train_y[held], c) for c in STRENGTHS]
+        found = [fit_logistic(train[fit], train_y[fit], c).accuracy(train[held], train_y[held]) for c in STRENGTHS]
         strength = STRENGTHS[int(np.argmax(found))]
-    return _logistic(train, train_y, test, test_y, strength)
+    return fit_logistic(train, train_y, strength).accuracy(test, test_y)
 
 
 def few_label_top1(
@@ -115,12 +118,13 @@ def few_label_top1(
         BadInput: as `linear_top1`.
     """
     classes = _check(train_x, train_y, test_x, test_y)
-    train, test = _standardise(train_x, train_x, test_x)
+    scaling = Scaling.of(train_x)
+    train, test = scaling(train_x), scaling(test_x)
     scores = []
     for draw in range(draws):
         generator = np.random.Generator(np.random.Philox(key=[seed, draw]))
         rows = np.concatenate([generator.permutation(np.flatnonzero(train_y == c))[:per_class] for c in classes])
-        scores.append(_logistic(train[rows], train_y[rows], test, test_y, FEW_STRENGTH))
+        scores.append(fit_logistic(train[rows], train_y[rows], FEW_STRENGTH).accuracy(test, test_y))
     return float(np.mean(scores)), float(np.std(scores))
 
 
@@ -145,24 +149,74 @@ def stratified(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
-def _small(rows: int, features: int, classes: int) -> bool:
+# --------------------------------------------------------------------------------------------------------------- fitting
+@dataclass(frozen=True)
+class Scaling:
+    """What features are standardised by."""
+
+    mean: np.ndarray
+    """float64 (D,)."""
+    std: np.ndarray
+    """float64 (D,), > 0."""
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Scaling:
+        """Return the mean and standard deviation of float (m, D) features.
+
+        A feature that varies a thousand times less than the median one is rounding, and is not blown up to the size of the others.
+        """
+        std = x.std(axis=0, dtype=np.float64)
+        typical = float(np.median(std[std > 0])) if (std > 0).any() else 1.0
+        return cls(x.mean(axis=0, dtype=np.float64), np.maximum(std, 1e-3 * typical))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return float32 (n, D) standardised features."""
+        scaled: np.ndarray = ((x - self.mean) / self.std).astype(np.float32)
+        return scaled
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear classifier of features."""
+
+    weight: np.ndarray
+    """float (C, D)."""
+    bias: np.ndarray
+    """float (C,)."""
+    classes: np.ndarray
+    """int64 (C,), the class that each logit is of."""
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return float (n, C) of float (n, D) features."""
+        found: np.ndarray = x @ self.weight.T + self.bias
+        return found
+
+    def accuracy(self, x: np.ndarray, y: np.ndarray) -> float:
+        """Return the fraction of float (n, D) features whose class, int64 (n,), has the largest logit."""
+        parts = [self.logits(x[k : k + _ROWS]).argmax(1) for k in range(0, len(x), _ROWS)]
+        return float((self.classes[np.concatenate(parts)] == y).mean())
+
+
+def small(rows: int, features: int, classes: int) -> bool:
+    """Return whether a problem is solved to its optimum, by LBFGS."""
     return rows * features * classes <= LARGEST_FOR_LBFGS
 
 
-def _logistic(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, strength: float) -> float:
-    """Return the test accuracy of a logistic regression with C = strength."""
+def fit_logistic(x: np.ndarray, y: np.ndarray, strength: float) -> Linear:
+    """Return a logistic regression with C = strength on standardised features, float32 (m, D), and classes, int64 (m,)."""
     with warnings.catch_warnings():
         # A run that is cut off here is as good a classifier as one that turns the last digit.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=strength, tol=1e-3, max_iter=500).fit(x, y)
-    return float((model.predict(test_x) == test_y).mean())
+    weight, bias = model.coef_, model.intercept_
+    if len(weight) == 1:  # two classes share one logit
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return Linear(weight, bias, model.classes_)
 
 
-def _sgd(
-    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, seed: int, device: torch.device
-) -> float:
-    """Return the test accuracy of a classifier trained by the paper's protocol."""
-    x, y = torch.from_numpy(train_x), torch.from_numpy(np.asarray(train_y, dtype=np.int64))
+def fit_sgd(x: np.ndarray, y: np.ndarray, seed: int, device: str | torch.device) -> Linear:
+    """Return a classifier trained by the paper's protocol on standardised features, float32 (m, D), and classes, int64 (m,)."""
+    features, labels = torch.from_numpy(x), torch.from_numpy(np.asarray(y, dtype=np.int64))
     classifier = nn.Linear(x.shape[1], int(y.max()) + 1, device=device)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
@@ -175,28 +229,13 @@ def _sgd(
         order = torch.randperm(len(x), generator=generator)
         for k in range(steps):
             rows = order[k * batch : (k + 1) * batch]
-            loss = functional.cross_entropy(classifier(x[rows].to(device)), y[rows].to(device))
+            loss = functional.cross_entropy(classifier(features[rows].to(device)), labels[rows].to(device))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-    with torch.inference_mode():
-        found: list[Tensor] = [
-            classifier(part.to(device)).argmax(1).cpu() for part in torch.split(torch.from_numpy(test_x), 8192)
-        ]
-    return float((torch.cat(found).numpy() == test_y).mean())
-
-
-def _standardise(train_x: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Return the arrays in float32, standardised by the mean and standard deviation of `train_x`.
-
-    A feature that varies a thousand times less than the median one is rounding, and is not blown up to the size of the others.
-    """
-    mean = train_x.mean(axis=0, dtype=np.float64)
-    std = train_x.std(axis=0, dtype=np.float64)
-    typical = float(np.median(std[std > 0])) if (std > 0).any() else 1.0
-    std = np.maximum(std, 1e-3 * typical)
-    return [((x - mean) / std).astype(np.float32) for x in arrays]
+    weight, bias = (p.detach().cpu().numpy() for p in (classifier.weight, classifier.bias))
+    return Linear(weight, bias, np.arange(len(bias)))
 
 
 def _check(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:

@@ -233,6 +233,9 @@ def load_encoder(
     """
     path, run = Path(run_or_file), RunFolder(run_or_file)
     if path.is_dir():
+        columns = run.pair_columns()
+        if columns is not None and "images" not in columns[1]:
+            raise BadInput(f"{path} was trained on texts and knows no images; give a run on images")
         if run.clip_folder.is_dir():
             raise BadInput(
                 f"{path} has the towers of a CLIP model; its encoder is sogclr.load_two_tower({str(path)!r}).images"

@@ -1,0 +1,149 @@
+"""A classifier of images: an encoder with a linear layer on its features, and the file that holds both."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..data.images import ImageFile
+from ..errors import BadInput
+from .backbone import create_backbone, feature_width
+from .encoder import Encoder, EncoderInfo, read_metadata, save_weights, weights_fingerprint
+
+FILE = "classifier.safetensors"
+FORMAT = "sogclr-classifier-1"
+
+
+class ProbabilityModel(nn.Module):
+    """Normalised images (N, 3, S, S) -> probabilities (N, C), float32.
+
+    Args:
+        backbone: normalised images -> features (N, D).
+        num_classes: C.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.linear = nn.Linear(feature_width(backbone), num_classes)
+        self.num_features = num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the probabilities (N, C) of normalised images (N, 3, S, S)."""
+        probabilities: Tensor = self.linear(self.backbone(images)).float().softmax(1)
+        return probabilities
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of an image."""
+
+    label: str
+    """The most probable class."""
+    probability: float
+    """Of that class, calibrated."""
+    unsure: bool
+    """Whether the probability is below the classifier's threshold."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier in use.
+
+    Example:
+        >>> classifier = load_classifier("clf")                                     # doctest: +SKIP
+        >>> [p.label for p in classifier.predict_files(["a.jpg", "b.jpg"])]         # doctest: +SKIP
+    """
+
+    model: Encoder
+    """Its features are the probabilities (N, C); it has the preprocessing."""
+    classes: list[str]
+    threshold: float | None
+    """The least probability that is sure; None where no probability is."""
+    sure: float
+    """Accuracy that the sure predictions are to have."""
+
+    def __call__(self, crops: Tensor) -> Tensor:
+        """Return the probabilities (N, C) of uint8 crops (N, S, S, 3) on the classifier's device.
+
+        Raises:
+            BadInput: they are no tensor of that type and shape.
+        """
+        return self.model.encode(crops)
+
+    def predict_files(self, paths: Iterable[ImageFile], batch_size: int = 64) -> list[Prediction]:
+        """Return what it says of files, read one after another.
+
+        For a folder `sogclr.predict` is faster: it reads in several processes.
+
+        Raises:
+            BadInput: a path instead of a list of them, or a file that cannot be read.
+        """
+        found = self.decide(self.model.encode_files(paths, batch_size).numpy())
+        return [
+            Prediction(self.classes[k], p, unsure) for k, p, unsure in zip(*(a.tolist() for a in found), strict=True)
+        ]
+
+    def decide(self, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the most probable class, its probability, and whether that is unsure.
+
+        Args:
+            probabilities: float32 (N, C).
+
+        Returns:
+            int64 (N,), float32 (N,) and bool (N,).
+        """
+        best = probabilities.max(1)
+        least = np.inf if self.threshold is None else self.threshold
+        return probabilities.argmax(1), best, best < least
+
+    def save(self, path: Path) -> None:
+        """Write the file that `load_classifier` reads, with a checksum of all that is in it."""
+        about = json.dumps({"classes": self.classes, "threshold": self.threshold, "sure": self.sure})
+        info, model = self.model.info, self.model.backbone
+        save_weights(path, model, FORMAT, info, classifier=about, sha256=_checksum(info.to_json(), about, model))
+
+
+def load_classifier(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Classifier:
+    """Load what `sogclr classify` wrote, in evaluation mode.
+
+    Args:
+        folder: its folder.
+        device: where the classifier will be.
+
+    Raises:
+        BadInput: no such folder, or its file is damaged.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no classifier ({FILE}); give a folder that `sogclr classify` wrote")
+    remedy = "restore it from a copy, or make it again with `sogclr classify`"
+    metadata = read_metadata(path, FORMAT, remedy)
+    damaged = BadInput(f"{path} does not match its own checksum; {remedy}")
+    try:
+        about = json.loads(metadata["classifier"])
+        info = EncoderInfo.from_json(metadata["info"])
+        classes, threshold, sure = [*map(str, about["classes"])], about["threshold"], about["sure"]
+    except (KeyError, TypeError, ValueError):
+        raise damaged from None
+    model = ProbabilityModel(create_backbone(info.name, info.image_size), len(classes))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError:
+        raise damaged from None
+    if metadata.get("sha256") != _checksum(metadata["info"], metadata["classifier"], model):
+        raise damaged
+    return Classifier(Encoder(model, info).to(device).eval().requires_grad_(False), classes, threshold, sure)
+
+
+def _checksum(info: str, about: str, model: nn.Module) -> str:
+    """Return the SHA-256 of the metadata and the weights."""
+    return weights_fingerprint(info + about, model)
