@@ -113,7 +113,6 @@ def build(
         save_every=options.save_every or 1,
         keep=options.keep,
         max_bad=config.data.max_bad,
-        begins_trained=config.begins_trained,
         learned_temperature=config.loss.temperature_mode != "constant",
     )
 

@@ -77,7 +77,5 @@ class Parts:
     """Last checkpoints that are kept, beside the best."""
     max_bad: float
     """Largest share of unreadable samples."""
-    begins_trained: bool
-    """Whether the first weights know something: then they are scored before the first step."""
     learned_temperature: bool
     """Whether the temperature is a metric."""
