@@ -192,7 +192,7 @@ def _hint(option: Option) -> str | None:
     default = option.default
     if default is REQUIRED:
         return None
-    if default is None:
+    if default is None or default == ():
         return "" if option.positional or "left out" in option.help else "(default: none)"
     if isinstance(default, bool):
         return f"(default: {'yes' if default else 'no'})"

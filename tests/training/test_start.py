@@ -9,11 +9,12 @@ import torch
 from captioned import PAIRS, write_pairs
 from digits import SMALL, write_digits
 from safetensors.torch import load_file
-from text_pairs import TEXTS, write_questions
+from text_pairs import TEXTS, write_bert, write_questions
 
 import sogclr
 from sogclr.data.source import load_source
 from sogclr.errors import BadInput
+from sogclr.models.text import TextSetup
 from sogclr.run_folder import load_checkpoint
 
 IMAGES = SMALL | {"epochs": 3, "optimizer": "adamw", "lr": 3e-3, "precision": "fp32", "quiet": True}  # 15 steps
@@ -76,6 +77,16 @@ def test_towers_of_which_only_one_knows_something_have_a_start_too(pairs, tmp_pa
     start = sogclr.load_two_tower(run, mix=0).model.backbone.state_dict()
     assert same_weights(start, sogclr.load_encoder(first).backbone.state_dict())
     assert scored(run)[0]["step"] == 0
+
+
+@pytest.mark.integration
+def test_a_text_encoder_of_hugging_face_is_a_start(pairs, tmp_path):
+    pytest.importorskip("transformers")
+    text_model = write_bert(tmp_path / "bert", ["the digit three", "a handwritten four"])
+    run = sogclr.train(pairs[0], tmp_path / "run", text_model=text_model, **(ON_PAIRS | {"epochs": 1}))
+    start, given = sogclr.load_two_tower(run, mix=0).texts(), TextSetup.from_pretrained(str(text_model), 64).build()
+    assert same_weights(start.backbone.state_dict(), given.state_dict())
+    assert [row["step"] for row in scored(run)] == [0, 5]
 
 
 def test_the_best_checkpoint_may_be_the_start_and_the_last_line_says_so(images, tmp_path, capfd):

@@ -310,6 +310,16 @@ def test_every_rank_ends_with_the_same_state(data, tmp_path):
         assert all(np.isfinite(row["objective"]) for row in rows if "objective" in row)
 
 
+def test_a_start_is_kept_and_scored_once(data, uninterrupted, tmp_path):
+    run, options = RunFolder(tmp_path / "run"), RUN | {"epochs": 1, "init_from": uninterrupted.path}
+    held_out = write_digits(tmp_path / "held_out", 6, start=8)
+    _, error = finished(torchrun("train", data, "--out", run.path, "--validation", held_out, *words(options)))
+    assert [(row["kind"], row["step"]) for row in run.metrics() if row["kind"] == "eval"] == [("eval", 0), ("eval", 5)]
+    assert error.count("(start -> end, on validation images)") == error.count("epoch 0: knn_top1") == 1
+    start = package.load_encoder(run.path, mix=0)
+    assert start.fingerprint() == package.load_encoder(uninterrupted.path).fingerprint()
+
+
 def test_what_cannot_be_used_is_refused_once(data, tmp_path):
     script, run = tmp_path / "refused.py", tmp_path / "run"
     script.write_text(REFUSED)

@@ -58,7 +58,7 @@ def evaluate(
         columns: Two columns of a table of pairs, as for `sogclr train`; those of the run when left out.
         image_column: Column of the images' paths in a table of pairs; found by its name when left out.
         caption_column: Column of the captions; found by its name when left out.
-        mix: Score mixes of the weights too, of a run that began from weights: shares of the end, as 0.25 0.5 0.75, for `sogclr export --mix`.
+        mix: Of a run that began from weights: score mixes of these and its own too, shares of its own as for `sogclr export --mix`; none when left out.
         split: Of a retrieval set in BEIR's layout: which file of qrels/; test when left out.
         batch_size: Images at a time.
         workers: Processes that read images; chosen from the cores when left out.

@@ -70,7 +70,7 @@ class DataConfig:
     out: Annotated[str, Check(_out_refusal)]
     """The run's folder, on this disk; it must not hold another run."""
     validation: str | None = None
-    """Held-out data of the same kind: the scores during training, and so the best checkpoint, are of it, and not of a sample of DATA."""
+    """Held-out data of the same kind: the scores during training, and so the best checkpoint, are of it; of a sample of DATA when left out."""
     labels: str = "auto"
     """Used for evaluation only: auto, folder, none, or a CSV file of path,label."""
     image_size: Annotated[int | None, Range(8)] = None

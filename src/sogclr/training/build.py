@@ -111,7 +111,6 @@ def build(
         keep=options.keep,
         exact_at=exact_steps(optim, loss, steps_per_epoch),
         max_bad=config.data.max_bad,
-        begins_trained=config.begins_trained,
         learned_temperature=config.loss.temperature_mode != "constant",
     )
 

@@ -79,7 +79,5 @@ class Parts:
     """Steps done -> whether the loss's normalizers are set to their exact values before the next."""
     max_bad: float
     """Largest share of unreadable samples."""
-    begins_trained: bool
-    """Whether the first weights know something: then they are scored before the first step."""
     learned_temperature: bool
     """Whether the temperature is a metric."""

@@ -90,7 +90,7 @@ class Trainer:
         self.progress.start("training", self.total, self.step)
         self.clock = Clock(self.step)
         try:
-            if self.parts.begins_trained and self.step == 0 and self.evaluate():
+            if self.step == 0 and distributed.any_rank(self.run.start_file.is_file()) and self.evaluate():
                 self.save(best=True)  # the start, which counts among the best
             while self.step < self.total:
                 # exact normalizers, at the start or again: a resumed run makes the same pass
