@@ -86,6 +86,25 @@ def test_the_normalizers_of_pairs_are_those_of_loops(same_kind, known, hard, mon
             assert float(log_g[ids == i].exp().mean()) == pytest.approx(u[int(i)], rel=1e-12)
 
 
+@pytest.mark.parametrize("same_kind", [False, True])
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_normalizers_of_pairs_are_those_of_loops_whatever_ids_share(same_kind, more, seed):
+    """Of many pairs of few things, where the known pairs are the rows, or more than they."""
+    draw = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(0, 7, (2, 14), generator=draw)
+    first, second = drawn[:, drawn[0] != drawn[1]] + torch.tensor([[0], [0 if same_kind else 3]])
+    x, y = torch.randn(2, len(first), 4, generator=draw, dtype=torch.float64)
+    known = torch.cat([first, torch.tensor([1, 20])]), torch.cat([second, torch.tensor([5, 9])])
+    known = known if more else (first, second)
+    slow = SlowPairs("global", TAU, 1.0, list(zip(*(ids.tolist() for ids in known), strict=True)), same_kind)
+    slow(x, y, first, second)
+    found = exact.pair_normalizers(x, y, first, second, TAU, positives=known, same_kind=same_kind)
+    for ids, log_g, u in zip((first, second), found, slow.u, strict=True):
+        for i in ids.unique():
+            assert float(log_g[ids == i].exp().mean()) == pytest.approx(u[int(i)], rel=1e-9)
+
+
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("each", [False, True])
 def test_the_normalizers_of_pairs_take_learned_temperatures_and_say_how_far_they_are(known, each, monkeypatch):

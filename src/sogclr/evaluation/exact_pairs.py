@@ -68,57 +68,27 @@ def pair_normalizers(
     pair = by_tower(temperature)
     tau = pair if isinstance(pair, tuple) else (pair, pair)
     known = KnownPairs(*positives, same_kind) if isinstance(positives, tuple) else positives
+    known = None if known is None else known.to(x.device)
     ids = torch.stack([first_ids, second_ids], dim=1)
-    in_both = same_kind and bool(torch.isin(first_ids, second_ids).any())
-    if known is None and negatives is None and not in_both:  # what shares an id is all that there is to leave out
-        return log_mean_of_pairs(_log_sums(x, y, ids, tau, progress), count_different(ids))
-    candidates, theirs = y, second_ids
+    log_sum, count = _log_sums(x, y, ids, tau, progress), count_different(ids).repeat(2, 1)
+    # anchors with other matches than what shares an id
+    back = None if known is None else known.reversed()
+    for side, z, others, matches in ((0, x, y, known), (1, y, x, back)):
+        own, theirs = ids[:, side], ids[:, 1 - side]
+        for rows in _chunks(_has_more(own, theirs, matches, same_kind).nonzero().flatten(), len(x)):
+            negative = ~same_ids(ids[rows], ids) & ~_matches(own[rows], theirs, matches, same_kind)
+            log_sum[side, rows] = log_sum_masked(z[rows] @ others.T, negative, _at(tau[side], rows))
+            count[side, rows] = negative.sum(dim=1)
+    # hard negatives, which are no anchors
     if negatives is not None and negative_ids is not None:
         new = first_of_each(negative_ids[None])[0] & ~torch.isin(negative_ids, second_ids)
-        candidates = torch.cat([y, normalize(negatives[new].to(y))])
-        theirs = torch.cat([second_ids, negative_ids[new]])
-    known = None if known is None else known.to(x.device)
-    return log_mean_of_pairs(*_masked_log_sums(x, y, candidates, ids, theirs, tau, known, same_kind, progress))
-
-
-def _masked_log_sums(
-    x: Tensor,
-    y: Tensor,
-    candidates: Tensor,
-    ids: Tensor,
-    theirs: Tensor,
-    tau: tuple[float | Tensor, float | Tensor],
-    known: KnownPairs | None,
-    same_kind: bool,
-    progress: ProgressCallback | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-sums of both sides, (2, n), and the numbers of negatives, (2, n), where more than ids decides.
-
-    Args:
-        x: (n, D) unit rows of the first things.
-        y: (n, D), of the second.
-        candidates: (n + K, D), y and what are no anchors.
-        ids: (n, 2) of the pairs.
-        theirs: (n + K,) of the candidates.
-        tau: of the first things and of the second.
-        known: all matches.
-        same_kind: both kinds have one space of ids.
-        progress: called with (pairs done, pairs to do).
-    """
-    first_ids, second_ids = ids.T
-    back = None if known is None else known.reversed()
-    log_sums, counts = [], []
-    for rows in torch.split(torch.arange(len(x), device=x.device), max(1, _ENTRIES // len(candidates))):
-        different = ~same_ids(ids[rows], ids)
-        of_first = ~_matches(first_ids[rows], theirs, known, same_kind)
-        of_first[:, : len(y)] &= different
-        of_second = different & ~_matches(second_ids[rows], first_ids, back, same_kind)
-        sides = ((x[rows] @ candidates.T, of_first, tau[0]), (y[rows] @ x.T, of_second, tau[1]))
-        log_sums.append(torch.stack([log_sum_masked(sim, negative, _at(t, rows)) for sim, negative, t in sides]))
-        counts.append(torch.stack([negative.sum(dim=1) for _, negative, _ in sides]))
-        if progress is not None:
-            progress(int(rows[-1]) + 1, len(x))
-    return torch.cat(log_sums, dim=1), torch.cat(counts, dim=1)
+        hard, hard_ids = normalize(negatives[new].to(y)), negative_ids[new]
+        for rows in _chunks(torch.arange(len(x), device=x.device), len(hard)):
+            negative = ~_matches(first_ids[rows], hard_ids, known, same_kind)
+            more = log_sum_masked(x[rows] @ hard.T, negative, _at(tau[0], rows))
+            log_sum[0, rows] = torch.logaddexp(log_sum[0, rows], more)
+            count[0, rows] += negative.sum(dim=1)
+    return log_mean_of_pairs(log_sum, count)
 
 
 def _log_sums(
@@ -140,6 +110,35 @@ def _log_sums(
         if progress is not None:
             progress(int(rows[-1]) + 1, len(x))
     return torch.stack([torch.cat(of_x), of_y])
+
+
+def _has_more(own: Tensor, others: Tensor, known: KnownPairs | None, same_kind: bool) -> Tensor:
+    """Return for which of the anchors, (n,), more rows have a match than share an id with the anchor's, (n,) bool; or others too.
+
+    Args:
+        own: (n,) ids of the anchors.
+        others: (n,) ids of what they are paired with.
+        known: all matches of the anchors.
+        same_kind: both have one space of ids.
+    """
+    width = int(torch.stack([own.max(), others.max()]).max()) + 1
+    of_own, of_others = (torch.bincount(ids, minlength=width) for ids in (own, others))
+    more = of_others[own] if same_kind else torch.zeros_like(own)
+    if known is None:
+        return more > 0
+    if not bool(known(own, others).all()):
+        return torch.ones_like(own, dtype=torch.bool)
+    first, second = known.keys // known.width, known.keys % known.width
+    inside = (first < width) & (second < width)
+    matched = torch.zeros_like(of_own).index_add_(0, first[inside], of_others[second[inside]])
+    _, place, again = torch.unique(own * width + others, return_inverse=True, return_counts=True)
+    found: Tensor = more + matched[own] > of_own[own] + of_others[others] - again[place]
+    return found
+
+
+def _chunks(rows: Tensor, candidates: int) -> tuple[Tensor, ...]:
+    """Return rows in parts of `_ENTRIES` similarities with so many candidates; none of none."""
+    return torch.split(rows, max(1, _ENTRIES // candidates)) if len(rows) and candidates else ()
 
 
 def _matches(ids: Tensor, others: Tensor, known: KnownPairs | None, same_kind: bool) -> Tensor:
