@@ -63,7 +63,7 @@ def load_original(what: str) -> Original:
         padding = "max_length" if full else True
         tokens = reader(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
         # SigLIP was trained without a mask, whatever its tokenizer gives
-        inputs = {"input_ids": tokens["input_ids"]} if full else dict(tokens)
+        inputs = {name: tokens[name] for name in ("input_ids", *(() if full else ("attention_mask",)))}
         with torch.inference_mode():
             found = model(**inputs, pixel_values=images)
         return functional.normalize(found.image_embeds, dim=1), functional.normalize(found.text_embeds, dim=1)
