@@ -237,7 +237,7 @@ def test_every_method_builds_with_every_estimator(kind, data, tmp_path):
     ],
 )
 def test_the_words_before_a_run(options, said):
-    loss = LossConfig(temperature_mode="constant", queue=64, **options)
+    loss = LossConfig(temperature=0.1, temperature_mode="constant", queue=64, **options)
     assert ", ".join(loss_words(loss)) == f"temperature 0.1, {said}"
 
 

@@ -89,6 +89,17 @@ def test_old_clips_with_the_wrong_end_token_pool_where_their_library_does(tmp_pa
     torch.testing.assert_close(found, rows_of(old, images, SAID)[1], rtol=0, atol=1e-5)
 
 
+def test_padding_stays_on_its_side(tmp_path):
+    folder = write_hugging_face(tmp_path / "siglip", "siglip")
+    table = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(table | {"padding_side": "left"}))
+    text = load_clip(str(folder)).text
+    text.save(tmp_path / "text")
+    for one in (text, sogclr.models.text.TextSetup.load(tmp_path / "text")):
+        tokens = one.tokens(SENTENCES[:3], 1)
+        assert (tokens.shape[1], set(tokens[:, 0].tolist())) == (10, {1})
+
+
 def test_what_the_model_says_of_its_inputs(model):
     start = load_clip(str(model))
     kind = start.setup.config["model_type"]

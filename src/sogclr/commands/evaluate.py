@@ -43,7 +43,7 @@ def evaluate(
     Without labels the scores are RankMe, alignment and uniformity. A run on images with texts also knows texts. On a
     table of pairs or tar shards a run on pairs is scored by retrieval both ways, with chance (and, with `baselines`, untrained
     towers) beside it; wherever there are labels, by zero-shot classification from the classes' names too.
-    A run that began from weights (--pretrained, --init-from, --text-model) stands beside these, its start, with whether training was worth it.
+    A run that began from weights (--pretrained, --clip, --init-from, --text-model) stands beside these, its start, with whether training was worth it.
     A run on pairs of two texts is also scored on a retrieval set: a folder in BEIR's layout, with corpus.jsonl,
     queries.jsonl and qrels/test.tsv.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import string
 import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import tokenizers
 import torch
+from tokenizers import normalizers, processors
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -56,14 +60,22 @@ def load_original(what: str) -> Original:
             "bring the whole file"
         )
     model = model.float().eval().requires_grad_(False)
-    reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(
+            f"the tokenizer in {folder} cannot be read ({reason}); SigLIP's needs: pip install sentencepiece protobuf"
+        ) from None
     size, length, full = config["vision_config"]["image_size"], _length(config), kind == "siglip"
+    inner, pad = _fast(reader, folder), int(reader.pad_token_id or 0)
+    inner.enable_padding(direction=reader.padding_side)
 
     def encode(images: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
         padding = "max_length" if full else True
         tokens = reader(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
         # SigLIP was trained without a mask, whatever its tokenizer gives
-        inputs = {"input_ids": tokens["input_ids"]} if full else dict(tokens)
+        inputs = {name: tokens[name] for name in ("input_ids", *(() if full else ("attention_mask",)))}
         with torch.inference_mode():
             found = model(**inputs, pixel_values=images)
         return functional.normalize(found.image_embeds, dim=1), functional.normalize(found.text_embeds, dim=1)
@@ -72,7 +84,7 @@ def load_original(what: str) -> Original:
         config=config,
         files=_saved(reader),
         parts=take_apart(model),
-        tokenizer=Tokenizer(_fast(reader, folder), length, int(reader.pad_token_id or 0), full=full),
+        tokenizer=Tokenizer(inner, length, pad, full=full),
         inputs=_inputs(folder, kind, size),
         image_size=size,
         logit_scale=float(model.logit_scale),
@@ -181,9 +193,20 @@ def _fast(reader: Any, folder: Path) -> tokenizers.Tokenizer:
     """Return a copy of the tokenizer that runs without transformers."""
     if reader.is_fast:
         return tokenizers.Tokenizer.from_str(reader.backend_tokenizer.to_str())
-    if not (folder / "tokenizer.json").is_file():
-        raise BadInput(f"{folder} has no tokenizer.json; save it with transformers' fast tokenizer")
-    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if not hasattr(reader, "canonicalize_text"):
+        raise BadInput(f"the tokenizer in {folder}, {type(reader).__name__}, is not a fast one; save a fast one there")
+    converter = importlib.import_module("transformers.convert_slow_tokenizer").SpmConverter(reader)
+    inner: tokenizers.Tokenizer = converter.converted()
+    steps = [  # what SigLIP's does in Python: lower case, no punctuation, single spaces
+        *([normalizers.Lowercase()] if reader.do_lower_case else []),
+        normalizers.Replace(tokenizers.Regex(f"[{re.escape(string.punctuation)}]"), ""),
+        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    inner.normalizer = normalizers.Sequence([*steps, *([inner.normalizer] if inner.normalizer else [])])
+    end = (reader.eos_token, reader.eos_token_id)
+    inner.post_processor = processors.TemplateProcessing(f"$A {end[0]}", special_tokens=[end])
+    return inner
 
 
 def _saved(reader: Any) -> dict[str, bytes]:

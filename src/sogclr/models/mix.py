@@ -35,7 +35,7 @@ def check_mix(run: RunFolder, mix: float) -> None:
     if not run.start_file.is_file():
         raise BadInput(
             f"{run.path} kept no start to mix with ({run.start_file.name}); only runs that begin from weights "
-            "(--pretrained, --init-from, --text-model) have one"
+            "(--pretrained, --clip, --init-from, --text-model) have one"
         )
 
 

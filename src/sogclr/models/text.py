@@ -32,7 +32,8 @@ class Tokenizer:
     """Texts -> int64 token ids (N, L), padded to the longest of the N texts.
 
     Args:
-        inner: of the `tokenizers` package; its post-processor adds the special tokens that the model expects.
+        inner: of the `tokenizers` package; its post-processor adds the special tokens that the model expects, and with
+            `full` the side of its padding stays.
         length: L is at most this; longer texts are truncated.
         pad: id of the padding token.
         full: whether L is always `length`.
@@ -44,8 +45,9 @@ class Tokenizer:
     ) -> None:
         self.inner, self.length, self.pad, self.full, self.clean = inner, length, pad, full, clean
         self._cleaned = cleaning(clean) if clean else None
+        side = inner.padding["direction"] if full and inner.padding else "right"
         inner.enable_truncation(length)
-        inner.enable_padding(pad_id=pad, length=length if full else None)
+        inner.enable_padding(direction=side, pad_id=pad, length=length if full else None)
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Return the token ids, int64 (N, L), of N texts."""
