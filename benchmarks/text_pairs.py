@@ -2,7 +2,7 @@
 
 Makes a table of N pairs of two texts, no two alike. Stages of listing and of an epoch's start are processes of their own,
 as in listing_pairs. The exact normalizers of all pairs (what a warm start of u takes) are timed on random unit rows: whole
-at 100,000 pairs, and of N pairs for a part of the anchors, from which the whole follows, as the work is the same for each.
+at 100,000 pairs, from which those of N pairs follow; and once in the trainer, with as many of WordNet's pairs.
 The loss's share of a step is timed with the installed all-MiniLM-L6-v2 and WordNet's definitions and words at batch 32.
 Writes docs/results/text_pairs.md.
 """
@@ -119,6 +119,27 @@ def warm_start_lines(pairs: int, whole: int) -> list[str]:
     return lines
 
 
+def trainer_lines(count: int) -> list[str]:
+    """Return the table of the pass of `sogclr train --warm-start exact`: WordNet's first pairs, two bags of tokens."""
+    import sogclr
+    from sogclr.data.source import load_source
+    from sogclr.data.wordnet import write_wordnet
+    from sogclr.progress import Progress
+    from sogclr.training.build import build
+    from sogclr.training.warm_start import exact_pass
+
+    with tempfile.TemporaryDirectory(prefix="text-pairs-") as name:
+        table = Path(name) / "pairs.csv"
+        with open(write_wordnet() / "train.csv", newline="", encoding="utf-8") as file:
+            table.write_text("".join(islice(file, count + 1)), encoding="utf-8")
+        options = {"columns": "definition,word", "text_layers": 0, "text_width": 128, "text_length": 32, "threads": 1}
+        run = sogclr.train(table, Path(name) / "run", max_steps=1, device="cpu", quiet=True, **options)
+        quiet = Progress(quiet=True)
+        seconds = exact_pass(build(run.config(), load_source(run), run, quiet).task, quiet)
+        pairs = len(run.pairs())
+    return ["| pairs | seconds |", "|---:|---:|", f"| {pairs:,} | {seconds:.1f} |"]
+
+
 # ---------------------------------------------------------------------------------------------------------------- a step
 def loss_lines(rounds: int) -> list[str]:
     """Return the table of a training step with MiniLM: the whole, and the loss's forward and backward pass alone."""
@@ -190,6 +211,10 @@ def main() -> None:
         *warm_start_lines(pairs, whole),
         "",
         "The work grows as the square of the pairs, and the memory with their number.",
+        "",
+        "The whole pass of `sogclr train --warm-start exact`, embeddings and all: WordNet's pairs, width 128, what matches by another pair left out.",
+        "",
+        *trainer_lines(whole),
         "",
         f"## The loss in a step of all-MiniLM-L6-v2, batch {BATCH}",
         "",

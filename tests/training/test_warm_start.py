@@ -166,8 +166,8 @@ def test_still_steps_move_no_weight_and_fill_the_optimizers_state(optimizer, how
 def test_what_is_left_open_follows_the_run():
     for trained, warm_start, total, expected in (
         (False, None, 1000, ("none", 0)),
-        (True, None, 5000, ("exact", 100)),
-        (True, None, 300, ("exact", 30)),
+        (True, None, 5000, ("exact", 30)),
+        (True, None, 200, ("exact", 20)),
         (False, "exact", 300, ("exact", 30)),
         (True, "ema", 300, ("ema", 50)),
         (True, "ema", 60, ("ema", 30)),

@@ -111,7 +111,7 @@ class OptimConfig:
     warm_start: WarmStart | None = None
     """What is right before weights move: exact, each normalizer from a pass over the data, then still steps; ema: still steps alone; none. exact where all towers start from weights that know something, else none, when left out."""
     still_steps: Annotated[int | None, Range(0)] = None
-    """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A tenth of the run, at most 100 (ema: an epoch, at most half the run), when left out."""
+    """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A tenth of the run, at most 30 (ema: an epoch, at most half the run), when left out."""
     refresh_every: Annotated[int | None, Range(1)] = None
     """Epochs between two passes over the data that set each normalizer to its exact value again. Never when left out."""
     clip_grad: Annotated[float | None, Range(0, above=True)] = None

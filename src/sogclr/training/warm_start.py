@@ -22,7 +22,7 @@ from ..evaluation.warm_start import keeps_normalizers
 from ..progress import Progress, clock
 from .task import Task
 
-STILL_STEPS = 100  # at most, where they fill the optimizer's moments alone
+STILL_STEPS = 30  # at most, where they fill the optimizer's moments alone
 
 
 def starts_trained(config: TrainConfig, source: Source) -> bool:
