@@ -63,13 +63,13 @@ def write_clip(folder: Path, captions: list[str]) -> Path:
 
 
 def clip_start(folder: Path, tables: dict[str, Path], epochs: int) -> Path:
-    """Return the folder of a CLIP trained from nothing at B = 256, in Hugging Face's format; made once."""
+    """Return the folder of a CLIP trained from nothing at B = 128, in Hugging Face's format; made once."""
     place = folder / "start"
     if not place.is_dir():
         with tempfile.TemporaryDirectory() as name, open(tables["before"], newline="", encoding="utf-8") as file:
             captions = [caption for _, caption in list(csv.reader(file))[1:]]
             first, run = write_clip(Path(name) / "first", captions), Path(name) / "run"
-            options = {"batch_size": 256, "epochs": epochs, "lr": 1e-3, "seed": SEED, "warm_start": "none"}
+            options = {"batch_size": 128, "epochs": epochs, "lr": 2e-3, "seed": SEED, "warm_start": "none"}
             sogclr.train(tables["before"], run, clip=str(first), method="clip", **options, **SAME)
             export(run, "hugging-face", place, quiet=True)
     return place

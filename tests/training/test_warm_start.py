@@ -19,6 +19,7 @@ from two_ranks import run as run_two_ranks
 
 import sogclr as package
 from sogclr.config.objective import OptimConfig
+from sogclr.config.schema import DataConfig, ModelConfig, TrainConfig
 from sogclr.data.loader import training_loader
 from sogclr.data.recipe import Recipe, recipe_from_table
 from sogclr.data.source import load_source
@@ -27,7 +28,7 @@ from sogclr.evaluation.exact import eval_mode
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.build import build
-from sogclr.training.warm_start import resolve_warm_start
+from sogclr.training.warm_start import resolve_warm_start, usual_warm_start
 
 # what the first step finds stays as good as untouched: normalizers and weights
 KEPT = {"gamma": 1e-9, "lr": 1e-12, "max_steps": 2, "still_steps": 1, "warm_start": "exact", "precision": "fp32"}
@@ -164,17 +165,30 @@ def test_still_steps_move_no_weight_and_fill_the_optimizers_state(optimizer, how
 
 
 def test_what_is_left_open_follows_the_run():
-    for trained, warm_start, total, expected in (
-        (False, None, 1000, ("none", 0)),
-        (True, None, 5000, ("exact", 30)),
-        (True, None, 200, ("exact", 20)),
-        (False, "exact", 300, ("exact", 30)),
-        (True, "ema", 300, ("ema", 50)),
-        (True, "ema", 60, ("ema", 30)),
-        (True, "none", 300, ("none", 0)),
+    for usual, warm_start, total, expected in (
+        ("none", None, 1000, ("none", 0)),
+        ("exact", None, 5000, ("exact", 30)),
+        ("exact", None, 200, ("exact", 20)),
+        ("none", "exact", 300, ("exact", 30)),
+        ("exact", "ema", 300, ("ema", 50)),
+        ("exact", "ema", 60, ("ema", 30)),
+        ("exact", "none", 300, ("none", 0)),
     ):
-        found = resolve_warm_start(OptimConfig(warm_start=warm_start), trained, total, steps_per_epoch=50)
+        found = resolve_warm_start(OptimConfig(warm_start=warm_start), usual, total, steps_per_epoch=50)
         assert (found.warm_start, found.still_steps) == expected
+
+
+def test_an_exact_pass_is_usual_only_where_it_takes_minutes():
+    config = TrainConfig(DataConfig("photos", "run"), ModelConfig(init_from="another"))
+    new = TrainConfig(DataConfig("photos", "run"))
+    for samples, device, expected in (
+        (200_000, "cpu", "exact"),
+        (200_001, "cpu", "none"),
+        (5_000_000, "cuda", "exact"),
+        (5_000_001, "cuda", "none"),
+    ):
+        assert usual_warm_start(config, range(samples), device) == expected
+        assert usual_warm_start(new, range(samples), device) == "none"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .clip_start import check_clip, clip_line, fill_in
 from .optim import learning_rate, weight_decay
-from .warm_start import resolve_warm_start, starts_trained
+from .warm_start import resolve_warm_start, usual_warm_start
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
 TUNED_SHARE = 0.1  # of the rule's learning rate, for a vision transformer that has weights already
@@ -65,7 +65,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
         optim=resolve_warm_start(
             _resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights),
-            starts_trained(config, source),
+            usual_warm_start(config, source, run.device),
             total,
             steps_per_epoch,
         ),

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..config.objective import OptimConfig
+from ..config.objective import OptimConfig, WarmStart
 from ..config.schema import TrainConfig
 from ..data.pairs import Pairs
 from ..data.source import Source
@@ -23,29 +23,42 @@ from ..progress import Progress, clock
 from .task import Task
 
 STILL_STEPS = 30  # at most, where they fill the optimizer's moments alone
+EXACT_ON_CPU, EXACT_ON_GPU = (
+    200_000,
+    5_000_000,
+)  # samples at most for an exact pass by default, whose time grows as their square
 
 
-def starts_trained(config: TrainConfig, source: Source) -> bool:
-    """Return whether the embeddings that a run starts with mean something: another run's, or pairs' from weights for every tower."""
-    if config.model.init_from is not None or config.model.clip is not None:
-        return True
+def usual_warm_start(config: TrainConfig, source: Source, device: str) -> WarmStart:
+    """Return the warm start of a run that names none: exact, where first embeddings mean something and a pass takes minutes.
+
+    They do if they are another run's, a CLIP model's, or pairs' from weights for every tower. A pass compares all with all.
+
+    Args:
+        config: with its first weights resolved.
+        source: what is trained on.
+        device: of the run.
+    """
     given = {"images": config.model.pretrained, "texts": config.pairs.text_model}
-    return isinstance(source, Pairs) and all(given[kind] is not None for kind in source.kinds)
+    of_towers = isinstance(source, Pairs) and all(given[kind] is not None for kind in source.kinds)
+    most = EXACT_ON_CPU if device == "cpu" else EXACT_ON_GPU
+    known = config.model.init_from is not None or config.model.clip is not None or of_towers
+    return "exact" if known and len(source) <= most else "none"
 
 
-def resolve_warm_start(optim: OptimConfig, trained: bool, total: int, steps_per_epoch: int) -> OptimConfig:
+def resolve_warm_start(optim: OptimConfig, usual: WarmStart, total: int, steps_per_epoch: int) -> OptimConfig:
     """Return the section with the choices on a warm start made.
 
     Args:
         optim: whose other choices do not matter.
-        trained: whether the run starts from weights that know something.
+        usual: what is chosen where it was left open.
         total: steps of the run.
         steps_per_epoch: of them, in an epoch.
 
     Raises:
         BadInput: still steps without a warm start, a warm start without anything in it, or nothing but still steps.
     """
-    chosen, still = optim.warm_start or ("exact" if trained else "none"), optim.still_steps
+    chosen, still = optim.warm_start or usual, optim.still_steps
     if chosen == "none":
         if still:
             raise BadInput(
