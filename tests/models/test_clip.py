@@ -166,7 +166,7 @@ def test_weights_that_are_not_all_there_are_refused(clip, tmp_path):
     with pytest.raises(BadInput, match="lack 1 tensors, first: visual_projection"):
         load_clip(str(folder))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"no model\.safetensors"):
+    with pytest.raises(BadInput, match=r"with model\.safetensors"):
         load_clip(str(folder))
 
 
@@ -189,6 +189,10 @@ def test_a_saved_model_is_not_trusted(clip, tmp_path):
         (tmp_path / "setup.json").write_text(json.dumps(table | change))
         with pytest.raises(BadInput, match=r"does not hold the model of a run|no text_config"):
             ClipSetup.load(tmp_path)
+    table["config"]["text_config"]["hidden_act"] = "nonsense"
+    (tmp_path / "setup.json").write_text(json.dumps(table))
+    with pytest.raises(BadInput, match="hugging-face cannot build the model clip"):
+        ClipSetup.load(tmp_path).build()
 
 
 # -------------------------------------------------------------------------------------------------------------- options
@@ -209,14 +213,22 @@ def test_options_that_the_model_answers_are_refused(options, sentence, clip, dat
     assert not (tmp_path / "run").exists()
 
 
+def test_something_has_to_train(data, tmp_path):
+    model = write_hugging_face(tmp_path / "siglip", "siglip")
+    frozen = {"image_rate": 0.0, "text_rate": 0.0}
+    with pytest.raises(BadInput, match=r"leave nothing of .* to train"):
+        sogclr.train(data, tmp_path / "run", clip=str(model), quiet=True, **frozen)
+
+
 def test_it_is_for_images_with_texts(clip, data, tmp_path):
     with pytest.raises(BadInput, match=r"--clip is for pairs of images and texts and .* holds images alone"):
         sogclr.train(data.parent, tmp_path / "run", clip=str(clip), quiet=True)
 
 
-def test_a_name_in_a_configuration_file_has_to_be_said(data, tmp_path):
-    (tmp_path / "c.toml").write_text('[model]\nclip = "openai/clip-vit-base-patch32"\n')
-    with pytest.raises(BadInput, match="say so yourself: --clip openai/clip-vit-base-patch32"):
+@pytest.mark.parametrize("name", ["openai/clip-vit-base-patch32", "ViT-B-32:weights.pt"])
+def test_a_name_in_a_configuration_file_has_to_be_said(name, data, tmp_path):
+    (tmp_path / "c.toml").write_text(f'[model]\nclip = "{name}"\n')
+    with pytest.raises(BadInput, match=f"say so yourself: --clip {name}"):
         sogclr.train(data, tmp_path / "run", config=tmp_path / "c.toml", quiet=True)
 
 
@@ -226,6 +238,8 @@ def test_the_models_answers_are_in_the_configuration(run, clip):
     assert config.loss.temperature == pytest.approx(np.exp(-2.6592), rel=1e-4)
     assert (config.optim.optimizer, config.optim.lr) == ("adamw", pytest.approx(1e-5 * (32 / 256) ** 0.5))
     assert config.inputs["interpolation"] == "bicubic"
+    with pytest.raises(BadInput, match=r"its encoder is sogclr\.load_two_tower\(.*\)\.images"):
+        sogclr.load_encoder(run)
 
 
 def test_siglips_scale_and_bias_go_on(data, tmp_path):

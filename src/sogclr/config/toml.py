@@ -63,7 +63,11 @@ def split_weights_names(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     if not isinstance(model, dict):
         return table, {}
     given = {key: model[key] for key in ("pretrained", "clip") if isinstance(model.get(key), str)}
-    names = {key: name for key, name in given.items() if Path(name).suffix not in WEIGHTS and not Path(name).exists()}
+    names = {  # a missing file of weights is said later; ARCHITECTURE:FILE may need a tokenizer of the hub too
+        key: name
+        for key, name in given.items()
+        if not (Path(name).exists() or (key == "pretrained" and Path(name).suffix in WEIGHTS))
+    }
     return {**table, "model": {k: v for k, v in model.items() if k not in names}}, names
 
 

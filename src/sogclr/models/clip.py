@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -50,8 +50,18 @@ class ClipSetup:
     """Of its tokenizer, by name."""
 
     def build(self) -> ClipParts:
-        """Build both towers, with random weights."""
-        parts: ClipParts = LIBRARIES[self.library].build_parts(self.config)
+        """Build both towers, with random weights.
+
+        Raises:
+            BadInput: the library cannot build them, or is not installed.
+        """
+        try:
+            parts: ClipParts = LIBRARIES[self.library].build_parts(self.config)
+        except BadInput:
+            raise
+        except Exception as error:  # whatever a library says of a configuration that somebody has changed
+            reason = " ".join(str(error).split())[:160]
+            raise BadInput(f"{self.library} cannot build the model {self.name} ({reason}); restore its files") from None
         return parts.float()
 
     def save(self, folder: Path) -> None:
@@ -146,7 +156,7 @@ def _of_original(library: Library, name: str, what: str, original: Original) -> 
         image_size=original.image_size,
         temperature=math.exp(-original.logit_scale),
         bias=original.logit_bias,
-        weights={k: v.clone() for k, v in original.parts.state_dict().items()},
+        weights=original.parts.state_dict(),
     )
     parts = setup.build()
     parts.load_state_dict(start.weights)
@@ -214,7 +224,7 @@ def _of_run(run: RunFolder) -> ClipStart:
         setup=ClipSetup.load(run.clip_folder) if run.clip_folder.is_dir() else None,
         model=info.name,
         dim=int(metadata["dim"]),
-        text=replace(text, weights=None),
+        text=text,
         inputs=Inputs(**{k: v for k, v in asdict(info).items() if k in asdict(Inputs())}),
         image_size=info.image_size,
         temperature=temperature,

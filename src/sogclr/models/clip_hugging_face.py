@@ -47,13 +47,18 @@ def load_original(what: str) -> Original:
     transformers, folder = import_transformers(), Path(what)
     kind = _kind_of(_read_json(folder / "config.json"), str(folder))
     config_class, model_class = (getattr(transformers, name) for name in KINDS[kind])
-    config = check_config(config_class.from_pretrained(str(folder), local_files_only=True).to_dict(), str(folder))
     try:
+        config = check_config(config_class.from_pretrained(str(folder), local_files_only=True).to_dict(), str(folder))
         model, report = model_class.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except OSError:
-        raise BadInput(f"{folder} has no model.safetensors; save the model in that format") from None
+    except BadInput:
+        raise
+    except Exception as error:  # no safetensors, a truncated file, weights of another shape, ...
+        reason = " ".join(str(error).split())[:160]
+        raise BadInput(
+            f"transformers cannot load {folder} ({reason}); save the whole model there, with model.safetensors"
+        ) from None
     if report["missing_keys"]:
         raise BadInput(
             f"the weights in {folder} lack {len(report['missing_keys'])} tensors, first: {min(report['missing_keys'])}; "
@@ -61,7 +66,7 @@ def load_original(what: str) -> Original:
         )
     model = model.float().eval().requires_grad_(False)
     try:
-        reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise BadInput(

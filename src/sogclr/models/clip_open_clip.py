@@ -47,6 +47,7 @@ def load_original(what: str) -> Original:
     checked = check_config(config, what)
     try:
         model = package.create_model(name, pretrained=weights, force_custom_text=True, require_pretrained=True)
+        reader = package.get_tokenizer(name)
     except Exception as error:  # no network, another architecture, no weights, a pickle: one sentence for all of them
         reason = " ".join(str(error).split())[:160]
         raise BadInput(
@@ -58,7 +59,6 @@ def load_original(what: str) -> Original:
         raise BadInput(
             f"--clip {what} resizes images by {about['resize_mode']!r}; give a model of {' or '.join(_RESIZES)}"
         )
-    reader = package.get_tokenizer(name)
     how = about.get("interpolation", "bicubic")
 
     def encode(images: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:

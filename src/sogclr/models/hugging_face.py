@@ -76,7 +76,7 @@ def import_transformers() -> ModuleType:
     try:
         import transformers
     except ImportError:
-        raise BadInput("a Hugging Face text tower needs the package transformers: pip install 'sogclr[text]'") from None
+        raise BadInput("a model of Hugging Face needs the package transformers: pip install 'sogclr[text]'") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     module: ModuleType = transformers

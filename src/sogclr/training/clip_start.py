@@ -50,9 +50,14 @@ def fill_in(config: TrainConfig, start: ClipStart) -> TrainConfig:
         start: the model of `--clip`.
 
     Raises:
-        BadInput: another size of the images was given.
+        BadInput: another size of the images was given, or nothing trains.
     """
     optim = config.optim
+    projections = {key for key in start.weights if key.startswith(("head.", "text_head."))}
+    if config.pairs.image_rate == config.pairs.text_rate == 0 and not projections:
+        raise BadInput(
+            f"--image-rate 0 and --text-rate 0 leave nothing of {config.model.clip} to train; raise one of them"
+        )
     if config.data.image_size not in (None, start.image_size):
         raise BadInput(
             f"--image-size {config.data.image_size} was given and the model of --clip takes {start.image_size} pixels; leave it out"
