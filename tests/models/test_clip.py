@@ -1,5 +1,6 @@
 """CLIP and SigLIP models of Hugging Face: loaded, trained from, used, and written back."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from captioned import PAIRS, write_pairs
 from clip_models import SENTENCES, STARTED, write_hugging_face
-from digits import environment
+from digits import environment, write_digits
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -376,3 +377,18 @@ def test_every_command_knows_the_towers(model, data, tmp_path, capsys):
     for column in ("image", "caption"):
         call("export", run, "--format", "onnx", "--column", column)
         call("export", run, "--format", "torchscript", "--column", column)
+
+
+def test_a_classifier_of_its_images_needs_nothing_else(run, tmp_path):
+    copy, photos = tmp_path / "run", write_digits(tmp_path / "photos", 6, digits=3)
+    shutil.copytree(run.path, copy)
+    sogclr.classify(copy, photos, tmp_path / "clf", folds=2, quiet=True, device="cpu", workers=0)
+    shutil.rmtree(copy)
+    classifier = sogclr.load_classifier(tmp_path / "clf")
+    files = sorted(photos.rglob("*.png"))
+    shown = [p.label for p in classifier.predict_files(files)]
+    found = sogclr.predict(tmp_path / "clf", photos, tmp_path / "p.csv", quiet=True, device="cpu", workers=0)
+    assert found.images == len(files)
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == shown
+    assert sum(label == path.parent.name for label, path in zip(shown, files, strict=True)) > len(files) / 2

@@ -16,8 +16,10 @@ from ..evaluation.cross_validation import FittedClassifier, fit_classifier
 from ..files import atomic_folder, check_new_folder, write_text
 from ..hardware import computing_on
 from ..models.classifier import FILE, Classifier, ProbabilityModel
-from ..models.encoder import Encoder, load_encoder
+from ..models.clip import ClipSetup
+from ..models.encoder import Encoder
 from ..models.features import compute_features, nothing_readable
+from ..models.two_tower import clip_of_run, load_run_encoder
 from ..progress import ProgressCallback, progress_bar
 from .classify_result import ClassifyResult, write_card
 from .export_formats import check_same, onnx_packages, preprocessing, run_onnx, write_onnx
@@ -77,7 +79,7 @@ def classify(
         raise BadInput(f"--sure must be between 0 and 1 and was {sure}; 0.95 stands for 95 of 100")
     check_new_folder(folder)
     with computing_on(device, workers) as (chosen, readers):
-        encoder = load_encoder(run, chosen)
+        encoder, clip = load_run_encoder(run, chosen), clip_of_run(run)
         manifest, known = read_labelled(data, labels)
         with progress_bar("embedding", quiet, progress) as show:
             usable = np.intersect1d(manifest.usable, np.flatnonzero(known.values >= 0))
@@ -92,7 +94,7 @@ def classify(
             )
         unreadable = int((known.values >= 0).sum()) - len(kept)
         result = ClassifyResult.of(folder, run, manifest, known, y, unreadable, sure, encoder, fitted)
-        _write(folder, assemble(encoder, fitted, known.classes, sure), onnx, result)
+        _write(folder, assemble(encoder, fitted, known.classes, sure, clip), onnx, result)
     return result
 
 
@@ -130,12 +132,14 @@ def _check_readable(manifest: Manifest, labels: Labels, y: np.ndarray, bad: list
         )
 
 
-def assemble(encoder: Encoder, fitted: FittedClassifier, classes: list[str], sure: float) -> Classifier:
+def assemble(
+    encoder: Encoder, fitted: FittedClassifier, classes: list[str], sure: float, clip: ClipSetup | None
+) -> Classifier:
     """Return the encoder with a fitted layer on it, on the CPU, in evaluation mode."""
     model = ProbabilityModel(encoder.backbone, len(classes))
     model.linear.load_state_dict({"weight": torch.from_numpy(fitted.weight), "bias": torch.from_numpy(fitted.bias)})
     whole = Encoder(model, encoder.info).cpu().eval().requires_grad_(False)
-    return Classifier(whole, classes, fitted.threshold, sure)
+    return Classifier(whole, classes, fitted.threshold, sure, clip)
 
 
 def _write(folder: Path, classifier: Classifier, onnx: bool, result: ClassifyResult) -> None:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from ..data.images import ImageFile
 from ..errors import BadInput
 from .backbone import create_backbone, feature_width
+from .clip import ClipSetup
 from .encoder import Encoder, EncoderInfo, read_metadata, save_weights, weights_fingerprint
 
 FILE = "classifier.safetensors"
 FORMAT = "sogclr-classifier-1"
+CLIP_FOLDER = "clip"
 
 
 class ProbabilityModel(nn.Module):
@@ -70,6 +72,8 @@ class Classifier:
     """The least probability that is sure; None where no probability is."""
     sure: float
     """Accuracy that the sure predictions are to have."""
+    clip: ClipSetup | None = None
+    """What the encoder is, where it is one of a CLIP model."""
 
     def __call__(self, crops: Tensor) -> Tensor:
         """Return the probabilities (N, C) of uint8 crops (N, S, S, 3) on the classifier's device.
@@ -106,10 +110,12 @@ class Classifier:
         return probabilities.argmax(1), best, best < least
 
     def save(self, path: Path) -> None:
-        """Write the file that `load_classifier` reads, with a checksum of all that is in it."""
+        """Write the file that `load_classifier` reads, with a checksum of all that is in it; of a CLIP model `clip/` beside it."""
         about = json.dumps({"classes": self.classes, "threshold": self.threshold, "sure": self.sure})
         info, model = self.model.info, self.model.backbone
         save_weights(path, model, FORMAT, info, classifier=about, sha256=_checksum(info.to_json(), about, model))
+        if self.clip is not None:
+            self.clip.save(path.parent / CLIP_FOLDER)
 
 
 def load_classifier(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Classifier:
@@ -134,14 +140,17 @@ def load_classifier(folder: str | os.PathLike[str], device: str | torch.device =
         classes, threshold, sure = [*map(str, about["classes"])], about["threshold"], about["sure"]
     except (KeyError, TypeError, ValueError):
         raise damaged from None
-    model = ProbabilityModel(create_backbone(info.name, info.image_size), len(classes))
+    beside = path.parent / CLIP_FOLDER
+    clip = ClipSetup.load(beside) if beside.is_dir() else None
+    backbone = create_backbone(info.name, info.image_size) if clip is None else clip.build().backbone
+    model = ProbabilityModel(backbone, len(classes))
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError:
         raise damaged from None
     if metadata.get("sha256") != _checksum(metadata["info"], metadata["classifier"], model):
         raise damaged
-    return Classifier(Encoder(model, info).to(device).eval().requires_grad_(False), classes, threshold, sure)
+    return Classifier(Encoder(model, info).to(device).eval().requires_grad_(False), classes, threshold, sure, clip)
 
 
 def _checksum(info: str, about: str, model: nn.Module) -> str:

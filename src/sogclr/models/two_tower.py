@@ -249,10 +249,16 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
     first, second = metadata.get("kinds", ",".join(IMAGE_TEXT)).split(",")
     kinds: tuple[Kind, Kind] = _kind(first), _kind(second)
     text = TextSetup.load(folder.text_folder) if "texts" in kinds else None
-    clip = ClipSetup.load(folder.clip_folder) if folder.clip_folder.is_dir() else None
+    clip = clip_of_run(folder)
     model = build_towers(kinds, info, text, int(metadata["dim"]), shared=metadata.get("shared") == "1", clip=clip)
     model.load_state_dict(mixed_weights(folder, path, mix))
     return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device, clip)
+
+
+def clip_of_run(run: str | os.PathLike[str]) -> ClipSetup | None:
+    """Return what the towers of a run are, where they are those of a CLIP model."""
+    folder = RunFolder(run).clip_folder
+    return ClipSetup.load(folder) if folder.is_dir() else None
 
 
 def load_run_encoder(run: str | os.PathLike[str], device: str | torch.device = "cpu", *, mix: float = 1.0) -> Encoder:
@@ -266,9 +272,8 @@ def load_run_encoder(run: str | os.PathLike[str], device: str | torch.device = "
 
 def create_run_backbone(run: str | os.PathLike[str] | None, info: EncoderInfo) -> nn.Module:
     """Build the encoder of images of a run or an exported file, if it is of one, with random weights."""
-    if run is not None and (folder := RunFolder(run).clip_folder).is_dir():
-        return ClipSetup.load(folder).build().backbone
-    return create_backbone(info.name, info.image_size)
+    clip = None if run is None else clip_of_run(run)
+    return clip.build().backbone if clip is not None else create_backbone(info.name, info.image_size)
 
 
 def _kind(word: str) -> Kind:
