@@ -52,16 +52,16 @@ class Adaptation:
     options: dict[str, Any]
 
 
-BOTH = ("image_to_text_r1", "text_to_image_r1")
+BOTH = ("image_to_text_r5", "text_to_image_r5")
 ADAPTATIONS = {
     "emoji": Adaptation(
-        "emoji in lines, tuned on emoji in colour (recall at 1, mean of both ways)",
+        "emoji in lines, tuned on emoji in colour (recall at 5, mean of both ways)",
         emoji,
         clip_start,
         "clip",
         150,
-        10,
-        (1e-4, 3e-4, 1e-3, 3e-3),
+        6,
+        (1e-3, 2e-3, 4e-3, 8e-3),
         BOTH,
         {},
     ),
@@ -71,9 +71,9 @@ ADAPTATIONS = {
         clip_start,
         "clip",
         150,
-        10,
-        (3e-5, 1e-4, 3e-4, 1e-3),
-        BOTH[:1],
+        6,
+        (3e-4, 1e-3, 2e-3, 4e-3),
+        ("image_to_text_r1",),
         {},
     ),
     "wordnet": Adaptation(
