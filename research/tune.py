@@ -82,7 +82,7 @@ ADAPTATIONS = {
         text_start,
         "init_from",
         12,
-        3,
+        2,
         (3e-5, 1e-4, 3e-4, 1e-3),
         ("query_to_document_r1", "document_to_query_r1"),
         {"columns": "definition,words", "temperature": 0.07, "text_layers": 0, "text_width": 128, "text_length": 32},
@@ -102,7 +102,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 OURS, COLD, CLIP, LARGE_CLIP = tuple(WAYS)[:4]
 OWN_RATE = (OURS, CLIP, LARGE_CLIP)  # all others have that of ours
-MORE_SEEDS = SEEDS[:3]  # of what is beside
+BESIDE, MORE_SEEDS = ("wordnet",), SEEDS[:3]  # where all other ways are run too, and how often
 
 
 # -------------------------------------------------------------------------------------------------------------- the runs
@@ -175,7 +175,7 @@ class Runs:
                 self.ensure(way, lr, RATE_SEED)
         for seed, way in itertools.product(SEEDS, WAYS):
             lr = self.rate(way)
-            if lr is not None and (way in tuple(WAYS)[:4] or seed in MORE_SEEDS):
+            if lr is not None and (way in tuple(WAYS)[:4] or (self.name in BESIDE and seed in MORE_SEEDS)):
                 self.ensure(way, lr, seed)
 
     def curves(self, way: str) -> dict[int, list[float]]:

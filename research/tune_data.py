@@ -19,7 +19,7 @@ Rows = list[tuple[str, str]]
 SENTENCE = "a photo of a {}"
 GARMENTS = {"Longsleeve": "long-sleeved shirt", "Pants": "pair of pants", "Shoes": "pair of shoes"}
 GARMENTS |= {"Shorts": "pair of shorts", "Undershirt": "undershirt", "T-Shirt": "T-shirt", "Polo": "polo shirt"}
-SYNSETS = 40_000
+SYNSETS = 20_000
 SVG = "http://www.w3.org/2000/svg"
 
 
@@ -94,7 +94,7 @@ def clothes(folder: Path, photographs: Path) -> dict[str, Path]:
 
 
 def wordnet(folder: Path) -> dict[str, Path]:
-    """Write tables of definitions and words: 40,000 pairs to train on before and to tune on, the same, and two held-out parts."""
+    """Write tables of definitions and words: 20,000 pairs to train on before and to tune on, the same, and two held-out parts."""
     outer = split_synsets(read_wordnet(find_wordnet()), HELD_OUT)
     inner = split_synsets(outer["train"], HELD_OUT)
     both = split_synsets(inner["train"], SYNSETS)["test"]
