@@ -1,8 +1,8 @@
-"""What of an encoder does not train: all of it, or its first stages."""
+"""What of an encoder does not train: all of it, its first stages, or the statistics of its BatchNorm."""
 
 from __future__ import annotations
 
-from ..config.schema import ModelConfig, TrainConfig
+from ..config.schema import BatchNorm, ModelConfig, TrainConfig
 from ..errors import BadInput
 from ..models.backbone import OWN
 
@@ -14,7 +14,12 @@ def check_freezing(config: TrainConfig, kind: str) -> None:
         BadInput: it does not, or is not.
     """
     model = config.model
-    option = "--freeze" if model.freeze else "--train-last" if model.train_last is not None else None
+    given = {
+        "--freeze": model.freeze,
+        "--train-last": model.train_last is not None,
+        "--batchnorm frozen": model.batchnorm == "frozen",
+    }
+    option = next((name for name, value in given.items() if value), None)
     if option is None:
         return
     if model.freeze and model.train_last is not None:
@@ -31,6 +36,15 @@ def check_freezing(config: TrainConfig, kind: str) -> None:
         )
 
 
+def choose_batchnorm(config: TrainConfig, kind: str, patches: bool) -> BatchNorm:
+    """Return whose statistics BatchNorm uses: augmented batches spoil those of good weights; vision transformers (`patches`) have none."""
+    asked, tuned = config.model.batchnorm, config.model.pretrained is not None and kind == "images" and not patches
+    return asked if asked != "auto" else "frozen" if tuned else "train"
+
+
 def frozen_words(model: ModelConfig) -> str:
     """Return what the line on the encoder says of it."""
-    return ", frozen" if model.freeze else f", its last {model.train_last} stages train" if model.train_last else ""
+    if model.freeze:
+        return ", frozen"
+    part = f", its last {model.train_last} stages train" if model.train_last else ""
+    return f"{part}, BatchNorm's statistics stay" if model.batchnorm == "frozen" else part

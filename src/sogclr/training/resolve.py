@@ -21,11 +21,11 @@ from ..errors import BadInput
 from ..hardware import choose_device, choose_precision, choose_threads, cores
 from ..models.backbone import is_vision_transformer, resolve_name
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
-from .freezing import check_freezing, frozen_words
+from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .optim import learning_rate, weight_decay
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
-TUNED_SHARE = 0.1  # of the rule's learning rate, for a vision transformer that has weights already
+TUNED_SHARE = 0.1  # of the rule's learning rate, for an encoder that has weights already
 TUNED_LAYER_DECAY = 0.75  # BEiT's
 _NAMES = {"images": "images alone", "pairs": "pairs"}  # kind of DATA -> its name in a sentence
 
@@ -56,7 +56,9 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
-        model=replace(config.model, model=model, pretrained=weights),
+        model=replace(
+            config.model, model=model, pretrained=weights, batchnorm=choose_batchnorm(config, source.kind, patches)
+        ),
         loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
         optim=_resolve_optim(
             config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights
@@ -189,9 +191,9 @@ def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
 def _resolve_optim(
     optim: OptimConfig, batch_size: int, epochs: float, kind: str, patches: bool, weights: str | None
 ) -> OptimConfig:
-    """Return the section; LARS lets vision transformers (`patches`) collapse, and AdamW's own rate forgets their weights."""
-    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches else "lars")
-    tuned = patches and weights is not None
+    """Return the section; LARS lets vision transformers (`patches`) collapse, and high rates forget what weights know."""
+    tuned = weights is not None and (patches or kind == "images")
+    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches or tuned else "lars")
     rule = learning_rate(optimizer, optim.lr_rule, batch_size * optim.accumulate)
     return replace(
         optim,
