@@ -1,4 +1,4 @@
-"""Paired differences of held-out recall, with intervals over seeds and over the held-out pairs."""
+"""Paired differences, with intervals over seeds and over held-out pairs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from .points import mean_sd
 
 STUDENT = {2: 12.706, 3: 4.303}  # 97.5 % quantiles of Student's t for so many seeds
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean and the ends of its 95 % interval, by Student's t."""
+    mean, sd = mean_sd(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 def difference(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> tuple[int, float, float, float]:

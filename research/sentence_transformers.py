@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 
 from benchmarks import pages
 from sogclr.integrations import sentence_transformers as ours
 from sogclr.models.text import find_encoder
 
 from .measure import Cache
-from .points import Point, mean_sd, plus_minus, write_points
+from .paired import interval
+from .points import Point, plus_minus, write_points
 
 WORDNET = Path("/usr/share/wordnet")
 SEEDS, UNSEEN = (0, 1, 2, 3, 4), 99  # the rates are chosen on the latter
@@ -208,13 +208,6 @@ def of_seeds(cache: Cache, name: str) -> tuple[dict[str, Any], float, list[dict[
     """Return a method's rule, its rate and the results of the seeds that are shown."""
     rule, lr = chosen(cache, name)
     return rule, lr, ensure(cache, [(rule, lr, seed) for seed in SEEDS])
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return the mean and the ends of its 95 % interval, by Student's t."""
-    mean, sd = mean_sd(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def claims(found: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import pages
-from research import measure, problems, tried, with_a_resnet
+from research import adapt, measure, problems, tried, with_a_resnet
 from research.points import COLUMNS, Point, write_points
 from research.rules import build_rule
 
@@ -78,6 +78,26 @@ def test_a_report_is_page_figure_and_csv(results):
     assert len(found) == len(places) - 1  # strength 1 is in both tables
     assert {row["mean"] for row in found} == {"0.021"}
     assert "| SimCLR | 8 | 0.0210 | 0.0210 | 0.0210 |" in page
+
+
+def test_a_tuned_encoder_is_compared_with_its_start(results):
+    """Seed by seed, from what there is: gain and change with intervals, and whether they are what was asked for."""
+    cache, setting = measure.Cache("adapt"), adapt.SETTINGS[1]
+    for seed in (0, 1):
+        for method, gained, lost in (("start", 0, 0), ("SogCLR", 4 + seed, 0.2), ("SimCLR", 1 - seed, 3)):
+            target = {"knn_top1": 30 + 2 * seed + gained, "linear_top1": 40.0}
+            source = {"knn_top1": 80 - lost, "linear_top1": 82.0}
+            cache.put(adapt.config_of(setting, method, seed), {"target": target, "source": source, "seconds": 60.0})
+    adapt.report(measure.Cache("adapt"))
+    assert {path.name for path in (results / "results").iterdir()} == {f"adapt{end}" for end in (".md", ".csv", ".png")}
+    page = (results / "results" / "adapt.md").read_text(encoding="utf-8")
+    assert "| start | 2 | 31.0 ± 1.4 | 40.0 ± 0.0 | 80.0 ± 0.0 | 82.0 ± 0.0 |  |  |  |  |" in page
+    changed = "+4.5 (-1.9 to +10.9) | -0.2 (-0.2 to -0.2) | gain met, within the interval; loss met |"
+    assert f"| SogCLR | 2 | 35.5 ± 2.1 | 40.0 ± 0.0 | 79.8 ± 0.0 | 82.0 ± 0.0 | 60 | {changed}" in page
+    assert "| SimCLR | 1 |" in page
+    assert "| +1.0 | -3.0 | gain missed, one run; loss missed, one run |" in page
+    found = next(row for row in rows(results / "results" / "adapt.csv") if row["metric"] == "target knn_top1")
+    assert (found["problem"], found["method"], found["mean"], found["n"]) == ("B", "start", "0.31", "2")
 
 
 def test_a_row_of_the_resnet_says_optimizer_and_rate(results):

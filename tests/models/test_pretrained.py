@@ -157,17 +157,19 @@ def test_names_and_files_lead_to_a_file(hub, published, tmp_path):
         create_backbone("hf-hub:timm/test_resnet.r160_in1k", 32)
 
 
-def test_a_pretrained_vision_transformer_is_tuned_gently(digits_data, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "drawn_with"), [("test_vit", "adamw"), ("test_resnet", "lars")])
+def test_a_pretrained_encoder_is_tuned_gently(name, drawn_with, digits_data, tmp_path, capsys):
     """AdamW at a tenth of the rule's rate, less in each layer below; drawn weights get the rule's."""
-    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
-    options = RUN | {"model": "test_vit", "image_size": 32}
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+    options = RUN | {"model": name, "image_size": 32}
     drawn = package.train(digits_data, tmp_path / "drawn", **options).config().optim
-    assert (drawn.optimizer, drawn.layer_decay) == ("adamw", 1.0)
-    assert drawn.lr == pytest.approx(1e-3 * (8 / 256) ** 0.5)
+    assert (drawn.optimizer, drawn.layer_decay) == (drawn_with, 1.0)
+    assert drawn.lr == pytest.approx({"adamw": 1e-3 * (8 / 256) ** 0.5, "lars": 0.075 * 8**0.5}[drawn_with])
     capsys.readouterr()
     tuned = package.train(digits_data, tmp_path / "tuned", pretrained=tmp_path / "w.safetensors", **options)
     found = tuned.config().optim
-    assert (found.optimizer, found.lr, found.layer_decay) == ("adamw", pytest.approx(drawn.lr / 10), 0.75)
+    assert (found.optimizer, found.layer_decay) == ("adamw", 0.75)
+    assert found.lr == pytest.approx(1e-4 * (8 / 256) ** 0.5)
     assert "(0.1 of the rule's: pretrained), times 0.75 a layer down" in " ".join(capsys.readouterr().err.split())
     asked = options | {"optimizer": "lars", "layer_decay": 0.9}
     assert package.train(digits_data, tmp_path / "asked", quiet=True, **asked).config().optim.layer_decay == 0.9
@@ -210,6 +212,25 @@ def test_what_is_frozen_stays_as_it_was(name, options, trained, digits_data, tmp
     assert all(torch.equal(again[k], last[k]) for k in last)
 
 
+@pytest.mark.parametrize(
+    ("options", "stays"), [({}, True), ({"batchnorm": "train"}, False), ({"method": "moco", "queue": 16}, True)]
+)
+def test_the_statistics_of_pretrained_batchnorm_stay(options, stays, digits_data, tmp_path, capsys):
+    """Its scales and shifts train; after a halt too."""
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
+    options = RUN | {"model": "test_resnet", "image_size": 32, "keep": 9, "save_every": 1, "lr": 0.01} | options
+    run = package.train(digits_data, tmp_path / "run", pretrained=tmp_path / "w.safetensors", **options)
+    assert ("BatchNorm's statistics stay" in " ".join(capsys.readouterr().err.split())) is stays
+    moved, last = changed(run)
+    assert {"bn1.weight", "bn1.bias", "conv1.weight"} & moved
+    assert not [key for key in moved if "running" in key or "tracked" in key] if stays else "bn1.running_mean" in moved
+    run.encoder_file.unlink()
+    run.checkpoint_files()[-1].unlink()
+    package.resume(run.path, quiet=True)
+    again = torch.load(run.checkpoint_files()[-1], weights_only=True)["model"]
+    assert all(torch.equal(again[k], last[k]) for k in last)
+
+
 def test_frozen_parts_are_no_part_of_the_optimizer(tmp_path):
     backbone = create_backbone("test_resnet", 32)
     frozen = freeze(backbone, 2)
@@ -228,6 +249,7 @@ def test_frozen_parts_are_no_part_of_the_optimizer(tmp_path):
     [
         ({"freeze": True}, "--freeze freezes an encoder that knows nothing; give its weights"),
         ({"freeze": True, "train_last": 1}, "--freeze trains nothing of the encoder and --train-last a part"),
+        ({"batchnorm": "frozen"}, "--batchnorm frozen freezes an encoder that knows nothing; give its weights"),
         ({"train_last": 5, "pretrained": NAME}, r"--train-last 5 is all that ResNet has \(4 stages"),
     ],
 )

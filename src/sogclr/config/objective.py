@@ -93,9 +93,9 @@ class OptimConfig:
     title: ClassVar[str] = "optimizer"
 
     optimizer: Optimizer | None = None
-    """lars, or adamw for pairs and vision transformers, when left out."""
+    """lars, or adamw for pairs, vision transformers and weights of --pretrained, when left out."""
     lr: Annotated[float | None, Range(0, above=True)] = None
-    """Peak learning rate; from --lr-rule when left out, a tenth of it for a vision transformer with weights of --pretrained, a hundredth with --clip."""
+    """Peak learning rate; from --lr-rule when left out, a tenth of it for images and weights of --pretrained, a hundredth with --clip."""
     lr_rule: Literal["sqrt", "linear"] = "sqrt"
     """LARS: 0.075 sqrt(B), or 0.3 B/256."""
     weight_decay: Annotated[float | None, Range(0)] = None
@@ -103,7 +103,7 @@ class OptimConfig:
     layer_decay: Annotated[
         float | None, Range(0, 1, above=True, note="it is the factor from a layer to the one below")
     ] = None
-    """Factor of the learning rate from each layer of the image encoder to the one below; 1, or 0.75 for a vision transformer with weights of --pretrained, when left out."""
+    """Factor of the learning rate from each layer of the image encoder to the one below; 1, or 0.75 for weights of --pretrained (on pairs, of a vision transformer), when left out."""
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Of lars and sgd."""
     warmup_epochs: Annotated[float | None, Range(0)] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypedDict
 
 from .objective import Convention, GammaSchedule, KeySchedule, Optimizer, TemperatureMode, WarmStart
-from .schema import Logger, Pooling, Precision, RecipeName
+from .schema import BatchNorm, Logger, Pooling, Precision, RecipeName
 
 
 class TrainOptions(TypedDict, total=False):
@@ -27,6 +27,7 @@ class TrainOptions(TypedDict, total=False):
     init_from: str | None
     freeze: bool
     train_last: int | None
+    batchnorm: BatchNorm
     head_layers: int
     head_hidden: int | None
     head_dim: int

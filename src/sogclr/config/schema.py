@@ -18,6 +18,7 @@ from .ranges import Check, Range, check_fields
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 RecipeName = Literal["auto", "simclr", "small", "character", "caption"]
+BatchNorm = Literal["auto", "train", "frozen"]
 Pooling = Literal["mean", "cls"]
 Logger = Literal["none", "wandb", "mlflow", "trackio"]
 
@@ -108,6 +109,8 @@ class ModelConfig:
     """Train the projection head alone; the encoder stays as --pretrained or --init-from gave it."""
     train_last: Annotated[int | None, Range(1)] = None
     """Train only so many of the encoder's last stages or blocks, and the head. All when left out."""
+    batchnorm: BatchNorm = "auto"
+    """Whose statistics BatchNorm in the encoder uses: of each batch (train), or those of the first weights (frozen). auto is frozen with --pretrained, else train."""
     head_layers: Annotated[int, Range(2, 3)] = 2
     """Layers of the projection head."""
     head_hidden: Annotated[int | None, Range(1)] = None

@@ -184,6 +184,11 @@ def freeze(backbone: nn.Module, train_last: int = 0) -> list[str]:
     return [name for name, parameters in modules if parameters and not any(p.requires_grad for p in parameters)]
 
 
+def batchnorms(backbone: nn.Module) -> list[str]:
+    """Return the names of the modules that are BatchNorm."""
+    return [name for name, part in backbone.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
 def feature_width(backbone: nn.Module) -> int:
     """Return the width of the features, timm's `num_features`."""
     return int(cast(int, backbone.num_features))

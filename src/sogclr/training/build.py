@@ -19,7 +19,7 @@ from ..data.source import Source
 from ..errors import BadInput
 from ..losses import MoCoLoss
 from ..losses.contrastive import ContrastiveLoss
-from ..models.backbone import create_backbone, feature_width, freeze
+from ..models.backbone import batchnorms, create_backbone, feature_width, freeze
 from ..models.encoder import EncoderInfo
 from ..models.pretrained import weights_file
 from ..models.two_view import ContrastiveModel, ProjectionHead
@@ -226,7 +226,9 @@ def build_image_model(config: TrainConfig, own: OwnParts, shape: tuple[int, ...]
             return ContrastiveModel(backbone, nn.Identity())
     head = ProjectionHead(width, options.head_hidden or width, options.head_dim, options.head_layers)
     held = options.freeze or options.train_last is not None
-    return ContrastiveModel(backbone, head, freeze(backbone, options.train_last or 0) if held else ())
+    frozen = freeze(backbone, options.train_last or 0) if held else []
+    frozen += batchnorms(backbone) if options.batchnorm == "frozen" else []
+    return ContrastiveModel(backbone, head, frozen)
 
 
 def own_loss(loss: nn.Module, source: Source) -> ContrastiveLoss | OwnLoss:

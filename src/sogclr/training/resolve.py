@@ -10,7 +10,7 @@ import numpy as np
 from ..config.methods import METHODS, estimator_of, options_of
 from ..config.objective import LossConfig, OptimConfig
 from ..config.rows import Row
-from ..config.schema import ModelConfig, PairsConfig, RunConfig, TrainConfig
+from ..config.schema import PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
 from ..data.inputs import Inputs, inputs_from_table
 from ..data.pair_columns import Kind
@@ -19,15 +19,16 @@ from ..data.recipe import named_recipe, recipe_from_table
 from ..data.source import Source
 from ..errors import BadInput
 from ..hardware import choose_device, choose_precision, choose_threads, cores
-from ..models.backbone import OWN, is_vision_transformer, resolve_name
+from ..models.backbone import is_vision_transformer, resolve_name
 from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .clip_start import check_clip, clip_line, fill_in
+from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .optim import learning_rate, weight_decay
 from .warm_start import resolve_warm_start, usual_warm_start
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
-TUNED_SHARE = 0.1  # of the rule's learning rate, for a vision transformer that has weights already
+TUNED_SHARE = 0.1  # of the rule's learning rate, for an encoder that has weights already
 TUNED_LAYER_DECAY = 0.75  # BEiT's
 _NAMES = {"images": "images alone", "pairs": "pairs"}  # kind of DATA -> its name in a sentence
 
@@ -53,7 +54,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     if weights is not None:
         weights_file(weights, download=True)
     named = "caption" if source.kind == "pairs" and config.data.recipe == "auto" else config.data.recipe
-    _check_freezing(config, source.kind)
+    check_freezing(config, source.kind)
     steps_per_epoch = count_steps_per_epoch(config, source)
     total = min(config.run.epochs * steps_per_epoch, config.run.max_steps or config.run.epochs * steps_per_epoch)
     run, workers = _resolve_run(config, total, steps_per_epoch)
@@ -61,7 +62,9 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
-        model=replace(config.model, model=model, pretrained=weights),
+        model=replace(
+            config.model, model=model, pretrained=weights, batchnorm=choose_batchnorm(config, source.kind, patches)
+        ),
         loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
         optim=resolve_warm_start(
             _resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights),
@@ -128,26 +131,6 @@ def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
         _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
     if config.pairs.pooling is not None and config.pairs.text_model is None:
         raise BadInput("--pooling is for a Hugging Face encoder; give one with --text-model, or leave it out")
-
-
-def _check_freezing(config: TrainConfig, kind: str) -> None:
-    """Check that what is frozen knows something, and is of a model for images alone."""
-    model = config.model
-    option = "--freeze" if model.freeze else "--train-last" if model.train_last is not None else None
-    if option is None:
-        return
-    if model.freeze and model.train_last is not None:
-        raise BadInput("--freeze trains nothing of the encoder and --train-last a part of it; keep one of them")
-    if kind == "pairs":
-        raise BadInput(
-            f"{option} is for images alone and {config.data.data} holds pairs; give --image-rate 0 to freeze"
-        )
-    if model.model is not None and model.model.startswith(OWN):
-        raise BadInput(f"{option} is for timm's models; freeze parts of your own by requires_grad_(False)")
-    if model.pretrained is None and model.init_from is None:
-        raise BadInput(
-            f"{option} freezes an encoder that knows nothing; give its weights with --pretrained or --init-from"
-        )
 
 
 def _refuse_options(config: TrainConfig, names: list[str], meant: str, held: str) -> None:
@@ -219,9 +202,9 @@ def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
 def _resolve_optim(
     optim: OptimConfig, batch_size: int, epochs: float, kind: str, patches: bool, weights: str | None
 ) -> OptimConfig:
-    """Return the section; LARS lets vision transformers (`patches`) collapse, and AdamW's own rate forgets their weights."""
-    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches else "lars")
-    tuned = patches and weights is not None
+    """Return the section; LARS lets vision transformers (`patches`) collapse, and high rates forget what weights know."""
+    tuned = weights is not None and (patches or kind == "images")
+    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches or tuned else "lars")
     rule = learning_rate(optimizer, optim.lr_rule, batch_size * optim.accumulate)
     return replace(
         optim,
@@ -279,7 +262,7 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
     towers = ", one tower for both columns" if pairs.shared_tower else ", a tower for each column"
     towers = towers if isinstance(source, Pairs) and kinds[0] == kinds[1] else ""
     lines = [
-        f"encoder   {config.model.model} ({why}){towers}{_frozen_words(config.model)}{_lr_scale_words(pairs.image_rate)}",
+        f"encoder   {config.model.model} ({why}){towers}{frozen_words(config.model)}{_lr_scale_words(pairs.image_rate)}",
         f"weights   {_weights_words(config)}",
         f"texts     {texts}{towers}{_lr_scale_words(pairs.text_rate)}",
         f"views     {config.data.image_size} pixels",
@@ -294,10 +277,6 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         "" if "texts" in kinds else "texts",
     )
     return [line for line in lines if line.split()[0] not in unused]
-
-
-def _frozen_words(model: ModelConfig) -> str:
-    return ", frozen" if model.freeze else f", its last {model.train_last} stages train" if model.train_last else ""
 
 
 def _rate_words(config: TrainConfig) -> str:
