@@ -45,8 +45,8 @@ class Adaptation:
     """The option that names the start."""
     epochs_before: int
     epochs: int
-    rates: tuple[float, ...]
-    """At B = 32; at 256 they are sqrt(8) times as large."""
+    rates: dict[int, tuple[float, ...]]
+    """Batch size -> four of them."""
     scores: tuple[str, ...]
     """Whose mean is shown."""
     options: dict[str, Any]
@@ -61,7 +61,7 @@ ADAPTATIONS = {
         "clip",
         150,
         6,
-        (1e-3, 2e-3, 4e-3, 8e-3),
+        {32: (1e-3, 2e-3, 4e-3, 8e-3), 256: (5e-4, 1e-3, 2e-3, 4e-3)},
         BOTH,
         {},
     ),
@@ -72,7 +72,7 @@ ADAPTATIONS = {
         "clip",
         150,
         6,
-        (3e-4, 1e-3, 2e-3, 4e-3),
+        {32: (3e-4, 1e-3, 2e-3, 4e-3), 256: (3e-4, 1e-3, 2e-3, 4e-3)},
         ("image_to_text_r1",),
         {},
     ),
@@ -83,7 +83,7 @@ ADAPTATIONS = {
         "init_from",
         12,
         2,
-        (3e-5, 1e-4, 3e-4, 1e-3),
+        {32: (3e-5, 1e-4, 3e-4, 1e-3), 256: (1e-4, 3e-4, 1e-3, 3e-3)},
         ("query_to_document_r1", "document_to_query_r1"),
         {"columns": "definition,words", "temperature": 0.07, "text_layers": 0, "text_width": 128, "text_length": 32},
     ),
@@ -107,8 +107,7 @@ BESIDE, MORE_SEEDS = ("wordnet",), SEEDS[:3]  # where all other ways are run too
 
 # -------------------------------------------------------------------------------------------------------------- the runs
 def rates_of(name: str, way: str) -> tuple[float, ...]:
-    factor = (WAYS[way][0] / SMALL) ** 0.5
-    return tuple(float(f"{rate * factor:.3g}") for rate in ADAPTATIONS[name].rates)
+    return ADAPTATIONS[name].rates[WAYS[way][0]]
 
 
 def config_of(name: str, way: str, lr: float, seed: int, epochs: int) -> dict[str, Any]:
