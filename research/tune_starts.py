@@ -17,6 +17,7 @@ from sogclr.models.hugging_face import import_transformers
 
 SEED = 1000
 SIDE, PATCH, WIDTH, TOKENS, VOCABULARY = 64, 16, 64, 16, 2000
+TEXT_WIDTH = 128
 ENDS = ("<|startoftext|>", "<|endoftext|>")
 SAME: dict[str, Any] = {"workers": 0, "threads": 1, "device": "cpu", "precision": "fp32", "quiet": True}
 
@@ -78,17 +79,10 @@ def clip_start(folder: Path, tables: dict[str, Path], epochs: int) -> Path:
 def text_start(folder: Path, tables: dict[str, Path], epochs: int) -> Path:
     """Return a run on texts, bags of tokens, trained by CLIP's loss at B = 512; made once."""
     place = folder / "start"
-    if not (place / "two_tower.safetensors").is_file():
+    if not place.is_dir():
         options = {"batch_size": 512, "epochs": epochs, "lr": 5e-3, "seed": SEED, "temperature": 0.07}
-        sogclr.train(
-            tables["before"],
-            place,
-            columns="definition,words",
-            method="clip",
-            text_layers=0,
-            text_width=WIDTH,
-            text_length=32,
-            **options,
-            **SAME,
-        )
+        shape = {"columns": "definition,words", "text_layers": 0, "text_width": TEXT_WIDTH, "text_length": 32}
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            run = sogclr.train(tables["before"], Path(name) / "run", method="clip", **shape, **options, **SAME)
+            run.path.rename(place)
     return place
