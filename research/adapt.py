@@ -61,6 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SogCLR": {},
     "SogCLR, not gently": {"optimizer": "lars", "layer_decay": 1.0, "batchnorm": "train"},
     "SogCLR, gently": {"optimizer": "adamw", "lr": 5e-5, "layer_decay": 0.75, "batchnorm": "frozen"},
+    "SogCLR, last 2 stages": {"train_last": 2},
     NOTHING: {"init_from": None, "pretrained": None},
     "SimCLR": {"method": "simclr"},
 }
@@ -70,11 +71,12 @@ MINI = {"model": "resnet10_mini", "image_size": 64, "batch_size": 64, "precision
 LITE = {"model": "tf_efficientnet_lite0.in1k", "image_size": 96, "batch_size": 32, "precision": "fp32", "max_steps": 58}
 SMALL = {**LITE, "image_size": 64, "max_steps": None}
 PUBLISHED = {"SogCLR": 3, "SogCLR, not gently": 1, NOTHING: 1, "SimCLR": 1}  # runs of each
+PARTS = {"SogCLR": 2, "SogCLR, last 2 stages": 1}
 OWN = {"SogCLR": 3, "SogCLR, gently": 1, NOTHING: 1, "SimCLR": 1}
 SETTINGS = (
     Setting("A", "from ImageNet to clothes", "fewer drawings", "clothes", 0, 1, LITE, PUBLISHED),
     Setting("B", "from drawings to clothes", "drawings", "clothes", 5, 3, MINI, OWN),
-    Setting("C", "from ImageNet to small clothes", "fewer drawings", "clothes", 0, 3, SMALL, {"SogCLR": 3}),
+    Setting("C", "from ImageNet to small clothes", "fewer drawings", "clothes", 0, 3, SMALL, PARTS),
 )
 
 INTRODUCTION = f"""An encoder that was trained on some images is trained on others by `sogclr.train`, with what it chooses by itself but where the row says more. kNN
@@ -90,7 +92,12 @@ ABOUT = {
     "B": "resnet10_mini, 64 pixels, B = 64: {pretraining} epochs on 2,929 of OpenMoji's drawings, then `--init-from` for {epochs} epochs on 3,711 photographs of clothes.",
     "C": "As A, at 64 pixels, where the weights, made for 224, know less, for {epochs} epochs.",
 }
-READING = ""
+READING = """What was asked for holds for an encoder of one's own (B), which knew little of photographs: it gains 4 to 5 points on them, as much more than from nothing in
+the same time, and loses no kNN where it came from. (The linear probe is lower there: in B by 3 points, less than what the seeds differ by; in C, which teaches
+it on 712 drawings, by 20.) SimCLR does as well as SogCLR. ImageNet's weights (A, C) are kept, and that is all so far: half an epoch or three raise the
+linear probe, and not kNN, which stays just below its start. With the rate and BatchNorm of a start from nothing they forget at once, which is why
+`--pretrained` is tuned gently; a run's own encoder that is tuned so learns less and forgets more, which is why `--init-from` is not. Runs of a day, which is
+what such weights are tuned for, were not made."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the images
