@@ -25,13 +25,13 @@ from sogclr.files import cache_folder
 
 from .figures import dress, figure, save, style
 from .measure import Cache
+from .paired import interval
 from .points import Point, mean_sd, write_points
 from .tune_data import clothes, emoji, wordnet
 from .tune_starts import SAME, clip_start, text_start
 
 SEEDS, RATE_SEED = (0, 1, 2, 3, 4), 100
 SMALL, LARGE = 32, 256
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles for so many seeds
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "SogCLR, cold": (SMALL, {"warm_start": "none"}),
     "CLIP's loss": (SMALL, {"method": "clip", "warm_start": "none"}),
     "CLIP's loss, B 256": (LARGE, {"method": "clip", "warm_start": "none"}),
+    "SogCLR, exact u, warm Adam, the default's rate": (SMALL, {"lr": None}),
     "SogCLR, ema": (SMALL, {"warm_start": "ema"}),
     "SogCLR, exact again every epoch": (SMALL, {"refresh_every": 1}),
     "SogCLR, gamma 1": (SMALL, {"gamma": 1.0, "warm_start": "none"}),
@@ -102,7 +103,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 OURS, COLD, CLIP, LARGE_CLIP = tuple(WAYS)[:4]
 OWN_RATE = (OURS, CLIP, LARGE_CLIP)  # all others have that of ours
-BESIDE, MORE_SEEDS = ("wordnet",), SEEDS[:3]  # where all other ways are run too, and how often
+BESIDE, MORE_SEEDS = ("wordnet",), SEEDS[:3]  # where what comes after the first five is run too, and how often
 
 
 # -------------------------------------------------------------------------------------------------------------- the runs
@@ -174,7 +175,7 @@ class Runs:
                 self.ensure(way, lr, RATE_SEED)
         for seed, way in itertools.product(SEEDS, WAYS):
             lr = self.rate(way)
-            if lr is not None and (way in tuple(WAYS)[:4] or (self.name in BESIDE and seed in MORE_SEEDS)):
+            if lr is not None and (way in tuple(WAYS)[:5] or (self.name in BESIDE and seed in MORE_SEEDS)):
                 self.ensure(way, lr, seed)
 
     def curves(self, way: str) -> dict[int, list[float]]:
@@ -185,13 +186,12 @@ class Runs:
 
 
 # -------------------------------------------------------------------------------------------------------------- the page
-def interval(values: list[float]) -> str:
+def with_interval(values: list[float]) -> str:
     """Return `+0.42 (+0.10 to +0.74)`: a mean of seeds and its 95 % interval."""
-    mean, sd = mean_sd(values)
     if len(values) < 2:
-        return f"{mean:+.2f}"
-    half = STUDENT[len(values)] * sd / len(values) ** 0.5
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+        return f"{values[0]:+.2f}"
+    mean, low, high = interval(values)
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def table(runs: Runs) -> list[str]:
@@ -205,10 +205,11 @@ def table(runs: Runs) -> list[str]:
             continue
         start, end = (mean_sd([curve[k] for curve in curves.values()])[0] for k in (0, -1))
         lowest = min(min(curve[1:]) - curve[0] for curve in curves.values())
-        gain = interval([curve[-1] - curve[0] for curve in curves.values()])
+        gain = with_interval([curve[-1] - curve[0] for curve in curves.values()])
         both = sorted(curves.keys() & large.keys())
-        ahead = interval([curves[s][-1] - large[s][-1] for s in both]) if both and way != LARGE_CLIP else ""
-        cells = [way, str(batch), f"{runs.rate(way):.2g}", f"{start:.2f}", f"{lowest:+.2f}", f"{end:.2f}", gain, ahead]
+        ahead = with_interval([curves[s][-1] - large[s][-1] for s in both]) if both and way != LARGE_CLIP else ""
+        rate = "" if "lr" in WAYS[way][1] else f"{runs.rate(way):.2g}"
+        cells = [way, str(batch), rate, f"{start:.2f}", f"{lowest:+.2f}", f"{end:.2f}", gain, ahead]
         rows.append(f"| {' | '.join(cells)} | {len(curves)} |")
     return rows
 
