@@ -146,6 +146,7 @@ def test_what_differs_from_its_library_is_refused(clip, monkeypatch):
         ({"model_type": "bert"}, "type 'bert'"),
         ({"text_config": {"vocab_size": 10**9}}, "vocab_size 1000000000"),
         ({"vision_config": {"num_hidden_layers": 5000}}, "num_hidden_layers 5000"),
+        ({"vision_config": {"layer_norm_eps": 1e9}}, "layer_norm_eps 1000000000.0"),
     ],
     ids=str,
 )
@@ -157,6 +158,16 @@ def test_a_folder_of_another_kind_is_refused(change, sentence, clip, tmp_path):
     (folder / "config.json").write_text(json.dumps(table))
     with pytest.raises(BadInput, match=sentence):
         load_clip(str(folder))
+
+
+def test_a_configuration_does_not_bring_code_of_the_hub(clip, tmp_path):
+    """transformers would fetch the kernel that is named."""
+    folder = shutil.copytree(clip, tmp_path / "changed")
+    table = json.loads((folder / "config.json").read_text())
+    table["attn_implementation"] = table["text_config"]["attn_implementation"] = "nobody/kernel"
+    (folder / "config.json").write_text(json.dumps(table))
+    changed, plain = (load_clip(str(one)).weights for one in (folder, clip))
+    assert all(torch.equal(value, plain[key]) for key, value in changed.items())
 
 
 def test_weights_that_are_not_all_there_are_refused(clip, tmp_path):

@@ -50,7 +50,11 @@ def load_original(what: str) -> Original:
     try:
         config = check_config(config_class.from_pretrained(str(folder), local_files_only=True).to_dict(), str(folder))
         model, report = model_class.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation="sdpa",  # a configuration may name code on the hub there
         )
     except BadInput:
         raise

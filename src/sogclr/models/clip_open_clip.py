@@ -45,9 +45,12 @@ def load_original(what: str) -> Original:
         name, _, weights = what.partition(":")
         config = _config_of(package, name, weights)
     checked = check_config(config, what)
+    # a tokenizer of Hugging Face is read by transformers, which would run code that its files name
+    safe = {"trust_remote_code": False, "local_files_only": folder.is_dir()}
+    of_hugging_face = checked["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     try:
         model = package.create_model(name, pretrained=weights, force_custom_text=True, require_pretrained=True)
-        reader = package.get_tokenizer(name)
+        reader = package.get_tokenizer(name, **(safe if of_hugging_face else {}))
     except Exception as error:  # no network, another architecture, no weights, a pickle: one sentence for all of them
         reason = " ".join(str(error).split())[:160]
         raise BadInput(
@@ -70,7 +73,7 @@ def load_original(what: str) -> Original:
         config=checked | {"name": None if folder.is_dir() else name},
         files=_saved(reader) if hasattr(reader, "tokenizer") else {},
         parts=_take_apart(model, checked["model_cfg"]["embed_dim"]),
-        tokenizer=_tokenizer(reader, checked["model_cfg"]["text_cfg"], what),
+        tokenizer=_tokenizer(reader, checked["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}, what),
         inputs=Inputs(
             tuple(about["mean"]), tuple(about["std"]), 1.0, how if how in INTERPOLATIONS else "bicubic", squash
         ),
@@ -100,6 +103,9 @@ def check_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where} is a CoCa, or its texts are those of another model; give an open_clip model with towers of its own"
         )
+    options = text.get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict) or set(options) - {"clean"} or text.get("tokenizer_mode"):
+        raise BadInput(f"{where} cuts texts in a way that is not known here ({options}); give another model")
     if backbone is not None and not (isinstance(backbone, str) and ":" not in backbone and timm.is_model(backbone)):
         raise BadInput(f"{where} needs timm's model {backbone!r}, which timm {timm.__version__} does not have")
     if size := too_large(found):
@@ -199,11 +205,8 @@ def _side(size: int | tuple[int, int], what: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------ tokenizer
-def _tokenizer(reader: Any, about: dict[str, Any], what: str) -> Tokenizer:
-    """Return a tokenizer that gives the ids of open_clip's own."""
-    options = about.get("tokenizer_kwargs", {})
-    if set(options) - {"clean"} or about.get("tokenizer_mode"):
-        raise BadInput(f"--clip {what} cuts texts in a way that is not known here ({options}); give another model")
+def _tokenizer(reader: Any, options: dict[str, str], what: str) -> Tokenizer:
+    """Return a tokenizer that gives the ids of open_clip's own, with its options."""
     if not hasattr(reader, "tokenizer"):
         name, inner, pad = options.get("clean", "lower"), _bpe(reader), 0
     else:

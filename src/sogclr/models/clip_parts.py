@@ -16,6 +16,7 @@ LARGEST = {
     "num_hidden_layers": 256,
     "vocab_size": 2_000_000,
     "intermediate_size": 131_072,
+    "mlp_ratio": 64,
 }
 """The most of what a file may ask for; of all else `LARGEST_SIZE`."""
 LARGEST_SIZE = 16_384
@@ -92,6 +93,9 @@ def too_large(config: dict[str, Any]) -> str | None:
         if isinstance(value, dict):
             if found := too_large(value):
                 return found
-        elif isinstance(value, int) and value > LARGEST.get(name, LARGEST_SIZE) and not name.endswith("_token_id"):
-            return f"{name} {value}"
+            continue
+        most = float("inf") if name.endswith("_token_id") else LARGEST.get(name, LARGEST_SIZE)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and number > most:
+                return f"{name} {number}"
     return None
