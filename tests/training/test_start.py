@@ -100,7 +100,7 @@ def test_the_best_checkpoint_may_be_the_start_and_the_last_line_says_so(images, 
     line = capfd.readouterr().err.splitlines()[-1]
     assert line == (
         f"worse than its start: kNN {before} -> {after} (start -> end, on validation images); best.pt is the start; "
-        f"lower --lr, or mix with the start: sogclr export {run.path} --mix 0.5"
+        f"lower --lr, or score a mix with the start: sogclr eval {run.path} DATA --mix 0.5"
     )
 
 
