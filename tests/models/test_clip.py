@@ -254,6 +254,12 @@ def test_the_models_answers_are_in_the_configuration(run, clip):
         sogclr.load_encoder(run)
 
 
+def test_a_runs_own_configuration_trains_again(run, data, tmp_path):
+    again = sogclr.train(data, tmp_path / "again", config=run.config_file, quiet=True)
+    ours, theirs = load_file(again.two_tower_file), load_file(run.two_tower_file)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
 def test_siglips_scale_and_bias_go_on(data, tmp_path):
     model = write_hugging_face(tmp_path / "siglip", "siglip")
     run = sogclr.train(
