@@ -21,7 +21,7 @@ from sogclr import cli
 from sogclr.commands.export import export
 from sogclr.errors import BadInput, RunFailed
 from sogclr.models import torchvision_cpu
-from sogclr.models.clip import ClipSetup, end_temperature, load_clip
+from sogclr.models.clip import ClipSetup, load_clip, temperature_of
 from sogclr.models.two_tower import build_towers, load_two_tower
 from sogclr.run_folder import RunFolder, load_checkpoint
 
@@ -268,10 +268,22 @@ def test_siglips_scale_and_bias_go_on(data, tmp_path):
     first = load_checkpoint(run.checkpoint_files()[0])["loss"]
     assert (float(first["log_scale"]), float(first["bias"])) == (pytest.approx(2.5), -4.0)
     out = export(run.path, "hugging-face", tmp_path / "out", quiet=True)
-    weights, (tau, bias) = load_file(out / "model.safetensors"), end_temperature(run)
-    assert float(weights["logit_scale"]) == pytest.approx(-np.log(tau))
-    assert float(weights["logit_bias"]) == pytest.approx(bias)
-    assert bias != -4.0
+    weights, last = load_file(out / "model.safetensors"), load_checkpoint(run.latest_checkpoint())["loss"]
+    ends = {"logit_scale": (2.5, float(last["log_scale"])), "logit_bias": (-4.0, float(last["bias"]))}
+    half = load_file(export(run.path, "hugging-face", tmp_path / "half", mix=0.5, quiet=True) / "model.safetensors")
+    for name, (start, end) in ends.items():
+        assert start != end
+        assert float(weights[name]) == pytest.approx(end)
+        assert float(half[name]) == pytest.approx((start + end) / 2)
+    assert temperature_of(run, None, 0.0) == (pytest.approx(np.exp(-2.5)), -4.0)
+
+
+def test_siglips_bias_stays_where_another_loss_trains(data, tmp_path):
+    model = write_hugging_face(tmp_path / "siglip", "siglip")
+    run = sogclr.train(data, tmp_path / "run", clip=str(model), quiet=True, **STARTED)
+    weights = load_file(export(run.path, "hugging-face", tmp_path / "out", quiet=True) / "model.safetensors")
+    assert float(weights["logit_bias"]) == -4.0
+    assert load_clip(str(run.path)).bias == -4.0
 
 
 # ------------------------------------------------------------------------------------------------------- the run's life

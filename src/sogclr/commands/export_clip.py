@@ -10,7 +10,7 @@ from typing import cast
 from ..data.inputs import Inputs
 from ..errors import BadInput
 from ..files import atomic_folder
-from ..models.clip import LIBRARIES, check_same_rows, end_temperature
+from ..models.clip import LIBRARIES, check_same_rows, temperature_of
 from ..models.clip_parts import ClipParts, ClipTower
 from ..models.two_tower import load_two_tower
 from ..progress import Progress
@@ -46,7 +46,7 @@ def export_clip(run: RunFolder, format: str, folder: Path, mix: float, progress:
         made = "of our own" if setup is None else f"those of a model of {setup.library}"
         fitting = "onnx" if setup is None else setup.library
         raise BadInput(f"--format {format} is not for {run.path}, whose towers are {made}; give --format {fitting}")
-    info, (temperature, bias) = towers.info, end_temperature(run)
+    info, (temperature, bias) = towers.info, temperature_of(run, setup, mix)
     inputs = Inputs(**{k: v for k, v in asdict(info).items() if k in asdict(Inputs())})
     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     with atomic_folder(folder) as temporary:

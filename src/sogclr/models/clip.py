@@ -48,6 +48,8 @@ class ClipSetup:
     """The library's own, checked."""
     files: dict[str, bytes]
     """Of its tokenizer, by name."""
+    bias: float | None = None
+    """SigLIP's, which only its own loss trains on."""
 
     def build(self) -> ClipParts:
         """Build both towers, with random weights.
@@ -70,7 +72,7 @@ class ClipSetup:
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
         table = {"library": self.library, "name": self.name, "config": self.config, "files": sorted(self.files)}
-        write_text(folder / _SETUP, json.dumps(table, indent=2))
+        write_text(folder / _SETUP, json.dumps(table | {"bias": self.bias}, indent=2))
 
     @classmethod
     def load(cls, folder: Path) -> ClipSetup:
@@ -83,9 +85,10 @@ class ClipSetup:
             table = json.loads((folder / _SETUP).read_text(encoding="utf-8"))
             library, config = table["library"], LIBRARIES[table["library"]].check_config(table["config"], str(folder))
             files = {Path(name).name: (folder / Path(name).name).read_bytes() for name in table["files"]}
+            bias = None if table.get("bias") is None else float(table["bias"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{folder} does not hold the model of a run ({error!r}); restore it from a copy") from None
-        return cls(library, str(table["name"]), config, files)
+        return cls(library, str(table["name"]), config, files, bias)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ def _of_original(library: Library, name: str, what: str, original: Original) -> 
     info = TextInfo(
         tokenizer.inner.get_vocab_size(), tokenizer.length, tokenizer.pad, full=tokenizer.full, clean=tokenizer.clean
     )
-    setup = ClipSetup(library, name, LIBRARIES[library].check_config(original.config, what), original.files)
+    config = LIBRARIES[library].check_config(original.config, what)
+    setup = ClipSetup(library, name, config, original.files, original.logit_bias)
     start = ClipStart(
         setup=setup,
         model=f"{CLIP}{name}",
@@ -218,10 +222,11 @@ def _of_run(run: RunFolder) -> ClipStart:
     if not run.finished:
         raise BadInput(f"--clip {run.path} is not finished; resume it first: sogclr resume {run.path}")
     metadata = read_metadata(run.two_tower_file, TWO_TOWER_FORMAT, "restore it from a copy")
-    info, (temperature, bias) = EncoderInfo.from_json(metadata["info"]), end_temperature(run)
-    text = TextSetup.load(run.text_folder)
+    info, text = EncoderInfo.from_json(metadata["info"]), TextSetup.load(run.text_folder)
+    setup = ClipSetup.load(run.clip_folder) if run.clip_folder.is_dir() else None
+    temperature, bias = temperature_of(run, setup)
     return ClipStart(
-        setup=ClipSetup.load(run.clip_folder) if run.clip_folder.is_dir() else None,
+        setup=setup,
         model=info.name,
         dim=int(metadata["dim"]),
         text=text,
@@ -233,13 +238,23 @@ def _of_run(run: RunFolder) -> ClipStart:
     )
 
 
-def end_temperature(run: RunFolder) -> tuple[float, float | None]:
-    """Return tau at the end of a run, of temperatures for each sample their geometric mean; and SigLIP's bias, if any."""
+def temperature_of(run: RunFolder, setup: ClipSetup | None, mix: float = 1.0) -> tuple[float, float | None]:
+    """Return tau of a run, of temperatures for each sample their geometric mean; and SigLIP's bias, if any.
+
+    Args:
+        run: finished.
+        setup: what its towers are, whose bias stays where none is trained.
+        mix: the share of the end of the run in log tau and the bias, as in its weights; 0 is its start.
+    """
     loss = run.config().loss
     newest = run.latest_checkpoint()
     state = {} if newest is None else load_checkpoint(newest)["loss"]
+    start = end = math.log(loss.temperature or 0.1)
+    bias = loss.bias if loss.bias is not None or setup is None else setup.bias
     if "log_scale" in state:  # SigLIP's loss learns both
-        return math.exp(-float(state["log_scale"])), float(state["bias"])
+        end = -float(state["log_scale"])
+        bias = (1 - mix) * (loss.bias or 0.0) + mix * float(state["bias"])
     learned = [state[key].float().reshape(-1) for key in ("temperature.tau", "text_temperature.tau") if key in state]
-    tau = float(torch.cat(learned).log().mean().exp()) if learned else float(loss.temperature or 0.1)
-    return tau, loss.bias
+    if learned:
+        end = float(torch.cat(learned).log().mean())
+    return math.exp((1 - mix) * start + mix * end), bias
