@@ -215,6 +215,7 @@ def test_a_saved_model_is_not_trusted(clip, tmp_path):
         ({"text_model": "x"}, "--text-model does not go with --clip"),
         ({"head_dim": 64}, "--head-dim does not go with --clip"),
         ({"image_size": 64}, "the model of --clip takes 32 pixels"),
+        ({"layer_decay": 0.75}, "--layer-decay 0.75 is for timm's encoders .* towers of hugging-face; leave it out"),
         ({"bias": -1.0}, "--bias -1.0 does not go with --method sogclr"),
     ],
     ids=str,

@@ -55,7 +55,7 @@ def fill_in(config: TrainConfig, start: ClipStart) -> TrainConfig:
         start: the model of `--clip`.
 
     Raises:
-        BadInput: other towers or another size of the images were given, or nothing trains.
+        BadInput: other towers or another size of the images were given, layers that are not known, or nothing trains.
     """
     optim = config.optim
     for name, answer in {"model": start.model, "head_dim": start.dim}.items():
@@ -65,6 +65,11 @@ def fill_in(config: TrainConfig, start: ClipStart) -> TrainConfig:
     if config.pairs.image_rate == config.pairs.text_rate == 0 and not projections:
         raise BadInput(
             f"--image-rate 0 and --text-rate 0 leave nothing of {config.model.clip} to train; raise one of them"
+        )
+    if start.setup is not None and optim.layer_decay not in (None, 1.0):
+        raise BadInput(
+            f"--layer-decay {optim.layer_decay:g} is for timm's encoders and {config.model.clip} has towers of "
+            f"{start.setup.library}; leave it out, or slow a tower by --image-rate and --text-rate"
         )
     if config.data.image_size not in (None, start.image_size):
         raise BadInput(

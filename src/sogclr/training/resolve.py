@@ -126,6 +126,8 @@ def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
         )
     if not pairs.negatives.size:
         _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
+    if config.pairs.text_model is not None and config.model.init_from is not None:
+        raise BadInput("--text-model and --init-from both give the texts' first weights; keep one of them")
     if config.pairs.pooling is not None and config.pairs.text_model is None:
         raise BadInput("--pooling is for a Hugging Face encoder; give one with --text-model, or leave it out")
 
