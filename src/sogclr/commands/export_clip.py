@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from ..data.inputs import Inputs
 from ..errors import BadInput
 from ..files import atomic_folder
 from ..models.clip import LIBRARIES, check_same_rows, temperature_of
@@ -47,11 +45,10 @@ def export_clip(run: RunFolder, format: str, folder: Path, mix: float, progress:
         fitting = "onnx" if setup is None else setup.library
         raise BadInput(f"--format {format} is not for {run.path}, whose towers are {made}; give --format {fitting}")
     info, (temperature, bias) = towers.info, temperature_of(run, setup, mix)
-    inputs = Inputs(**{k: v for k, v in asdict(info).items() if k in asdict(Inputs())})
     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     with atomic_folder(folder) as temporary:
         library.write_model(
-            temporary, setup.config, setup.files, weights, inputs, (-math.log(temperature), bias or 0.0)
+            temporary, setup.config, setup.files, weights, info.inputs, (-math.log(temperature), bias or 0.0)
         )
         images, texts = (cast(ClipTower, model.parts(column)[0]) for column in (0, 1))
         parts, original = ClipParts(images, texts, model.head, model.text_head), library.load_original(str(temporary))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -230,7 +230,7 @@ def _of_run(run: RunFolder) -> ClipStart:
         model=info.name,
         dim=int(metadata["dim"]),
         text=text,
-        inputs=Inputs(**{k: v for k, v in asdict(info).items() if k in asdict(Inputs())}),
+        inputs=info.inputs,
         image_size=info.image_size,
         temperature=temperature,
         bias=bias,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from ..data.inputs import INTERPOLATIONS, Inputs
 from ..errors import BadInput
 from .backbone import timm
-from .clip_parts import ClipParts, ClipTower, NoProjection, Original, too_large
+from .clip_parts import ClipParts, ClipTower, NoProjection, Original, files_of, read_json, too_large
 from .open_clip_package import import_open_clip
 from .text import Tokenizer
 
@@ -40,7 +39,7 @@ def load_original(what: str) -> Original:
     folder = Path(what)
     if folder.is_dir():
         name, weights = f"local-dir:{folder}", None
-        config = _read_config(folder)
+        config = read_json(folder / CONFIG)
     else:
         name, _, weights = what.partition(":")
         config = _config_of(package, name, weights)
@@ -71,7 +70,7 @@ def load_original(what: str) -> Original:
     squash = _RESIZES[about.get("resize_mode", "shortest")]
     return Original(
         config=checked | {"name": None if folder.is_dir() else name},
-        files=_saved(reader) if hasattr(reader, "tokenizer") else {},
+        files=files_of(reader) if hasattr(reader, "tokenizer") else {},
         parts=_take_apart(model, checked["model_cfg"]["embed_dim"]),
         tokenizer=_tokenizer(reader, checked["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}, what),
         inputs=Inputs(
@@ -159,14 +158,6 @@ def write_model(
         (folder / name).write_bytes(content)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder / CONFIG} cannot be read as JSON ({type(error).__name__}); restore it") from None
-    return table if isinstance(table, dict) else {}
-
-
 def _config_of(package: ModuleType, name: str, weights: str) -> dict[str, Any]:
     """Return the configuration of an architecture, whose weights are a file or a tag that it has."""
     found = package.get_model_config(name)
@@ -232,10 +223,3 @@ def _bpe(reader: Any) -> tokenizers.Tokenizer:
         f"{first} $A {last}", special_tokens=[(first, reader.sot_token_id), (last, reader.eot_token_id)]
     )
     return inner
-
-
-def _saved(reader: Any) -> dict[str, bytes]:
-    """Return the files that a tokenizer of Hugging Face writes, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        reader.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
