@@ -160,6 +160,14 @@ def test_a_folder_of_another_kind_is_refused(change, sentence, clip, tmp_path):
         load_clip(str(folder))
 
 
+@pytest.mark.parametrize("change", [{"size": {"shortest_edge": 0}}, {"size": "large"}, {"image_mean": 3}], ids=str)
+def test_a_preprocessing_that_is_none_is_refused(change, clip, tmp_path):
+    folder = shutil.copytree(clip, tmp_path / "changed")
+    (folder / "preprocessor_config.json").write_text(json.dumps(change))
+    with pytest.raises(BadInput, match=r"a file of --clip .* is not as hugging-face writes it"):
+        load_clip(str(folder))
+
+
 def test_a_configuration_does_not_bring_code_of_the_hub(clip, tmp_path):
     """transformers would fetch the kernel that is named."""
     folder = shutil.copytree(clip, tmp_path / "changed")

@@ -127,24 +127,32 @@ def load_clip(what: str) -> ClipStart:
     if not place.exists() and ":" in what:
         architecture, _, weights = what.partition(":")
         name = architecture if Path(weights).is_file() else what
-        return _of_original("open-clip", name, what, clip_open_clip.load_original(what))
+        return _of_original("open-clip", name, what, what)
     name, folder = what, place
     if place.is_dir():
         name = place.resolve().name
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", what):
         folder = _from_hub(what)
     if (folder / "config.json").is_file():
-        return _of_original("hugging-face", name, what, clip_hugging_face.load_original(str(folder)))
+        return _of_original("hugging-face", name, what, str(folder))
     if (folder / clip_open_clip.CONFIG).is_file():
-        return _of_original("open-clip", name, what, clip_open_clip.load_original(str(folder)))
+        return _of_original("open-clip", name, what, str(folder))
     raise BadInput(
         f"--clip {what} is no folder of a CLIP or SigLIP model (config.json, {clip_open_clip.CONFIG}) nor of a run; give one, "
         "a name on the Hugging Face hub, as organisation/name, or open_clip's ARCHITECTURE:WEIGHTS"
     )
 
 
-def _of_original(library: Library, name: str, what: str, original: Original) -> ClipStart:
+def _of_original(library: Library, name: str, what: str, source: str) -> ClipStart:
     """Return a model of another library, after a check that what is built from it computes the same."""
+    try:
+        original: Original = LIBRARIES[library].load_original(source)
+    except BadInput:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # sizes that are words, ...
+        raise BadInput(
+            f"a file of --clip {what} is not as {library} writes it ({error!r}); restore the model"
+        ) from None
     tokenizer = original.tokenizer
     info = TextInfo(
         tokenizer.inner.get_vocab_size(), tokenizer.length, tokenizer.pad, full=tokenizer.full, clean=tokenizer.clean
