@@ -53,7 +53,7 @@ def load_original(what: str) -> Original:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            attn_implementation="sdpa",  # a configuration may name code on the hub there
+            attn_implementation=None,  # where a configuration may name code on the hub
         )
     except BadInput:
         raise
