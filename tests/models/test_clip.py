@@ -263,8 +263,9 @@ def test_the_models_answers_are_in_the_configuration(run, clip):
         sogclr.load_encoder(run)
 
 
-def test_a_runs_own_configuration_trains_again(run, data, tmp_path):
-    again = sogclr.train(data, tmp_path / "again", config=run.config_file, quiet=True)
+def test_a_runs_own_configuration_trains_again(run, data, tmp_path, capfd):
+    again = sogclr.train(data, tmp_path / "again", config=run.config_file)
+    assert "(0.01 of the rule's: a CLIP model)" in " ".join(capfd.readouterr().err.split())
     ours, theirs = load_file(again.two_tower_file), load_file(run.two_tower_file)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
