@@ -79,7 +79,7 @@ def export(
     if format not in (known := (*SUFFIXES, SENTENCES, *LIBRARIES)):
         raise BadInput(f"there is no format {format!r}; give one of {', '.join(known)}")
     place, target = Path(run), None if out is None else Path(out)
-    if mix != 1:
+    if mix != 1 and place.exists():
         _check_mixed(RunFolder(place), target, mix)
     columns = RunFolder(place).pair_columns()
     if columns is None:
