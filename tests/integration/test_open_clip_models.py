@@ -1,6 +1,7 @@
 """Models of open_clip: loaded, trained from, used, and written back for open_clip alone."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -119,10 +120,17 @@ def assert_alone(run, name, weights):
     assert scale == pytest.approx(-torch.tensor(run.config().loss.temperature).log().item(), rel=1e-5)
 
 
-def test_a_run_is_used_and_written_back(model, data, tmp_path):
+def test_a_run_is_used_and_written_back(model, data, tmp_path, monkeypatch):
     run = sogclr.train(data, tmp_path / "run", clip=str(model), quiet=True, **STARTED | {"lr": 1e-3})
-    out = export(run.path, "open-clip", tmp_path / "out", quiet=True)
+    out = export(run.path, "open-clip", tmp_path / "Ann's", quiet=True)
     assert_alone(run, f"local-dir:{out}", "")
+    called = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(called, found)
+    with torch.inference_mode():
+        rows = found["model"].eval().encode_text(found["tokenizer"](SAID), normalize=True)
+    torch.testing.assert_close(rows, load_two_tower(run).encode_texts(SAID), rtol=0, atol=1e-5)
     assert load_clip(str(out)).inputs == load_clip(str(model)).inputs
     for column in ("image", "caption"):
         for format in ("onnx", "torchscript"):

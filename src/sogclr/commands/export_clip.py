@@ -18,8 +18,8 @@ from .export_card import write_clip_card
 _CALLS = {
     "hugging-face": "from transformers import AutoModel, AutoProcessor\n"
     "model = AutoModel.from_pretrained({0!r})\nprocessor = AutoProcessor.from_pretrained({0!r})",
-    "open-clip": "import open_clip\nmodel, _, transform = open_clip.create_model_and_transforms('local-dir:{0}')\n"
-    "tokenizer = open_clip.get_tokenizer({1!r})",
+    "open-clip": "import open_clip\nmodel, _, transform = open_clip.create_model_and_transforms({1!r})\n"
+    "tokenizer = open_clip.get_tokenizer({2!r})",
 }
 """Library -> the lines that load a folder; of open_clip its tokenizer is that of an architecture or of the folder."""
 
@@ -53,7 +53,8 @@ def export_clip(run: RunFolder, format: str, folder: Path, mix: float, progress:
         images, texts = (cast(ClipTower, model.parts(column)[0]) for column in (0, 1))
         parts, original = ClipParts(images, texts, model.head, model.text_head), library.load_original(str(temporary))
         check_same_rows(parts, towers.text, info.image_size, original, "the exported model")
-        call = _CALLS[format].format(folder.name, setup.config.get("name") or f"local-dir:{folder.name}")
+        local = f"local-dir:{folder.name}"
+        call = _CALLS[format].format(folder.name, local, setup.config.get("name") or local)
         write_clip_card(temporary / "README.md", setup, call, towers.text.info.prompts[1], run, mix)
     progress.info(call)
     return folder
