@@ -335,6 +335,18 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_weights(run, data, tmp_path):
         sogclr.train(data, tmp_path / "wrong", init_from=str(run.path), quiet=True, **STARTED)
 
 
+def test_what_a_failed_start_has_left_is_not_the_next_runs(run, data, tmp_path):
+    left = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    for path in (left.config_file, left.two_tower_file):  # the first is written last
+        path.unlink()
+    plain = sogclr.train(data, left.path, quiet=True, **PAIRS | {"epochs": 1})
+    assert plain.encoder_file.is_file()
+    assert not plain.start_file.exists()
+    assert not plain.clip_folder.exists()
+    assert [row["epoch"] > 0 for row in plain.metrics() if row["kind"] == "eval"] == [True]
+    assert load_two_tower(plain).clip is None
+
+
 # -------------------------------------------------------------------------------------------------------------- exports
 WITHOUT_US = """
 import json, runpy, sys, torch
