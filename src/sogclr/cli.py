@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "search": Command("search:search", "find images or texts by a text or an image", ("run", "text")),
     "export": Command(
-        "export:export", "write the encoder for timm, TorchScript, ONNX or Sentence Transformers", ("run",)
+        "export:export", "write the encoder for timm, ONNX, Sentence Transformers and other libraries", ("run",)
     ),
     "report": Command("report:report", "write one HTML page about a run", ("run",)),
     "cache": Command("cache:cache", "decode all images once, for training at memory speed", ("data",)),

@@ -99,6 +99,12 @@ class RunFolder:
                 f"--out {self.path} holds other files ({', '.join(others[:3])}); give a new or an empty folder"
             )
 
+    def clear_remains(self) -> None:
+        """Remove what a start that failed has left and a run with other options would take for its own."""
+        self.start_file.unlink(missing_ok=True)
+        if (self.clip_folder / "setup.json").is_file():  # nobody else's folder of that name
+            shutil.rmtree(self.clip_folder)
+
     @property
     def validation(self) -> RunFolder:
         """Return where the samples of `--validation` are listed, as the run's own are here."""

@@ -144,6 +144,7 @@ def test_what_cannot_be_mixed_is_one_sentence_and_nothing_is_written(copied, dig
             r"kept no start to mix with \(start.safetensors\); only runs that begin from weights",
         ),
         (file, {"mix": 0.5}, "kept no start to mix with"),
+        (tmp_path / "nowhere", {"mix": 0.5}, "there is no run or encoder file"),
         (copied, {"mix": 1.5}, r"--mix must be from 0 \(the start\) to 1 \(the end\) and was 1.5"),
         (copied, {"mix": -0.1}, "was -0.1"),
         (copied, {"mix": float("nan")}, "was nan"),
@@ -158,6 +159,9 @@ def test_what_cannot_be_mixed_is_one_sentence_and_nothing_is_written(copied, dig
             evaluate(run, tmp_path, mix=(0.5,), **QUIET)
     shutil.copy(pairs[1] / "start.safetensors", copied)
     with pytest.raises(BadInput, match=r"start.safetensors holds another model than encoder.safetensors"):
+        sogclr.load_encoder(copied, mix=0.5)
+    (copied / "start.safetensors").write_bytes((copied / "encoder.safetensors").read_bytes()[:5000])
+    with pytest.raises(BadInput, match=r"start.safetensors is no readable safetensors file; restore it"):
         sogclr.load_encoder(copied, mix=0.5)
 
 

@@ -18,7 +18,7 @@ def rows(*scores, key="knn_top1"):
         (
             (0.201, 0.204, 0.196),
             "worse than its start: kNN 20.1 -> 19.6 (start -> end, on training images); best.pt (epoch 1) has 20.4; "
-            "lower --lr, or mix with the start: sogclr export 'runs/my birds' --mix 0.5",
+            "lower --lr, or score a mix with the start: sogclr eval 'runs/my birds' DATA --mix 0.5",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Models of open_clip: loaded, trained from, used, and written back for open_clip alone."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from captioned import write_pairs
 from clip_models import STARTED, write_tokenizer
 from digits import environment
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import sogclr
@@ -119,10 +120,17 @@ def assert_alone(run, name, weights):
     assert scale == pytest.approx(-torch.tensor(run.config().loss.temperature).log().item(), rel=1e-5)
 
 
-def test_a_run_is_used_and_written_back(model, data, tmp_path):
+def test_a_run_is_used_and_written_back(model, data, tmp_path, monkeypatch):
     run = sogclr.train(data, tmp_path / "run", clip=str(model), quiet=True, **STARTED | {"lr": 1e-3})
-    out = export(run.path, "open-clip", tmp_path / "out", quiet=True)
+    out = export(run.path, "open-clip", tmp_path / "Ann's", quiet=True)
     assert_alone(run, f"local-dir:{out}", "")
+    called = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(called, found)
+    with torch.inference_mode():
+        rows = found["model"].eval().encode_text(found["tokenizer"](SAID), normalize=True)
+    torch.testing.assert_close(rows, load_two_tower(run).encode_texts(SAID), rtol=0, atol=1e-5)
     assert load_clip(str(out)).inputs == load_clip(str(model)).inputs
     for column in ("image", "caption"):
         for format in ("onnx", "torchscript"):
@@ -161,6 +169,26 @@ def test_what_open_clip_does_not_have_is_refused(what, sentence):
         load_clip(what)
 
 
+def test_the_code_of_a_tokenizer_is_not_run(tmp_path):
+    """Neither where its files name some nor where the model's configuration asks that they may."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_tokenizer(folder, "siglip")
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nclass Tok: pass\n")
+    table = json.loads((folder / "tokenizer_config.json").read_text())
+    table |= {"auto_map": {"AutoTokenizer": [None, "evil.Tok"]}, "tokenizer_class": "Tok"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(table))
+    made = open_clip.CustomTextCLIP(**{k: v for k, v in SIGLIP.items() if k != "custom_text"})
+    save_file(made.state_dict(), folder / "open_clip_model.safetensors")
+    for options in ({}, {"trust_remote_code": True}):
+        about = SIGLIP | {"text_cfg": SIGLIP["text_cfg"] | {"tokenizer_kwargs": options}}
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": about, "preprocess_cfg": {}}))
+        with pytest.raises(BadInput, match="cuts texts in a way" if options else "could not be loaded"):
+            load_clip(str(folder))
+        assert not ran.exists()
+
+
 def test_a_saved_model_is_not_trusted(model, tmp_path):
     load_clip(str(model)).setup.save(tmp_path)
     table = json.loads((tmp_path / "setup.json").read_text())
@@ -168,6 +196,9 @@ def test_a_saved_model_is_not_trusted(model, tmp_path):
         ("text_cfg", {"hf_model_name": "somebody/else"}),
         ("vision_cfg", {"timm_model_name": "hf-hub:somebody/else"}),
         ("vision_cfg", {"layers": 10**6}),
+        ("vision_cfg", {"layers": [3, 4, 10**6, 3]}),
+        ("vision_cfg", {"mlp_ratio": 1e6}),
+        ("text_cfg", {"tokenizer_kwargs": {"trust_remote_code": True}}),
     ):
         about = table["config"]["model_cfg"]
         changed = table | {"config": {"model_cfg": about | {part: about[part] | change}, "name": None}}

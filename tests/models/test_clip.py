@@ -21,7 +21,7 @@ from sogclr import cli
 from sogclr.commands.export import export
 from sogclr.errors import BadInput, RunFailed
 from sogclr.models import torchvision_cpu
-from sogclr.models.clip import ClipSetup, end_temperature, load_clip
+from sogclr.models.clip import ClipSetup, load_clip, temperature_of
 from sogclr.models.two_tower import build_towers, load_two_tower
 from sogclr.run_folder import RunFolder, load_checkpoint
 
@@ -146,6 +146,7 @@ def test_what_differs_from_its_library_is_refused(clip, monkeypatch):
         ({"model_type": "bert"}, "type 'bert'"),
         ({"text_config": {"vocab_size": 10**9}}, "vocab_size 1000000000"),
         ({"vision_config": {"num_hidden_layers": 5000}}, "num_hidden_layers 5000"),
+        ({"vision_config": {"layer_norm_eps": 1e9}}, "layer_norm_eps 1000000000.0"),
     ],
     ids=str,
 )
@@ -157,6 +158,24 @@ def test_a_folder_of_another_kind_is_refused(change, sentence, clip, tmp_path):
     (folder / "config.json").write_text(json.dumps(table))
     with pytest.raises(BadInput, match=sentence):
         load_clip(str(folder))
+
+
+@pytest.mark.parametrize("change", [{"size": {"shortest_edge": 0}}, {"size": "large"}, {"image_mean": 3}], ids=str)
+def test_a_preprocessing_that_is_none_is_refused(change, clip, tmp_path):
+    folder = shutil.copytree(clip, tmp_path / "changed")
+    (folder / "preprocessor_config.json").write_text(json.dumps(change))
+    with pytest.raises(BadInput, match=r"a file of --clip .* is not as hugging-face writes it"):
+        load_clip(str(folder))
+
+
+def test_a_configuration_does_not_bring_code_of_the_hub(clip, tmp_path):
+    """transformers would fetch the kernel that is named."""
+    folder = shutil.copytree(clip, tmp_path / "changed")
+    table = json.loads((folder / "config.json").read_text())
+    table["attn_implementation"] = table["text_config"]["attn_implementation"] = "nobody/kernel"
+    (folder / "config.json").write_text(json.dumps(table))
+    changed, plain = (load_clip(str(one)).weights for one in (folder, clip))
+    assert all(torch.equal(value, plain[key]) for key, value in changed.items())
 
 
 def test_weights_that_are_not_all_there_are_refused(clip, tmp_path):
@@ -204,6 +223,7 @@ def test_a_saved_model_is_not_trusted(clip, tmp_path):
         ({"text_model": "x"}, "--text-model does not go with --clip"),
         ({"head_dim": 64}, "--head-dim does not go with --clip"),
         ({"image_size": 64}, "the model of --clip takes 32 pixels"),
+        ({"layer_decay": 0.75}, "--layer-decay 0.75 is for timm's encoders .* towers of hugging-face; leave it out"),
         ({"bias": -1.0}, "--bias -1.0 does not go with --method sogclr"),
     ],
     ids=str,
@@ -243,6 +263,13 @@ def test_the_models_answers_are_in_the_configuration(run, clip):
         sogclr.load_encoder(run)
 
 
+def test_a_runs_own_configuration_trains_again(run, data, tmp_path, capfd):
+    again = sogclr.train(data, tmp_path / "again", config=run.config_file)
+    assert "(0.01 of the rule's: a CLIP model)" in " ".join(capfd.readouterr().err.split())
+    ours, theirs = load_file(again.two_tower_file), load_file(run.two_tower_file)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
 def test_siglips_scale_and_bias_go_on(data, tmp_path):
     model = write_hugging_face(tmp_path / "siglip", "siglip")
     run = sogclr.train(
@@ -251,10 +278,22 @@ def test_siglips_scale_and_bias_go_on(data, tmp_path):
     first = load_checkpoint(run.checkpoint_files()[0])["loss"]
     assert (float(first["log_scale"]), float(first["bias"])) == (pytest.approx(2.5), -4.0)
     out = export(run.path, "hugging-face", tmp_path / "out", quiet=True)
-    weights, (tau, bias) = load_file(out / "model.safetensors"), end_temperature(run)
-    assert float(weights["logit_scale"]) == pytest.approx(-np.log(tau))
-    assert float(weights["logit_bias"]) == pytest.approx(bias)
-    assert bias != -4.0
+    weights, last = load_file(out / "model.safetensors"), load_checkpoint(run.latest_checkpoint())["loss"]
+    ends = {"logit_scale": (2.5, float(last["log_scale"])), "logit_bias": (-4.0, float(last["bias"]))}
+    half = load_file(export(run.path, "hugging-face", tmp_path / "half", mix=0.5, quiet=True) / "model.safetensors")
+    for name, (start, end) in ends.items():
+        assert start != end
+        assert float(weights[name]) == pytest.approx(end)
+        assert float(half[name]) == pytest.approx((start + end) / 2)
+    assert temperature_of(run, None, 0.0) == (pytest.approx(np.exp(-2.5)), -4.0)
+
+
+def test_siglips_bias_stays_where_another_loss_trains(data, tmp_path):
+    model = write_hugging_face(tmp_path / "siglip", "siglip")
+    run = sogclr.train(data, tmp_path / "run", clip=str(model), quiet=True, **STARTED)
+    weights = load_file(export(run.path, "hugging-face", tmp_path / "out", quiet=True) / "model.safetensors")
+    assert float(weights["logit_bias"]) == -4.0
+    assert load_clip(str(run.path)).bias == -4.0
 
 
 # ------------------------------------------------------------------------------------------------------- the run's life
@@ -294,6 +333,18 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_weights(run, data, tmp_path):
         assert again.encoder_file.is_file() == one.encoder_file.is_file()
     with pytest.raises(BadInput, match="start from it with --clip"):
         sogclr.train(data, tmp_path / "wrong", init_from=str(run.path), quiet=True, **STARTED)
+
+
+def test_what_a_failed_start_has_left_is_not_the_next_runs(run, data, tmp_path):
+    left = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    for path in (left.config_file, left.two_tower_file):  # the first is written last
+        path.unlink()
+    plain = sogclr.train(data, left.path, quiet=True, **PAIRS | {"epochs": 1})
+    assert plain.encoder_file.is_file()
+    assert not plain.start_file.exists()
+    assert not plain.clip_folder.exists()
+    assert [row["epoch"] > 0 for row in plain.metrics() if row["kind"] == "eval"] == [True]
+    assert load_two_tower(plain).clip is None
 
 
 # -------------------------------------------------------------------------------------------------------------- exports

@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,17 @@ def test_a_hugging_face_tower_gives_the_mean_of_its_last_hidden_states(encoder_f
     hidden = own(input_ids=tokens, attention_mask=there).last_hidden_state
     expected = (hidden * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
     torch.testing.assert_close(tower(tokens), expected)
+
+
+@pytest.mark.integration
+def test_a_configuration_does_not_bring_code_of_the_hub(encoder_folder, tmp_path):
+    """transformers would fetch the kernel that is named, by the encoder's folder or by a run's."""
+    folder = shutil.copytree(encoder_folder, tmp_path / "changed")
+    table = json.loads((folder / "config.json").read_text()) | {"attn_implementation": "nobody/kernel"}
+    (folder / "config.json").write_text(json.dumps(table))
+    setup = TextSetup.from_pretrained(str(folder), 64)
+    saved = replace(setup, weights=None, info=replace(setup.info, hugging_face=table))
+    assert setup.build().state_dict().keys() == saved.build().state_dict().keys()
 
 
 @pytest.mark.integration

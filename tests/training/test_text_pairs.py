@@ -171,6 +171,10 @@ def test_two_columns_of_images_train_resume_and_are_scored(tmp_path):
             {"columns": "definition,word", "text_model": "no/such-encoder"},
             "no/such-encoder is no folder here and could not",
         ),
+        (
+            {"columns": "definition,word", "text_model": "some/encoder", "init_from": "another"},
+            "--text-model and --init-from both give the texts' first weights",
+        ),
         ({"columns": "definition,word", "text_rate": 0.0}, "--text-rate 0 freezes a text tower that knows nothing"),
     ],
     ids=str,

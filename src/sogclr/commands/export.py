@@ -64,7 +64,7 @@ def export(
     Args:
         run: A run's folder, or an exported encoder. Of a run on pairs, the image tower, or else the last text tower.
         format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads. sentence-transformers, hugging-face and open-clip: a folder.
-        out: The file or folder; encoder (or image_tower, text_tower) with the suffix of its format, in the run's folder, when left out.
+        out: The file or folder; encoder (or image_tower, text_tower) with the suffix of its format, or hugging-face or open-clip, in the run's folder, when left out.
         column: Of a run on pairs: the column whose tower it is.
         mix: Of a run that began from weights (--pretrained, --clip, --init-from, --text-model): write a mix of these, 0, and of what it trained, 1 (WiSE-FT).
         quiet: Do not show how the file is loaded.
@@ -79,7 +79,7 @@ def export(
     if format not in (known := (*SUFFIXES, SENTENCES, *LIBRARIES)):
         raise BadInput(f"there is no format {format!r}; give one of {', '.join(known)}")
     place, target = Path(run), None if out is None else Path(out)
-    if mix != 1:
+    if mix != 1 and place.exists():
         _check_mixed(RunFolder(place), target, mix)
     columns = RunFolder(place).pair_columns()
     if columns is None:

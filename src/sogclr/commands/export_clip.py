@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from ..data.inputs import Inputs
 from ..errors import BadInput
 from ..files import atomic_folder
-from ..models.clip import LIBRARIES, check_same_rows, end_temperature
+from ..models.clip import LIBRARIES, check_same_rows, temperature_of
 from ..models.clip_parts import ClipParts, ClipTower
 from ..models.two_tower import load_two_tower
 from ..progress import Progress
@@ -20,8 +18,8 @@ from .export_card import write_clip_card
 _CALLS = {
     "hugging-face": "from transformers import AutoModel, AutoProcessor\n"
     "model = AutoModel.from_pretrained({0!r})\nprocessor = AutoProcessor.from_pretrained({0!r})",
-    "open-clip": "import open_clip\nmodel, _, transform = open_clip.create_model_and_transforms('local-dir:{0}')\n"
-    "tokenizer = open_clip.get_tokenizer({1!r})",
+    "open-clip": "import open_clip\nmodel, _, transform = open_clip.create_model_and_transforms({1!r})\n"
+    "tokenizer = open_clip.get_tokenizer({2!r})",
 }
 """Library -> the lines that load a folder; of open_clip its tokenizer is that of an architecture or of the folder."""
 
@@ -46,17 +44,17 @@ def export_clip(run: RunFolder, format: str, folder: Path, mix: float, progress:
         made = "of our own" if setup is None else f"those of a model of {setup.library}"
         fitting = "onnx" if setup is None else setup.library
         raise BadInput(f"--format {format} is not for {run.path}, whose towers are {made}; give --format {fitting}")
-    info, (temperature, bias) = towers.info, end_temperature(run)
-    inputs = Inputs(**{k: v for k, v in asdict(info).items() if k in asdict(Inputs())})
+    info, (temperature, bias) = towers.info, temperature_of(run, setup, mix)
     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     with atomic_folder(folder) as temporary:
         library.write_model(
-            temporary, setup.config, setup.files, weights, inputs, (-math.log(temperature), bias or 0.0)
+            temporary, setup.config, setup.files, weights, info.inputs, (-math.log(temperature), bias or 0.0)
         )
         images, texts = (cast(ClipTower, model.parts(column)[0]) for column in (0, 1))
         parts, original = ClipParts(images, texts, model.head, model.text_head), library.load_original(str(temporary))
         check_same_rows(parts, towers.text, info.image_size, original, "the exported model")
-        call = _CALLS[format].format(folder.name, setup.config.get("name") or f"local-dir:{folder.name}")
+        local = f"local-dir:{folder.name}"
+        call = _CALLS[format].format(folder.name, local, setup.config.get("name") or local)
         write_clip_card(temporary / "README.md", setup, call, towers.text.info.prompts[1], run, mix)
     progress.info(call)
     return folder

@@ -212,6 +212,7 @@ def _begin(
     run.path.mkdir(parents=True, exist_ok=True)
     held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     run.check_free()  # again: another process may have been faster
+    run.clear_remains()
     trainer.task.write_inputs(run)
     if validation is not None:
         run.validation.path.mkdir(exist_ok=True)

@@ -35,7 +35,8 @@ def worth_of_run(rows: Sequence[Mapping[str, Any]], run: object, things: str) ->
     change = f"{score.title} {100 * start:.1f} -> {100 * end:.1f} (start -> end, on {things})"
     if end < start:
         kept = f"best.pt (epoch {epoch:g}) has {100 * best:.1f}" if epoch else "best.pt is the start"
-        return f"worse than its start: {change}; {kept}; lower --lr, or mix with the start: sogclr export {shlex.quote(str(run))} --mix 0.5"
+        mixes = f"sogclr eval {shlex.quote(str(run))} DATA --mix 0.5"
+        return f"worse than its start: {change}; {kept}; lower --lr, or score a mix with the start: {mixes}"
     after = f", best {100 * best:.1f} at epoch {epoch:g}" if best > end else ""
     return f"{'worth it ' if end > start else 'as before'} {change}{after}"
 

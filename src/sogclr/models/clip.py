@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -48,6 +48,8 @@ class ClipSetup:
     """The library's own, checked."""
     files: dict[str, bytes]
     """Of its tokenizer, by name."""
+    bias: float | None = None
+    """SigLIP's, which only its own loss trains on."""
 
     def build(self) -> ClipParts:
         """Build both towers, with random weights.
@@ -70,7 +72,7 @@ class ClipSetup:
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
         table = {"library": self.library, "name": self.name, "config": self.config, "files": sorted(self.files)}
-        write_text(folder / _SETUP, json.dumps(table, indent=2))
+        write_text(folder / _SETUP, json.dumps(table | {"bias": self.bias}, indent=2))
 
     @classmethod
     def load(cls, folder: Path) -> ClipSetup:
@@ -83,9 +85,10 @@ class ClipSetup:
             table = json.loads((folder / _SETUP).read_text(encoding="utf-8"))
             library, config = table["library"], LIBRARIES[table["library"]].check_config(table["config"], str(folder))
             files = {Path(name).name: (folder / Path(name).name).read_bytes() for name in table["files"]}
+            bias = None if table.get("bias") is None else float(table["bias"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{folder} does not hold the model of a run ({error!r}); restore it from a copy") from None
-        return cls(library, str(table["name"]), config, files)
+        return cls(library, str(table["name"]), config, files, bias)
 
 
 @dataclass(frozen=True)
@@ -124,29 +127,38 @@ def load_clip(what: str) -> ClipStart:
     if not place.exists() and ":" in what:
         architecture, _, weights = what.partition(":")
         name = architecture if Path(weights).is_file() else what
-        return _of_original("open-clip", name, what, clip_open_clip.load_original(what))
+        return _of_original("open-clip", name, what, what)
     name, folder = what, place
     if place.is_dir():
         name = place.resolve().name
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", what):
         folder = _from_hub(what)
     if (folder / "config.json").is_file():
-        return _of_original("hugging-face", name, what, clip_hugging_face.load_original(str(folder)))
+        return _of_original("hugging-face", name, what, str(folder))
     if (folder / clip_open_clip.CONFIG).is_file():
-        return _of_original("open-clip", name, what, clip_open_clip.load_original(str(folder)))
+        return _of_original("open-clip", name, what, str(folder))
     raise BadInput(
         f"--clip {what} is no folder of a CLIP or SigLIP model (config.json, {clip_open_clip.CONFIG}) nor of a run; give one, "
         "a name on the Hugging Face hub, as organisation/name, or open_clip's ARCHITECTURE:WEIGHTS"
     )
 
 
-def _of_original(library: Library, name: str, what: str, original: Original) -> ClipStart:
+def _of_original(library: Library, name: str, what: str, source: str) -> ClipStart:
     """Return a model of another library, after a check that what is built from it computes the same."""
+    try:
+        original: Original = LIBRARIES[library].load_original(source)
+    except BadInput:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # sizes that are words, ...
+        raise BadInput(
+            f"a file of --clip {what} is not as {library} writes it ({error!r}); restore the model"
+        ) from None
     tokenizer = original.tokenizer
     info = TextInfo(
         tokenizer.inner.get_vocab_size(), tokenizer.length, tokenizer.pad, full=tokenizer.full, clean=tokenizer.clean
     )
-    setup = ClipSetup(library, name, LIBRARIES[library].check_config(original.config, what), original.files)
+    config = LIBRARIES[library].check_config(original.config, what)
+    setup = ClipSetup(library, name, config, original.files, original.logit_bias)
     start = ClipStart(
         setup=setup,
         model=f"{CLIP}{name}",
@@ -218,14 +230,15 @@ def _of_run(run: RunFolder) -> ClipStart:
     if not run.finished:
         raise BadInput(f"--clip {run.path} is not finished; resume it first: sogclr resume {run.path}")
     metadata = read_metadata(run.two_tower_file, TWO_TOWER_FORMAT, "restore it from a copy")
-    info, (temperature, bias) = EncoderInfo.from_json(metadata["info"]), end_temperature(run)
-    text = TextSetup.load(run.text_folder)
+    info, text = EncoderInfo.from_json(metadata["info"]), TextSetup.load(run.text_folder)
+    setup = ClipSetup.load(run.clip_folder) if run.clip_folder.is_dir() else None
+    temperature, bias = temperature_of(run, setup)
     return ClipStart(
-        setup=ClipSetup.load(run.clip_folder) if run.clip_folder.is_dir() else None,
+        setup=setup,
         model=info.name,
         dim=int(metadata["dim"]),
         text=text,
-        inputs=Inputs(**{k: v for k, v in asdict(info).items() if k in asdict(Inputs())}),
+        inputs=info.inputs,
         image_size=info.image_size,
         temperature=temperature,
         bias=bias,
@@ -233,13 +246,23 @@ def _of_run(run: RunFolder) -> ClipStart:
     )
 
 
-def end_temperature(run: RunFolder) -> tuple[float, float | None]:
-    """Return tau at the end of a run, of temperatures for each sample their geometric mean; and SigLIP's bias, if any."""
+def temperature_of(run: RunFolder, setup: ClipSetup | None, mix: float = 1.0) -> tuple[float, float | None]:
+    """Return tau of a run, of temperatures for each sample their geometric mean; and SigLIP's bias, if any.
+
+    Args:
+        run: finished.
+        setup: what its towers are, whose bias stays where none is trained.
+        mix: the share of the end of the run in log tau and the bias, as in its weights; 0 is its start.
+    """
     loss = run.config().loss
     newest = run.latest_checkpoint()
     state = {} if newest is None else load_checkpoint(newest)["loss"]
+    start = end = math.log(loss.temperature or 0.1)
+    bias = loss.bias if loss.bias is not None or setup is None else setup.bias
     if "log_scale" in state:  # SigLIP's loss learns both
-        return math.exp(-float(state["log_scale"])), float(state["bias"])
+        end = -float(state["log_scale"])
+        bias = (1 - mix) * (loss.bias or 0.0) + mix * float(state["bias"])
     learned = [state[key].float().reshape(-1) for key in ("temperature.tau", "text_temperature.tau") if key in state]
-    tau = float(torch.cat(learned).log().mean().exp()) if learned else float(loss.temperature or 0.1)
-    return tau, loss.bias
+    if learned:
+        end = float(torch.cat(learned).log().mean())
+    return math.exp((1 - mix) * start + mix * end), bias

@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import string
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from ..data.inputs import Inputs
 from ..errors import BadInput
-from .clip_parts import ClipParts, ClipTower, NoProjection, Original, too_large
+from .clip_parts import ClipParts, ClipTower, NoProjection, Original, files_of, read_json, too_large
 from .hugging_face import import_transformers
 from .text import Tokenizer
 
@@ -45,12 +44,16 @@ def load_original(what: str) -> Original:
         BadInput: it is of another kind, or something in it is missing; or transformers is not installed.
     """
     transformers, folder = import_transformers(), Path(what)
-    kind = _kind_of(_read_json(folder / "config.json"), str(folder))
+    kind = _kind_of(read_json(folder / "config.json"), str(folder))
     config_class, model_class = (getattr(transformers, name) for name in KINDS[kind])
     try:
         config = check_config(config_class.from_pretrained(str(folder), local_files_only=True).to_dict(), str(folder))
         model, report = model_class.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation=None,  # where a configuration may name code on the hub
         )
     except BadInput:
         raise
@@ -87,7 +90,7 @@ def load_original(what: str) -> Original:
 
     return Original(
         config=config,
-        files=_saved(reader),
+        files=files_of(reader),
         parts=take_apart(model),
         tokenizer=Tokenizer(inner, length, pad, full=full),
         inputs=_inputs(folder, kind, size),
@@ -214,20 +217,13 @@ def _fast(reader: Any, folder: Path) -> tokenizers.Tokenizer:
     return inner
 
 
-def _saved(reader: Any) -> dict[str, bytes]:
-    """Return the files that a tokenizer writes, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        reader.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
-
-
 # -------------------------------------------------------------------------------------------------------- preprocessing
 def _inputs(folder: Path, kind: str, size: int) -> Inputs:
     """Return how a model's images are made ready, as its folder says it or else as its kind does."""
     about: dict[str, Any] = {}
     for name in (PREPROCESSING, "processor_config.json"):
         if (folder / name).is_file():
-            about = _read_json(folder / name)
+            about = read_json(folder / name)
             about = about.get("image_processor", about)
             break
     mean, std = _OPENAI if kind == "clip" else (_HALF, _HALF)
@@ -261,11 +257,3 @@ def _preprocessing(kind: str, size: int, inputs: Inputs) -> dict[str, Any]:
         "image_mean": list(inputs.mean),
         "image_std": list(inputs.std),
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read as JSON ({type(error).__name__}); restore it from a copy") from None
-    return table if isinstance(table, dict) else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from ..data.inputs import INTERPOLATIONS, Inputs
 from ..errors import BadInput
 from .backbone import timm
-from .clip_parts import ClipParts, ClipTower, NoProjection, Original, too_large
+from .clip_parts import ClipParts, ClipTower, NoProjection, Original, files_of, read_json, too_large
 from .open_clip_package import import_open_clip
 from .text import Tokenizer
 
@@ -40,14 +39,17 @@ def load_original(what: str) -> Original:
     folder = Path(what)
     if folder.is_dir():
         name, weights = f"local-dir:{folder}", None
-        config = _read_config(folder)
+        config = read_json(folder / CONFIG)
     else:
         name, _, weights = what.partition(":")
         config = _config_of(package, name, weights)
     checked = check_config(config, what)
+    # a tokenizer of Hugging Face is read by transformers, which would run code that its files name
+    safe = {"trust_remote_code": False, "local_files_only": folder.is_dir()}
+    of_hugging_face = checked["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     try:
         model = package.create_model(name, pretrained=weights, force_custom_text=True, require_pretrained=True)
-        reader = package.get_tokenizer(name)
+        reader = package.get_tokenizer(name, **(safe if of_hugging_face else {}))
     except Exception as error:  # no network, another architecture, no weights, a pickle: one sentence for all of them
         reason = " ".join(str(error).split())[:160]
         raise BadInput(
@@ -68,9 +70,9 @@ def load_original(what: str) -> Original:
     squash = _RESIZES[about.get("resize_mode", "shortest")]
     return Original(
         config=checked | {"name": None if folder.is_dir() else name},
-        files=_saved(reader) if hasattr(reader, "tokenizer") else {},
+        files=files_of(reader) if hasattr(reader, "tokenizer") else {},
         parts=_take_apart(model, checked["model_cfg"]["embed_dim"]),
-        tokenizer=_tokenizer(reader, checked["model_cfg"]["text_cfg"], what),
+        tokenizer=_tokenizer(reader, checked["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}, what),
         inputs=Inputs(
             tuple(about["mean"]), tuple(about["std"]), 1.0, how if how in INTERPOLATIONS else "bicubic", squash
         ),
@@ -100,6 +102,9 @@ def check_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where} is a CoCa, or its texts are those of another model; give an open_clip model with towers of its own"
         )
+    options = text.get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict) or set(options) - {"clean"} or text.get("tokenizer_mode"):
+        raise BadInput(f"{where} cuts texts in a way that is not known here ({options}); give another model")
     if backbone is not None and not (isinstance(backbone, str) and ":" not in backbone and timm.is_model(backbone)):
         raise BadInput(f"{where} needs timm's model {backbone!r}, which timm {timm.__version__} does not have")
     if size := too_large(found):
@@ -153,14 +158,6 @@ def write_model(
         (folder / name).write_bytes(content)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder / CONFIG} cannot be read as JSON ({type(error).__name__}); restore it") from None
-    return table if isinstance(table, dict) else {}
-
-
 def _config_of(package: ModuleType, name: str, weights: str) -> dict[str, Any]:
     """Return the configuration of an architecture, whose weights are a file or a tag that it has."""
     found = package.get_model_config(name)
@@ -199,11 +196,8 @@ def _side(size: int | tuple[int, int], what: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------ tokenizer
-def _tokenizer(reader: Any, about: dict[str, Any], what: str) -> Tokenizer:
-    """Return a tokenizer that gives the ids of open_clip's own."""
-    options = about.get("tokenizer_kwargs", {})
-    if set(options) - {"clean"} or about.get("tokenizer_mode"):
-        raise BadInput(f"--clip {what} cuts texts in a way that is not known here ({options}); give another model")
+def _tokenizer(reader: Any, options: dict[str, str], what: str) -> Tokenizer:
+    """Return a tokenizer that gives the ids of open_clip's own, with its options."""
     if not hasattr(reader, "tokenizer"):
         name, inner, pad = options.get("clean", "lower"), _bpe(reader), 0
     else:
@@ -229,10 +223,3 @@ def _bpe(reader: Any) -> tokenizers.Tokenizer:
         f"{first} $A {last}", special_tokens=[(first, reader.sot_token_id), (last, reader.eot_token_id)]
     )
     return inner
-
-
-def _saved(reader: Any) -> dict[str, bytes]:
-    """Return the files that a tokenizer of Hugging Face writes, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        reader.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}

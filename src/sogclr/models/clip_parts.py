@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..data.inputs import Inputs
+from ..errors import BadInput
 from .text import Tokenizer
 
 LARGEST = {
@@ -16,6 +20,7 @@ LARGEST = {
     "num_hidden_layers": 256,
     "vocab_size": 2_000_000,
     "intermediate_size": 131_072,
+    "mlp_ratio": 64,
 }
 """The most of what a file may ask for; of all else `LARGEST_SIZE`."""
 LARGEST_SIZE = 16_384
@@ -86,12 +91,35 @@ class Original:
     """By the library alone: normalised images (N, 3, S, S) and M texts -> unit rows (N, D), (M, D)."""
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of JSON, one of the files of a model; of anything else it is empty.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as JSON ({type(error).__name__}); restore it from a copy") from None
+    return table if isinstance(table, dict) else {}
+
+
+def files_of(reader: Any) -> dict[str, bytes]:
+    """Return the files that a tokenizer of transformers writes, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        reader.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
 def too_large(config: dict[str, Any]) -> str | None:
     """Return the first number of a configuration, at any depth, that no model has: `name value`; None without one."""
     for name, value in config.items():
         if isinstance(value, dict):
             if found := too_large(value):
                 return found
-        elif isinstance(value, int) and value > LARGEST.get(name, LARGEST_SIZE) and not name.endswith("_token_id"):
-            return f"{name} {value}"
+            continue
+        most = float("inf") if name.endswith("_token_id") else LARGEST.get(name, LARGEST_SIZE)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and number > most:
+                return f"{name} {number}"
     return None

@@ -69,6 +69,11 @@ class EncoderInfo:
             raise BadInput(f"the encoder wants interpolation {name!r}, which is none of {', '.join(INTERPOLATIONS)}")
         return cls(**fields)
 
+    @property
+    def inputs(self) -> Inputs:
+        """Return how images are made ready, without their size and background."""
+        return Inputs(self.mean, self.std, self.crop_fraction, self.interpolation, self.squash)
+
     def to_json(self, sort_keys: bool = False) -> str:
         """Return the JSON of all fields, without those that older files do not know where they are the default."""
         newer = {"interpolation": "bilinear", "squash": False}

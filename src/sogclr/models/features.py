@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,9 +17,8 @@ from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..errors import BadInput
 from ..progress import ProgressCallback, part_of
-from ..run_folder import RunFolder
-from .encoder import Encoder, EncoderInfo, load_encoder
-from .two_tower import TEXTS_AT_ONCE, TextTower, TwoTower, TwoTowerModel, load_two_tower
+from .encoder import EncoderInfo
+from .two_tower import TEXTS_AT_ONCE, TextTower, TwoTower, TwoTowerModel
 
 PROJECTED = 8192  # features of a frozen backbone that are projected at a time
 BATCH = 64  # images: small, so that a sample of a few hundred keeps several ranks busy
@@ -130,21 +128,6 @@ def compute_views(
         crops = batch.crops.to(device)
         views.append([encoder(augment(crops[v], batch.index.numpy(), 0, v)).float() for v in (0, 1)])
     return torch.cat([v[0] for v in views]), torch.cat([v[1] for v in views])
-
-
-def load_image_encoder(run_or_file: str | os.PathLike[str], device: str | torch.device) -> Encoder:
-    """Load what images are embedded with: the image tower of a run on pairs, else the backbone.
-
-    Args:
-        run_or_file: a run folder or a .safetensors file.
-        device: where the encoder will be.
-
-    Raises:
-        BadInput: no such run or file, the run is not finished, or it is on texts.
-    """
-    if RunFolder(run_or_file).holds_pairs():
-        return load_two_tower(run_or_file, device).images
-    return load_encoder(run_or_file, device)
 
 
 def nothing_readable(manifest: Manifest, bad: list[tuple[int, str]]) -> BadInput:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def mixed_weights(run: RunFolder, path: Path, mix: float) -> dict[str, Tensor]:
         mix: share of the end, from 0 to 1.
 
     Raises:
-        BadInput: the share is out of range, or the run kept no start, or another model's.
+        BadInput: the share is out of range, or the run kept no start, or another model's, or none that can be read.
     """
     end = load_file(path)
     if mix == 1:
@@ -56,7 +57,11 @@ def mixed_weights(run: RunFolder, path: Path, mix: float) -> dict[str, Tensor]:
     check_mix(run, mix)
     # of pairs the start is both towers, of which the encoder is the first one's backbone
     inner = "backbone." if run.holds_pairs() and path != run.two_tower_file else ""
-    start = {k.removeprefix(inner): v for k, v in load_file(run.start_file).items() if k.startswith(inner)}
+    try:
+        whole = load_file(run.start_file)
+    except (SafetensorError, OSError):
+        raise BadInput(f"{run.start_file} is no readable safetensors file; restore it from a copy") from None
+    start = {k.removeprefix(inner): v for k, v in whole.items() if k.startswith(inner)}
     if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in end.items()}:
         raise BadInput(f"{run.start_file} holds another model than {path.name}; restore it from a copy")
     return interpolate(start, end, mix)

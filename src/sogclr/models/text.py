@@ -248,15 +248,17 @@ class TextSetup:
         if info.hugging_face is None:
             return TextTransformer(info.vocab_size, info.width, info.layers, info.heads, info.length, info.pad)
         transformers = import_transformers()
+        usual = {"attn_implementation": None}  # where a configuration may name code on the hub
         if self.weights is not None:
             try:
                 inner = transformers.AutoModel.from_pretrained(
-                    str(self.weights), local_files_only=True, use_safetensors=True
+                    str(self.weights), local_files_only=True, use_safetensors=True, **usual
                 )
             except OSError:
                 raise BadInput(f"{self.weights} has no model.safetensors; save the encoder in that format") from None
         else:
-            inner = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**info.hugging_face))
+            config = transformers.AutoConfig.for_model(**info.hugging_face)
+            inner = transformers.AutoModel.from_config(config, **usual)
         return PretrainedText(inner.float(), info.pad, info.pooling)
 
     def save(self, folder: Path) -> None:

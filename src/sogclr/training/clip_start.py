@@ -17,10 +17,10 @@ from .optim import learning_rate
 SHARE = 0.01  # of the rule's learning rate: more of it forgets what the model knows
 TEMPERATURES = (0.005, 1.0)  # a model's own is put between these
 _ITS_OWN = (
-    *("model", "pretrained", "init_from", "freeze", "train_last", "head_layers", "head_hidden", "head_dim"),
+    *("pretrained", "init_from", "freeze", "train_last", "head_layers", "head_hidden"),
     *("shared_tower", "text_model", "pooling", "text_width", "text_layers", "text_length", "vocab_size"),
 )
-"""Options that say what the model says."""
+"""Options that say what the model says; `--model` and `--head-dim` may say the same, as a run's own configuration does."""
 
 
 def check_clip(config: TrainConfig, source: Source) -> None:
@@ -38,8 +38,13 @@ def check_clip(config: TrainConfig, source: Source) -> None:
         values = config.model if section is ModelConfig else config.pairs
         for f in fields(section):
             if f.name in _ITS_OWN and getattr(values, f.name) != f.default:
-                option = f"--{f.name.replace('_', '-')}"
-                raise BadInput(f"{option} does not go with --clip, whose model has its own towers; leave it out")
+                raise _answered(f.name)
+
+
+def _answered(name: str) -> BadInput:
+    """Return the refusal of an option that the model answers."""
+    option = f"--{name.replace('_', '-')}"
+    return BadInput(f"{option} does not go with --clip, whose model has its own towers; leave it out")
 
 
 def fill_in(config: TrainConfig, start: ClipStart) -> TrainConfig:
@@ -50,13 +55,21 @@ def fill_in(config: TrainConfig, start: ClipStart) -> TrainConfig:
         start: the model of `--clip`.
 
     Raises:
-        BadInput: another size of the images was given, or nothing trains.
+        BadInput: other towers or another size of the images were given, layers that are not known, or nothing trains.
     """
     optim = config.optim
+    for name, answer in {"model": start.model, "head_dim": start.dim}.items():
+        if getattr(config.model, name) not in (getattr(ModelConfig(), name), answer):
+            raise _answered(name)
     projections = {key for key in start.weights if key.startswith(("head.", "text_head."))}
     if config.pairs.image_rate == config.pairs.text_rate == 0 and not projections:
         raise BadInput(
             f"--image-rate 0 and --text-rate 0 leave nothing of {config.model.clip} to train; raise one of them"
+        )
+    if start.setup is not None and optim.layer_decay not in (None, 1.0):
+        raise BadInput(
+            f"--layer-decay {optim.layer_decay:g} is for timm's encoders and {config.model.clip} has towers of "
+            f"{start.setup.library}; leave it out, or slow a tower by --image-rate and --text-rate"
         )
     if config.data.image_size not in (None, start.image_size):
         raise BadInput(

@@ -22,7 +22,7 @@ from ..hardware import choose_device, choose_precision, choose_threads, cores
 from ..models.backbone import is_vision_transformer, resolve_name
 from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
-from .clip_start import check_clip, clip_line, fill_in
+from .clip_start import SHARE, check_clip, clip_line, fill_in
 from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .optim import learning_rate, weight_decay
 from .warm_start import resolve_warm_start, usual_warm_start
@@ -129,6 +129,8 @@ def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
         )
     if not pairs.negatives.size:
         _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
+    if config.pairs.text_model is not None and config.model.init_from is not None:
+        raise BadInput("--text-model and --init-from both give the texts' first weights; keep one of them")
     if config.pairs.pooling is not None and config.pairs.text_model is None:
         raise BadInput("--pooling is for a Hugging Face encoder; give one with --text-model, or leave it out")
 
@@ -283,8 +285,8 @@ def _rate_words(config: TrainConfig) -> str:
     """Return the words on a learning rate that is a share of the rule's, or differs between layers."""
     optim = config.optim
     rule = learning_rate(str(optim.optimizer), optim.lr_rule, config.run.batch_size * optim.accumulate)
-    tuned = optim.lr == rule * TUNED_SHARE
-    share = f" ({TUNED_SHARE:g} of the rule's: pretrained)" if tuned else ""
+    shares = ((TUNED_SHARE, "pretrained"), (SHARE, "a CLIP model"))
+    share = "".join(f" ({share:g} of the rule's: {why})" for share, why in shares if optim.lr == rule * share)
     return share + (f", times {optim.layer_decay:g} a layer down" if optim.layer_decay != 1 else "")
 
 
