@@ -118,7 +118,7 @@ def _accompany(
     path = _export_images(encoder, format, source, target or _path_for(source, format, mix))
     card = write_card(path, encoder, format, run, mix)
     progress.info(f"card      {card}" if card else f"card      none: {path.parent / 'README.md'} is not ours and stays")
-    progress.info(loading_call(encoder, path, format))
+    progress.info(loading_call(encoder, str(path), format))
     return path
 
 
