@@ -91,7 +91,7 @@ def test_a_text_encoder_of_hugging_face_is_a_start(pairs, tmp_path):
 
 def test_the_best_checkpoint_may_be_the_start_and_the_last_line_says_so(images, tmp_path, capfd):
     data, held_out, first = images
-    options = IMAGES | {"quiet": False, "lr": 0.1, "epochs": 2}
+    options = IMAGES | {"quiet": False, "lr": 1.0, "epochs": 2}
     run = sogclr.train(data, tmp_path / "run", init_from=first, validation=held_out, **options)
     rows = scored(run)
     assert rows[-1]["knn_top1"] < rows[0]["knn_top1"]
