@@ -79,14 +79,15 @@ class RunFolder:
         """Check that a new run may be written here: no folder, an empty one, or the remains of a start that failed.
 
         Raises:
-            BadInput: the folder holds another run, or files that are not ours.
+            BadInput: the folder holds another run, or files that are not ours, or is none.
         """
         if self.config_file.exists():
             raise BadInput(
                 f"{self.path} holds another run; continue it with `sogclr resume {self.path}`, or give another --out"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise BadInput(f"--out {self.path} is a file; give a folder")
+        if file := next((p for p in (self.path, *self.path.parents) if p.is_file()), None):
+            where = "is a file" if file == self.path else f"lies in {file}, which is a file"
+            raise BadInput(f"--out {self.path} {where}; give a folder")
         before_config = {self.manifest_file, self.pairs_folder, self.text_folder, self.checkpoints, self.bad_file}
         before_config |= {self.metrics_file, self.tensorboard, self.lock_file, self.start_file, self.validation.path}
         before_config.add(self.clip_folder)

@@ -122,6 +122,10 @@ def test_no_command_shows_the_usage(capsys):
         ),
         (["train", "{data}", "--out", "{other}", "--batch-size", "4"], "{other} holds other files (notes.md)"),
         (
+            ["train", "{data}", "--out", "{other}/notes.md/run", "--batch-size", "4"],
+            "lies in {other}/notes.md, which is a file; give a folder",
+        ),
+        (
             ["train", "{data}", "--out", "{out}", "--device", "cuda:7", "--batch-size", "4"],
             "--device cuda:7 is not there",
         ),

@@ -106,10 +106,11 @@ def test_bad_input_is_one_sentence(run, digits_run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
     for args, column, message in [
-        ((run,), None, "for a tower of .* give torchscript, onnx or sentence-transformers"),
+        ((run, "timm"), None, "for a tower of .* give torchscript, onnx or sentence-transformers"),
         ((run, "onnx"), "word", "has no column 'word'; its columns are question and answer"),
         ((run, "onnx", tmp_path / "a.pt"), None, r"give a name in .onnx"),
         ((run, "sentence-transformers", tmp_path / "full"), None, "is there and not empty"),
+        ((run, None, tmp_path / "full"), None, "is there and not empty"),
         ((run, "sentence-transformers", tmp_path / "no" / "where"), None, "there is no folder"),
         ((digits_run, "onnx"), "word", "--column is for runs on pairs"),
     ]:

@@ -387,6 +387,13 @@ def test_the_exported_folder_gives_the_same_without_this_package(model, data, tm
         export(run.path, "hugging-face", out, quiet=True)
 
 
+def test_a_mix_is_exported_as_the_last_line_of_training_says(run, capfd):
+    out = run.path / "hugging-face-mix0.5"
+    assert cli.main(["export", str(run.path), "--mix", "0.5"]) == 0
+    assert f"AutoModel.from_pretrained('{out}')" in capfd.readouterr().err  # a bare name would be looked up on the hub
+    assert "AutoModel.from_pretrained('hugging-face-mix0.5')" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("format", "column", "sentence"),
     [
@@ -394,6 +401,7 @@ def test_the_exported_folder_gives_the_same_without_this_package(model, data, tm
         ("sentence-transformers", None, "give hugging-face, torchscript or onnx"),
         ("open-clip", None, "are those of a model of hugging-face"),
         ("hugging-face", "caption", "leave --column out"),
+        (None, "caption", "or give --format torchscript or onnx"),
     ],
 )
 def test_other_formats_are_refused(format, column, sentence, run, tmp_path):

@@ -9,7 +9,7 @@ import sogclr as package
 from sogclr.config.objective import OptimConfig
 from sogclr.errors import BadInput
 from sogclr.models.backbone import create_backbone, freeze, timm
-from sogclr.models.encoder import load_encoder
+from sogclr.models.encoder import EncoderInfo, load_encoder, save_encoder
 from sogclr.models.pretrained import describe_weights, resolve_pretrained, weights_file
 from sogclr.models.two_view import ContrastiveModel
 from sogclr.training.optim import build_optimizer
@@ -67,6 +67,17 @@ def test_a_tag_says_how_inputs_are_made():
     crop = {"crop_fraction": 0.95, "interpolation": "bilinear", "squash": False}
     assert (inputs, size) == ({"mean": HALF, "std": HALF} | crop, 160)
     assert describe_weights(NAME, None) == describe_weights("test_resnet", "file.pth") == ({}, None)
+
+
+def test_a_file_of_ours_says_its_model_and_inputs(digits_data, tmp_path):
+    file = tmp_path / "e.safetensors"
+    info = EncoderInfo("resnet10_mini", 16, HALF, (0.25, 0.25, 0.25), 0.9, interpolation="bicubic")
+    save_encoder(file, create_backbone("resnet10_mini", 16), info)
+    with pytest.raises(BadInput, match=r"holds weights of resnet10_mini and --model is resnet18; leave --model out"):
+        resolve_pretrained("resnet18", str(file))
+    run = package.train(digits_data, tmp_path / "run", pretrained=file, quiet=True, **RUN)
+    assert run.config().data.image_size == 16
+    assert load_encoder(run).info == info
 
 
 def test_a_run_starts_from_published_weights_and_keeps_their_inputs(published, digits_data, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
@@ -34,14 +34,13 @@ from .export_sentences import export_sentence_transformer
 from .export_texts import export_text_tower
 
 TRACED = ("torchscript", "onnx")
-SENTENCES = "sentence-transformers"
+SENTENCES: Final = "sentence-transformers"
 
 
 def export(
     run: str | os.PathLike[str],
-    format: Literal[
-        "timm", "safetensors", "torchscript", "onnx", "sentence-transformers", "hugging-face", "open-clip"
-    ] = "timm",
+    format: Literal["timm", "safetensors", "torchscript", "onnx", "sentence-transformers", "hugging-face", "open-clip"]
+    | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
     column: str | None = None,
@@ -63,7 +62,7 @@ def export(
 
     Args:
         run: A run's folder, or an exported encoder. Of a run on pairs, the image tower, or else the last text tower.
-        format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads. sentence-transformers, hugging-face and open-clip: a folder.
+        format: timm and safetensors: weights that timm.create_model(checkpoint_path=) loads. sentence-transformers, hugging-face and open-clip: a folder. When left out: of a run from --clip its model's, on texts sentence-transformers, else timm.
         out: The file or folder; encoder (or image_tower, text_tower) with the suffix of its format, or hugging-face or open-clip, in the run's folder, when left out.
         column: Of a run on pairs: the column whose tower it is.
         mix: Of a run that began from weights (--pretrained, --clip, --init-from, --text-model): write a mix of these, 0, and of what it trained, 1 (WiSE-FT).
@@ -76,12 +75,13 @@ def export(
         BadInput: no such encoder or format, nothing to mix, its features are not finite, or a package that the format needs is missing.
         RunFailed: the file does not compute what PyTorch does; it is not kept.
     """
-    if format not in (known := (*SUFFIXES, SENTENCES, *LIBRARIES)):
+    if format is not None and format not in (known := (*SUFFIXES, SENTENCES, *LIBRARIES)):
         raise BadInput(f"there is no format {format!r}; give one of {', '.join(known)}")
     place, target = Path(run), None if out is None else Path(out)
     if mix != 1 and place.exists():
         _check_mixed(RunFolder(place), target, mix)
     columns = RunFolder(place).pair_columns()
+    format = format or _usual_format(RunFolder(place), columns)
     if columns is None:
         if column is not None or format in (SENTENCES, *LIBRARIES):
             what = "--column" if column is not None else f"--format {format}"
@@ -90,6 +90,17 @@ def export(
         run_of = RunFolder(place) if place.is_dir() else None
         return _accompany(load_encoder(place, mix=mix), format, source, target, run_of, mix, Progress(quiet))
     return _export_tower(RunFolder(place), columns, format, target, column, mix, Progress(quiet))
+
+
+def _usual_format(
+    run: RunFolder, columns: tuple[tuple[str, str], tuple[Kind, Kind]] | None
+) -> Literal["timm", "sentence-transformers", "hugging-face", "open-clip"]:
+    """Return the format when --format is left out, which a run with these columns has."""
+    if columns is None:
+        return "timm"
+    if run.clip_folder.is_dir():
+        return ClipSetup.load(run.clip_folder).library
+    return "timm" if "images" in columns[1] else SENTENCES
 
 
 def _check_mixed(run: RunFolder, target: Path | None, mix: float) -> None:
@@ -118,7 +129,7 @@ def _accompany(
     path = _export_images(encoder, format, source, target or _path_for(source, format, mix))
     card = write_card(path, encoder, format, run, mix)
     progress.info(f"card      {card}" if card else f"card      none: {path.parent / 'README.md'} is not ours and stays")
-    progress.info(loading_call(encoder, path, format))
+    progress.info(loading_call(encoder, str(path), format))
     return path
 
 
@@ -137,7 +148,9 @@ def _export_tower(
         raise BadInput(f"{run.path} has no column {column!r}; its columns are {' and '.join(names)}")
     if format in LIBRARIES:
         if column is not None:
-            raise BadInput(f"--format {format} is both towers of {run.path}; leave --column out")
+            raise BadInput(
+                f"--format {format} is both towers of {run.path}; leave --column out, or give --format {' or '.join(TRACED)}"
+            )
         return export_clip(run, format, target or _path_for(run.path / format, format, mix), mix, progress)
     if format not in TRACED and run.clip_folder.is_dir():
         setup = ClipSetup.load(run.clip_folder)

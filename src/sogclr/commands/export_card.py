@@ -22,19 +22,19 @@ _CROPPED = "cropped to the central square, {:g} of the shorter side, resized to"
 _PLACES = ("data", "out", "labels", "init_from", "validation")  # options that tell where things are on this machine
 
 
-def loading_call(encoder: Encoder, path: Path, format: str) -> str:
+def loading_call(encoder: Encoder, file: str, format: str) -> str:
     """Return the lines of Python that load an exported file without this package, in evaluation mode.
 
     Args:
         encoder: what is in it.
-        path: the file.
+        file: its path, seen from where they are run.
         format: of it: timm, safetensors, torchscript or onnx.
     """
-    name, file = encoder.info.name, repr(path.name)
+    name = encoder.info.name
     if format == "torchscript":
-        return f"import torch\nmodel = torch.jit.load({file})"
+        return f"import torch\nmodel = torch.jit.load({file!r})"
     if format == "onnx":
-        return f"import onnxruntime\nmodel = onnxruntime.InferenceSession({file})"
+        return f"import onnxruntime\nmodel = onnxruntime.InferenceSession({file!r})"
     if name in SMALL_STEMS:
         base, options = SMALL_STEMS[name]
         conv: Any = encoder.backbone.conv1
@@ -45,11 +45,11 @@ def loading_call(encoder: Encoder, path: Path, format: str) -> str:
                 f"model = timm.create_model({base!r}, num_classes=0{given})",
                 f"model.conv1 = torch.nn.Conv2d(3, {conv.out_channels}, 3, stride={conv.stride[0]}, padding=1, bias=False)",
                 "model.maxpool = torch.nn.Identity()",
-                f"timm.models.load_checkpoint(model.eval(), {file})",
+                f"timm.models.load_checkpoint(model.eval(), {file!r})",
             ]
         )
     given = "".join(f", {key}={value!r}" for key, value in size_options(name, encoder.info.image_size).items())
-    return f"import timm\nmodel = timm.create_model({name!r}, num_classes=0, checkpoint_path={file}{given}).eval()"
+    return f"import timm\nmodel = timm.create_model({name!r}, num_classes=0, checkpoint_path={file!r}{given}).eval()"
 
 
 def write_card(path: Path, encoder: Encoder, format: str, run: RunFolder | None, mix: float = 1.0) -> Path | None:
@@ -128,7 +128,7 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
         f"# {path.name}",
         f"An encoder of images, `{info.name}`, trained by contrastive learning without labels with sogclr: "
         f"RGB images (N, 3, {info.image_size}, {info.image_size}) to {encoder.num_features} features each.",
-        f"```python\n{loading_call(encoder, path, format)}\n```",
+        f"```python\n{loading_call(encoder, path.name, format)}\n```",
         preparation(info),
     ]
 

@@ -53,8 +53,10 @@ def export_clip(run: RunFolder, format: str, folder: Path, mix: float, progress:
         images, texts = (cast(ClipTower, model.parts(column)[0]) for column in (0, 1))
         parts, original = ClipParts(images, texts, model.head, model.text_head), library.load_original(str(temporary))
         check_same_rows(parts, towers.text, info.image_size, original, "the exported model")
-        local = f"local-dir:{folder.name}"
-        call = _CALLS[format].format(folder.name, local, setup.config.get("name") or local)
-        write_clip_card(temporary / "README.md", setup, call, towers.text.info.prompts[1], run, mix)
-    progress.info(call)
+        inside, here = (
+            _CALLS[format].format(place, f"local-dir:{place}", setup.config.get("name") or f"local-dir:{place}")
+            for place in (folder.name, str(folder))
+        )
+        write_clip_card(temporary / "README.md", setup, inside, towers.text.info.prompts[1], run, mix)
+    progress.info(here)
     return folder

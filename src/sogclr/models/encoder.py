@@ -219,6 +219,19 @@ def save_encoder(path: Path, backbone: nn.Module, info: EncoderInfo) -> None:
     save_weights(path, backbone, ENCODER_FORMAT, info)
 
 
+def read_info(path: Path) -> EncoderInfo | None:
+    """Return what a .safetensors file says of the encoder that `save_encoder` wrote; None of any other file.
+
+    Raises:
+        BadInput: it says what this version does not know.
+    """
+    try:
+        metadata = read_metadata(path, ENCODER_FORMAT, "")
+    except BadInput:
+        return None
+    return EncoderInfo.from_json(metadata["info"])
+
+
 def load_encoder(
     run_or_file: str | os.PathLike[str], device: str | torch.device = "cpu", *, mix: float = 1.0
 ) -> Encoder:

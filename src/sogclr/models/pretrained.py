@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from ..data.inputs import INTERPOLATIONS, Inputs
 from ..errors import BadInput
-from .backbone import timm
+from .backbone import OWN, timm
+from .encoder import EncoderInfo, read_info
 
 
 def resolve_pretrained(model: str | None, pretrained: str | None) -> tuple[str | None, str | None]:
-    """Return `--model` and `--pretrained`; of weights by their name both are that name, with its tag.
+    """Return `--model` and `--pretrained`; of weights by their name both are that name, with its tag; a file of ours says its model.
 
     Args:
         model: timm name, None where it was left out.
@@ -25,6 +26,12 @@ def resolve_pretrained(model: str | None, pretrained: str | None) -> tuple[str |
     Raises:
         BadInput: neither a file nor a name, or the model is another one.
     """
+    if (info := _info_of(pretrained)) is not None:
+        if model is not None and model.split(".")[0] != info.name.split(".")[0]:
+            raise BadInput(
+                f"--pretrained {pretrained} holds weights of {info.name} and --model is {model}; leave --model out"
+            )
+        return model or info.name, pretrained
     if pretrained is None or Path(pretrained).is_file() or not timm.is_model(pretrained):
         return model, pretrained  # what is no file and no name either is refused where it is read
     architecture, config = pretrained.split(".")[0], _config_of(pretrained)
@@ -45,8 +52,10 @@ def describe_weights(model: str | None, pretrained: str | None) -> tuple[dict[st
 
     Args:
         model: timm name; its tag says it, of a file too.
-        pretrained: a file, timm's name of weights, or None.
+        pretrained: a file, which says it itself if it is one of ours, timm's name of weights, or None.
     """
+    if (info := _info_of(pretrained)) is not None:
+        return {k: v for k, v in asdict(info).items() if k in asdict(Inputs())}, info.image_size
     config = _config_of(model) if model is not None and "." in model and pretrained is not None else None
     if config is None:
         return {}, None
@@ -75,6 +84,14 @@ def license_of(name: str) -> str | None:
     """Return the licence that timm knows of weights; None where it knows none."""
     config = _config_of(name) if timm.is_model(name) else None
     return None if config is None else config.license
+
+
+def _info_of(pretrained: str | None) -> EncoderInfo | None:
+    """Return what a file says of its weights that `save_encoder` wrote; None of all else."""
+    if pretrained is None or Path(pretrained).suffix != ".safetensors" or not Path(pretrained).is_file():
+        return None
+    info = read_info(Path(pretrained))
+    return None if info is None or info.name.startswith(OWN) else info
 
 
 def _config_of(name: str) -> Any:
