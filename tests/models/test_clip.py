@@ -338,6 +338,11 @@ def test_the_exported_folder_gives_the_same_without_this_package(model, data, tm
         export(run.path, "hugging-face", out, quiet=True)
 
 
+def test_a_finished_run_says_how_to_go_on_from_it(run, capfd):
+    assert cli.main(["resume", str(run.path)]) == 0
+    assert f"start from it with --clip {run.path}" in capfd.readouterr().err
+
+
 def test_a_runs_own_configuration_trains_it_again(run, tmp_path):
     again = sogclr.train(out=tmp_path / "again", config=run.config_file, quiet=True)
     first, second = (load_file(r.two_tower_file) for r in (run, again))
