@@ -105,6 +105,7 @@ def test_the_table_and_the_json_say_the_same(digits_run, labelled, tmp_path, cap
 
 def test_the_card_says_what_is_known_and_no_place(result, labelled, digits_run):
     card = (result.path / "README.md").read_text()
+    assert f"without the temperature of {result.temperature:.2f})" in card
     assert card.startswith("---\nlicense: unknown\n")
     assert f"| 3 | 40 | {100 * result.recalls['3']:.1f} |" in card
     assert f"fingerprint `{result.fingerprint}`" in card

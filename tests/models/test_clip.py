@@ -19,6 +19,8 @@ from torch.nn import functional
 import sogclr
 from sogclr import cli
 from sogclr.commands.export import export
+from sogclr.commands.report.run_summary import RunSummary
+from sogclr.config.toml import to_toml
 from sogclr.errors import BadInput, RunFailed
 from sogclr.models import torchvision_cpu
 from sogclr.models.clip import ClipSetup, load_clip, temperature_of
@@ -385,6 +387,21 @@ def test_the_exported_folder_gives_the_same_without_this_package(model, data, tm
     assert "hugging-face" not in (out / "README.md").read_text()
     with pytest.raises(BadInput, match="there and not empty"):
         export(run.path, "hugging-face", out, quiet=True)
+
+
+def test_a_finished_run_says_how_to_go_on_from_it(run, capfd):
+    assert cli.main(["resume", str(run.path)]) == 0
+    assert f"start from it with --clip {run.path}" in capfd.readouterr().err
+
+
+def test_a_runs_own_configuration_trains_it_again(run, tmp_path):
+    again = sogclr.train(out=tmp_path / "again", config=run.config_file, quiet=True)
+    first, second = (load_file(r.two_tower_file) for r in (run, again))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    table = {k: dict(v) for k, v in run.config_table().items()}
+    table["model"]["clip"] = "openai/clip-vit-base-patch32"  # a name has to be said, so the page says it
+    again.config_file.write_text(to_toml(table))
+    assert " --clip openai/clip-vit-base-patch32 --out " in dict(RunSummary.read(again).commands())["train again"]
 
 
 def test_a_mix_is_exported_as_the_last_line_of_training_says(run, capfd):

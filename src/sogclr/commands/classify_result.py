@@ -139,7 +139,7 @@ class ClassifyResult(RichText):
             f"accuracy: {_percent(s.accuracy)} ± {_percent(s.accuracy_std)} % in {s.folds}-fold {kind} of {s.rows:,} images; "
             f"balanced {_percent(s.balanced_accuracy)} %; the largest class alone {_percent(largest)} %",
             sure,
-            f"probabilities: log loss {s.log_loss:.3f}, before the temperature of {self.temperature:.2f} {s.log_loss_before:.3f}",
+            f"probabilities: log loss {s.log_loss:.3f} ({s.log_loss_before:.3f} without the temperature of {self.temperature:.2f})",
         ]
 
 
@@ -195,7 +195,7 @@ def write_card(info: EncoderInfo, result: ClassifyResult, onnx: bool) -> str:
                 "## Made of",
                 f"- encoder `{Path(result.encoder).name}`, weights `{result.weights}`\n"
                 f"- {result.images:,} images, fingerprint `{result.fingerprint}`, labels from {result.labels}\n"
-                f"- regularisation C = {result.strength}, temperature {result.temperature:.4g}, threshold {result.threshold}",
+                f"- regularisation C = {result.strength}, temperature {result.temperature:.4g}, threshold {'none' if result.threshold is None else result.threshold}",
             ]
         )
         + "\n"

@@ -131,8 +131,9 @@ def resume(
         folder, progress = RunFolder(run), Progress(quiet or not distributed.is_rank0())
         distributed.run_on_rank0(lambda: RunFolder.open(run).path)
         if folder.finished:
+            option = "--clip" if folder.clip_folder.is_dir() else "--init-from"
             progress.info(
-                f"{folder.path} is finished; train again with a new --out, or start from it with --init-from {folder.path}"
+                f"{folder.path} is finished; train again with a new --out, or start from it with {option} {folder.path}"
             )
             return folder
         # the run's own configuration

@@ -57,11 +57,14 @@ def read_table(path: str | Path) -> dict[str, Any]:
 def split_weights_names(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tables of a configuration file without names of weights, and those names by their option.
 
-    What might be downloaded the user has to say, by an option: `check_weights_said`.
+    What might be downloaded the user has to say, by an option: `check_weights_said`. What a run's own file (it has
+    [versions]) says of the towers that `clip` brought is left out too: they say it again.
     """
     model = table.get("model")
     if not isinstance(model, dict):
         return table, {}
+    if "versions" in table and "clip" in model:
+        model = {k: v for k, v in model.items() if k not in ("model", "head_dim")}
     given = {key: model[key] for key in ("pretrained", "clip") if isinstance(model.get(key), str)}
     names = {  # a missing file of weights is said later; ARCHITECTURE:FILE may need a tokenizer of the hub too
         key: name

@@ -82,7 +82,9 @@ def _facts(summary: RunSummary, data: ReportData) -> Iterator[Fact]:
     else:
         size = summary.get("data", "image_size")
         yield Fact("Encoder", str(summary.get("model", "model") or "?"), f"{size} × {size} pixels" if size else "")
-    yield Fact("Method", summary.method, f"temperature {summary.get('loss', 'temperature')}")
+    temperature = summary.get("loss", "temperature")
+    shown = f"{temperature:.4g}" if isinstance(temperature, float) else temperature
+    yield Fact("Method", summary.method, f"temperature {shown}")
     batch_size, optimizer = summary.get("run", "batch_size"), summary.get("optim", "optimizer")
     yield Fact("Batch size", str(batch_size or "?"), str(optimizer or ""))
     planned = summary.get("run", "epochs")

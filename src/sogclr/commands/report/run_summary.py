@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ...config.methods import ESTIMATORS, METHODS
+from ...config.toml import split_weights_names
 from ...data.bad_files import read_bad_files
 from ...evaluation.scores import SCORES
 from ...evaluation.worth import worth_of_run
@@ -165,7 +166,9 @@ class RunSummary:
         """Return (what for, command line) to make this run, its scores and its report again."""
         run, data = shlex.quote(str(self.run.path)), shlex.quote(str(self.get("data", "data") or "DATA"))
         again = shlex.quote(f"{self.run.path}-again")
-        lines = [("train again", f"sogclr train --config {shlex.quote(str(self.run.config_file))} --out {again}")]
+        _, named = split_weights_names(self.config)  # which a file alone may not say
+        said = "".join(f" --{option} {shlex.quote(name)}" for option, name in named.items())
+        lines = [("train again", f"sogclr train --config {shlex.quote(str(self.run.config_file))}{said} --out {again}")]
         if not self.finished:
             lines.insert(0, ("finish this run", f"sogclr resume {run}"))
         return [*lines, ("score", f"sogclr eval {run} {data} --baselines"), ("this page", f"sogclr report {run}")]
