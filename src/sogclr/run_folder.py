@@ -193,6 +193,14 @@ class RunFolder:
         files = self.checkpoint_files()
         return files[-1] if files else None
 
+    def keeps_best(self) -> bool:
+        """Return whether the trained weights are those that scored best on held-out data (`--validation`), not the last ones."""
+        return self.validation.path.is_dir() and self.best_checkpoint.is_file()
+
+    def end_checkpoint(self) -> Path | None:
+        """Return the checkpoint whose weights a finished run has, None without one."""
+        return self.best_checkpoint if self.keeps_best() else self.latest_checkpoint()
+
     def log_u(self) -> np.ndarray | None:
         """Read the running log-normalizers from the newest checkpoint: of the images, or of the first column of pairs.
 

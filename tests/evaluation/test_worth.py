@@ -73,3 +73,25 @@ def test_each_group_has_its_own_count():
 
 def test_scores_that_judge_nothing():
     assert worth_of_scores({"rankme": 3.0}, {"rankme": 4.0}, {"": 10}) is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "line"),
+    [
+        (
+            (0.2, 0.25),
+            "worth it  kNN 20.0 -> 25.0 (start -> epoch 1, the best on validation images, whose weights the run keeps)",
+        ),
+        (
+            (0.2, 0.25, 0.18),
+            "worth it  kNN 20.0 -> 25.0 (start -> epoch 1, the best on validation images, whose weights the run keeps; the last were 18.0)",
+        ),
+        (
+            (0.2, 0.15, 0.18),
+            "as before kNN 20.0 at the start, 18.0 at the end, on validation images; nothing was better than the start, whose "
+            "weights the run keeps; lower --lr",
+        ),
+    ],
+)
+def test_a_run_that_keeps_its_best_weights_is_judged_by_these(scores, line):
+    assert worth_of_run(rows(*scores), "run", "validation images", best_kept=True) == line

@@ -89,7 +89,7 @@ def test_a_text_encoder_of_hugging_face_is_a_start(pairs, tmp_path):
     assert [row["step"] for row in scored(run)] == [0, 5]
 
 
-def test_the_best_checkpoint_may_be_the_start_and_the_last_line_says_so(images, tmp_path, capfd):
+def test_a_run_on_held_out_data_keeps_its_best_weights_which_may_be_the_start(images, tmp_path, capfd):
     data, held_out, first = images
     options = IMAGES | {"quiet": False, "lr": 1.0, "epochs": 2}
     run = sogclr.train(data, tmp_path / "run", init_from=first, validation=held_out, **options)
@@ -99,9 +99,19 @@ def test_the_best_checkpoint_may_be_the_start_and_the_last_line_says_so(images, 
     before, after = (f"{100 * rows[k]['knn_top1']:.1f}" for k in (0, -1))
     line = capfd.readouterr().err.splitlines()[-1]
     assert line == (
-        f"worse than its start: kNN {before} -> {after} (start -> end, on validation images); best.pt is the start; "
-        f"lower --lr, or score a mix with the start: sogclr eval {run.path} DATA --mix 0.5"
+        f"as before kNN {before} at the start, {after} at the end, on validation images; nothing was better than the start, "
+        "whose weights the run keeps; lower --lr"
     )
+    assert same_weights(sogclr.load_encoder(run).backbone.state_dict(), load_file(run.start_file))
+
+
+def test_a_run_without_held_out_data_ends_with_its_last_weights(images, tmp_path):
+    data, _, first = images
+    run = sogclr.train(data, tmp_path / "run", init_from=first, **(IMAGES | {"lr": 1.0, "epochs": 2}))
+    last = load_checkpoint(run.latest_checkpoint())["model"]
+    found = sogclr.load_encoder(run).backbone.state_dict()
+    assert same_weights(found, {k.removeprefix("backbone."): v for k, v in last.items() if k.startswith("backbone.")})
+    assert not same_weights(found, load_file(run.start_file))
 
 
 # --------------------------------------------------------------------------------------------------------------- a kill
@@ -138,9 +148,8 @@ def test_the_scores_are_those_of_the_held_out_pairs(pairs, tmp_path):
     data, held_out, _ = pairs
     run = sogclr.train(data, tmp_path / "run", validation=held_out, **ON_PAIRS)
     said = sogclr.evaluate(run, held_out, device="cpu", workers=0, quiet=True)
-    last = scored(run)[-1]
-    assert {k: last[k] for k in said if k in last} == pytest.approx({k: said[k] for k in said if k in last})
-    assert "image_to_text_r1" in last
+    best = max(scored(run), key=lambda row: row["image_to_text_r1"])  # the first of these, whose weights the run keeps
+    assert {k: best[k] for k in said if k in best} == pytest.approx({k: said[k] for k in said if k in best})
     assert run.config().data.validation == str(held_out)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from .scores import SCORES, selector
 
 
-def worth_of_run(rows: Sequence[Mapping[str, Any]], run: object, things: str) -> str | None:
+def worth_of_run(rows: Sequence[Mapping[str, Any]], run: object, things: str, best_kept: bool = False) -> str | None:
     """Return a line on what training did to the score that picks the best checkpoint.
 
     Args:
         rows: the lines of the run's metrics.
         run: its folder.
         things: what was scored, as `training images`.
+        best_kept: whether the trained weights are those of the best score, not the last ones.
 
     Returns:
         None where the start was not scored.
@@ -32,6 +33,13 @@ def worth_of_run(rows: Sequence[Mapping[str, Any]], run: object, things: str) ->
     if not score.fraction:
         change = f"{score.title} {start:.3g} -> {end:.3g} (start -> end, of {things})"
         return f"start     {change}; only labels can tell whether training was worth it"
+    if best_kept and not epoch:
+        last = f"{score.title} {100 * start:.1f} at the start, {100 * end:.1f} at the end, on {things}"
+        return f"as before {last}; nothing was better than the start, whose weights the run keeps; lower --lr"
+    if best_kept:
+        last = f"; the last were {100 * end:.1f}" if best > end else ""
+        change = f"{score.title} {100 * start:.1f} -> {100 * best:.1f}"
+        return f"worth it  {change} (start -> epoch {epoch:g}, the best on {things}, whose weights the run keeps{last})"
     change = f"{score.title} {100 * start:.1f} -> {100 * end:.1f} (start -> end, on {things})"
     if end < start:
         kept = f"best.pt (epoch {epoch:g}) has {100 * best:.1f}" if epoch else "best.pt is the start"

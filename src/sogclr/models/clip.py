@@ -255,8 +255,8 @@ def temperature_of(run: RunFolder, setup: ClipSetup | None, mix: float = 1.0) ->
         mix: the share of the end of the run in log tau and the bias, as in its weights; 0 is its start.
     """
     loss = run.config().loss
-    newest = run.latest_checkpoint()
-    state = {} if newest is None else load_checkpoint(newest)["loss"]
+    checkpoint = run.end_checkpoint()
+    state = {} if checkpoint is None else load_checkpoint(checkpoint)["loss"]
     start = end = math.log(loss.temperature or 0.1)
     bias = loss.bias if loss.bias is not None or setup is None else setup.bias
     if "log_scale" in state:  # SigLIP's loss learns both

@@ -18,12 +18,12 @@ from ..data.crops import Batch
 from ..errors import BadInput, Interrupted, RunFailed
 from ..evaluation.scores import select
 from ..evaluation.warm_start import moving_averages
-from ..evaluation.worth import worth_of_run
 from ..kernels import ranks
 from ..losses.estimators.sharded import whole_state
 from ..models.two_view import convert_sync_batchnorm
 from ..progress import clock
 from ..run_folder import RunFolder, save_checkpoint
+from .ending import worth_of_training, write_trained
 from .metrics import Clock, Meters, MetricWriter, NullWriter, Writer
 from .own.parts import OwnLoss
 from .parts import Parts
@@ -263,11 +263,11 @@ class Trainer:
     def finish(self) -> None:
         """Write the encoder file, which marks the run as finished."""
         self.sync_outcomes()
-        distributed.run_on_rank0(lambda: self.task.finish(self.run))
+        distributed.run_on_rank0(lambda: write_trained(self.model, self.task, self.run))
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
-        if distributed.is_rank0() and (line := worth_of_run(self.run.metrics(), self.run.path, self.task.scored)):
+        if distributed.is_rank0() and (line := worth_of_training(self.task, self.run)):
             self.progress.info(line)
 
     # ------------------------------------------------------------------------------------------------------ the state

@@ -128,7 +128,11 @@ class RunSummary:
     def worth(self) -> str | None:
         """Return whether training was worth it, in words: by `eval.json`, else by the online scores; None without a start."""
         found = (self.evaluation or {}).get("worth")
-        return found if isinstance(found, str) else worth_of_run(self.rows, self.run.path, self.scored)
+        return (
+            found
+            if isinstance(found, str)
+            else worth_of_run(self.rows, self.run.path, self.scored, self.run.keeps_best())
+        )
 
     def seconds(self) -> float | None:
         """Return the time spent training, over all the processes that the run took; None when nothing was timed."""

@@ -1,0 +1,27 @@
+"""What a run ends with: the trained weights, and a line on what they are worth."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..evaluation.worth import worth_of_run
+from ..run_folder import RunFolder, load_checkpoint
+from .task import Task
+
+
+def write_trained(model: nn.Module, task: Task, run: RunFolder) -> None:
+    """Write the files of the encoder, which mark the run as finished: of the last weights, or of the best on held-out data.
+
+    Args:
+        model: with the last weights; afterwards it has those that were written.
+        task: writes the files of its model, which this is.
+        run: with all its checkpoints.
+    """
+    if run.keeps_best():
+        model.load_state_dict(load_checkpoint(run.best_checkpoint)["model"])
+    task.finish(run)
+
+
+def worth_of_training(task: Task, run: RunFolder) -> str | None:
+    """Return a line on what training did to the scores; None of a run that knew nothing at its start."""
+    return worth_of_run(run.metrics(), run.path, task.scored, run.keeps_best())
