@@ -84,7 +84,7 @@ clean:
 
 # Every number, figure and CSV of docs/results.md. Runs are kept in research/cache, so it can be stopped and started at will; hours from nothing.
 # DATA: Fashion-MNIST's idx files. WordNet's database is looked for by sogclr.data.wordnet: apt-get install wordnet-base.
-# CLOTHES: photographs of clothes, as research/adapt.py says; without them its page stays.
+# CLOTHES: photographs of clothes, as research/adapt.py says; without them its page and that of tune.py stay.
 DATA ?= /usr/share/datasets/fashion-mnist
 .PHONY: results
 # Memory that many small runs side by side let go of is kept: giving it back and taking it again took most of their time.
@@ -105,3 +105,4 @@ results: .venv/with-research .venv-integrations/installed
 	$(BIN)/python -m research.wordnet
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.adapt --data $(CLOTHES)
+	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.tune --data $(CLOTHES)
