@@ -90,20 +90,21 @@ ADAPTATIONS = {
 }
 # name -> batch and options; the first is the default but for its rate
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
-    "SogCLR, exact u, warm Adam": (SMALL, {}),
+    "SogCLR, exact u, warm Adam": (SMALL, {"warm_start": "exact"}),
     "SogCLR, cold": (SMALL, {"warm_start": "none"}),
     "CLIP's loss": (SMALL, {"method": "clip", "warm_start": "none"}),
     "CLIP's loss, B 256": (LARGE, {"method": "clip", "warm_start": "none"}),
-    "SogCLR, exact u, warm Adam, the default's rate": (SMALL, {"lr": None}),
+    "SogCLR, exact u, warm Adam, the default's rate": (SMALL, {"warm_start": "exact", "lr": None}),
+    "SogCLR, exact u, 30 steps at rate 0": (SMALL, {"warm_start": "exact", "still_steps": 30}),
     "SogCLR, ema": (SMALL, {"warm_start": "ema"}),
-    "SogCLR, exact again every epoch": (SMALL, {"refresh_every": 1}),
+    "SogCLR, exact again every epoch": (SMALL, {"warm_start": "exact", "refresh_every": 1}),
     "SogCLR, gamma 1": (SMALL, {"gamma": 1.0, "warm_start": "none"}),
-    "SogCLR, gamma 0.2, exact u": (SMALL, {"gamma": 0.2}),
+    "SogCLR, gamma 0.2, exact u": (SMALL, {"warm_start": "exact", "gamma": 0.2}),
     "SogCLR, gamma 0.2, cold": (SMALL, {"gamma": 0.2, "warm_start": "none"}),
 }
 OURS, COLD, CLIP, LARGE_CLIP = tuple(WAYS)[:4]
 OWN_RATE = (OURS, CLIP, LARGE_CLIP)  # all others have that of ours
-BESIDE, MORE_SEEDS = ("wordnet",), SEEDS[:3]  # where what comes after the first five is run too, and how often
+BESIDE, MORE_SEEDS = ("wordnet",), SEEDS[:3]  # where what comes after the first six is run too, and how often
 
 
 # -------------------------------------------------------------------------------------------------------------- the runs
@@ -175,7 +176,7 @@ class Runs:
                 self.ensure(way, lr, RATE_SEED)
         for seed, way in itertools.product(SEEDS, WAYS):
             lr = self.rate(way)
-            if lr is not None and (way in tuple(WAYS)[:5] or (self.name in BESIDE and seed in MORE_SEEDS)):
+            if lr is not None and (way in tuple(WAYS)[:6] or (self.name in BESIDE and seed in MORE_SEEDS)):
                 self.ensure(way, lr, seed)
 
     def curves(self, way: str) -> dict[int, list[float]]:

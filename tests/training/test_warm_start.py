@@ -168,14 +168,18 @@ def test_what_is_left_open_follows_the_run():
     for usual, warm_start, total, expected in (
         ("none", None, 1000, ("none", 0)),
         ("exact", None, 5000, ("exact", 30)),
-        ("exact", None, 200, ("exact", 20)),
-        ("none", "exact", 300, ("exact", 30)),
+        ("exact", None, 1000, ("exact", 20)),
+        ("none", "exact", 300, ("exact", 6)),
         ("exact", "ema", 300, ("ema", 50)),
         ("exact", "ema", 60, ("ema", 30)),
         ("exact", "none", 300, ("none", 0)),
     ):
         found = resolve_warm_start(OptimConfig(warm_start=warm_start), usual, total, steps_per_epoch=50)
         assert (found.warm_start, found.still_steps) == expected
+    # momentum alone has nothing to wait for
+    for optimizer in ("lars", "sgd"):
+        found = resolve_warm_start(OptimConfig(optimizer=optimizer), "exact", 5000, steps_per_epoch=50)
+        assert (found.warm_start, found.still_steps) == ("exact", 0)
 
 
 def test_an_exact_pass_is_usual_only_where_it_takes_minutes():

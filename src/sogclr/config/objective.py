@@ -111,7 +111,7 @@ class OptimConfig:
     warm_start: WarmStart | None = None
     """What is right before weights move: exact, each normalizer from a pass over the data, then still steps; ema: still steps alone; none. exact with --init-from or --clip, and for pairs with weights for every tower (of 200,000 samples at most on a CPU, 5 million on a GPU), else none, when left out."""
     still_steps: Annotated[int | None, Range(0)] = None
-    """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A tenth of the run, at most 30 (ema: an epoch, at most half the run), when left out."""
+    """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A fiftieth of the run, at most 30, of adamw (ema: an epoch, at most half the run), when left out."""
     refresh_every: Annotated[int | None, Range(1)] = None
     """Epochs between two passes over the data that set each normalizer to its exact value again. Never when left out."""
     clip_grad: Annotated[float | None, Range(0, above=True)] = None

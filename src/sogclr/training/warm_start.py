@@ -22,7 +22,7 @@ from ..evaluation.warm_start import keeps_normalizers
 from ..progress import Progress, clock
 from .task import Task
 
-STILL_STEPS = 30  # at most, where they fill the optimizer's moments alone
+STILL_STEPS, STILL_SHARE = 30, 50  # at most, and of the run, where they fill Adam's moments alone: one in fifty
 EXACT_ON_CPU, EXACT_ON_GPU = (
     200_000,
     5_000_000,
@@ -68,7 +68,8 @@ def resolve_warm_start(optim: OptimConfig, usual: WarmStart, total: int, steps_p
     if chosen == "ema" and still == 0:
         raise BadInput("--warm-start ema is still steps alone and --still-steps is 0; give --warm-start none instead")
     if still is None:
-        still = min(steps_per_epoch, total // 2) if chosen == "ema" else min(STILL_STEPS, total // 10)
+        of_adam = 0 if optim.optimizer in ("lars", "sgd") else min(STILL_STEPS, total // STILL_SHARE)
+        still = min(steps_per_epoch, total // 2) if chosen == "ema" else of_adam
     if still >= total:
         raise BadInput(f"all {total:,} steps of the run would be --still-steps {still:,}; give fewer or more --epochs")
     return replace(optim, warm_start=chosen, still_steps=still)
