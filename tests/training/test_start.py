@@ -103,6 +103,9 @@ def test_a_run_on_held_out_data_keeps_its_best_weights_which_may_be_the_start(im
         "whose weights the run keeps; lower --lr"
     )
     assert same_weights(sogclr.load_encoder(run).backbone.state_dict(), load_file(run.start_file))
+    # another run goes on from these
+    again = sogclr.train(data, tmp_path / "again", init_from=run, **(options | {"quiet": True, "max_steps": 1}))
+    assert same_weights(load_file(again.start_file), load_file(run.start_file))
 
 
 def test_a_run_without_held_out_data_ends_with_its_last_weights(images, tmp_path):

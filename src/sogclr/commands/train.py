@@ -292,7 +292,7 @@ def _fit(trainer: Trainer, config: TrainConfig) -> RunFolder:
 def _start_from(trainer: Trainer, config: TrainConfig, source: Source) -> str:
     """Take weights and normalizers of the run of `--init-from`, and return a line about it."""
     other = RunFolder.open(str(config.model.init_from))
-    newest = other.latest_checkpoint()
+    newest = other.end_checkpoint() if other.finished else other.latest_checkpoint()
     if newest is None:
         raise BadInput(f"{other.path} has no checkpoint to start from; give --init-from a run that has trained")
     try:
