@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,9 @@ def process_group() -> Iterator[None]:
         raise
     finally:
         gc.collect()  # a DDP model that outlives the group aborts the process at exit
+        # gloo's threads free the tensors of the last collective, for which they need the interpreter's lock; a group that is
+        # destroyed meanwhile waits for them with that lock in its hands, for ever
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 
