@@ -96,7 +96,7 @@ def test_the_table_and_the_json_say_the_same(digits_run, labelled, tmp_path, cap
     for name, recall in found["recalls"].items():
         assert re.search(rf"{name} +40 +{100 * recall:.1f}", shown)
     assert found["balanced_accuracy"] == pytest.approx(np.mean([*found["recalls"].values()]))
-    assert f"next  sogclr predict {tmp_path / 'b'} PHOTOS" in shown
+    assert f"next sogclr predict {tmp_path / 'b'} PHOTOS" in shown
     # the same command gives the same classifier
     first, second = load_file(tmp_path / "a" / FILE), load_file(tmp_path / "b" / FILE)
     assert all(torch.equal(first[key], second[key]) for key in first)

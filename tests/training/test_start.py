@@ -91,7 +91,7 @@ def test_a_text_encoder_of_hugging_face_is_a_start(pairs, tmp_path):
 
 def test_a_run_on_held_out_data_keeps_its_best_weights_which_may_be_the_start(images, tmp_path, capfd):
     data, held_out, first = images
-    options = IMAGES | {"quiet": False, "lr": 1.0, "epochs": 2}
+    options = IMAGES | {"quiet": False, "lr": 100.0, "epochs": 2}
     run = sogclr.train(data, tmp_path / "run", init_from=first, validation=held_out, **options)
     rows = scored(run)
     assert rows[-1]["knn_top1"] < rows[0]["knn_top1"]
@@ -110,7 +110,7 @@ def test_a_run_on_held_out_data_keeps_its_best_weights_which_may_be_the_start(im
 
 def test_a_run_without_held_out_data_ends_with_its_last_weights(images, tmp_path):
     data, _, first = images
-    run = sogclr.train(data, tmp_path / "run", init_from=first, **(IMAGES | {"lr": 1.0, "epochs": 2}))
+    run = sogclr.train(data, tmp_path / "run", init_from=first, **(IMAGES | {"lr": 100.0, "epochs": 2}))
     last = load_checkpoint(run.latest_checkpoint())["model"]
     found = sogclr.load_encoder(run).backbone.state_dict()
     assert same_weights(found, {k.removeprefix("backbone."): v for k, v in last.items() if k.startswith("backbone.")})

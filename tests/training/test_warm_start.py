@@ -21,6 +21,9 @@ import sogclr as package
 from sogclr.config.objective import OptimConfig
 from sogclr.config.schema import DataConfig, ModelConfig, TrainConfig
 from sogclr.data.loader import training_loader
+from sogclr.data.manifest import Manifest
+from sogclr.data.pair_columns import ColumnNames
+from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import Recipe, recipe_from_table
 from sogclr.data.source import load_source
 from sogclr.errors import BadInput
@@ -182,7 +185,8 @@ def test_what_is_left_open_follows_the_run():
         assert (found.warm_start, found.still_steps) == ("exact", 0)
 
 
-def test_an_exact_pass_is_usual_only_where_it_takes_minutes():
+def test_an_exact_pass_is_usual_on_pairs_alone_and_only_where_it_takes_minutes(captions, images, monkeypatch):
+    pairs, photos = Pairs.scan(captions, ColumnNames()), Manifest.scan(images)
     config = TrainConfig(DataConfig("photos", "run"), ModelConfig(init_from="another"))
     new = TrainConfig(DataConfig("photos", "run"))
     for samples, device, expected in (
@@ -191,8 +195,10 @@ def test_an_exact_pass_is_usual_only_where_it_takes_minutes():
         (5_000_000, "cuda", "exact"),
         (5_000_001, "cuda", "none"),
     ):
-        assert usual_warm_start(config, range(samples), device) == expected
-        assert usual_warm_start(new, range(samples), device) == "none"
+        monkeypatch.setattr(Pairs, "__len__", lambda self, samples=samples: samples)
+        assert usual_warm_start(config, pairs, device) == expected
+        assert usual_warm_start(new, pairs, device) == "none"
+    assert usual_warm_start(config, photos, "cpu") == "none"
 
 
 @pytest.mark.parametrize(
@@ -217,8 +223,8 @@ def test_what_means_nothing_is_refused_before_anything_is_written(options, messa
 
 @pytest.mark.slow
 def test_a_run_from_weights_says_what_it_does(captions, tmp_path, capfd):
-    options = {"epochs": 4, "log_every": 1}
-    start = package.train(captions, tmp_path / "start", **(PAIRS | options))
+    options = {"epochs": 4, "log_every": 1, "still_steps": 2}
+    start = package.train(captions, tmp_path / "start", **(PAIRS | options | {"still_steps": None}))
     assert "warm " not in capfd.readouterr().err
     package.train(captions, tmp_path / "next", init_from=start.path, refresh_every=2, **(PAIRS | options))
     said = capfd.readouterr().err

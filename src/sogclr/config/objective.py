@@ -109,7 +109,7 @@ class OptimConfig:
     warmup_epochs: Annotated[float | None, Range(0)] = None
     """10, or a tenth of the run if that is less, when left out; then a cosine to 0."""
     warm_start: WarmStart | None = None
-    """What is right before weights move: exact, each normalizer from a pass over the data, then still steps; ema: still steps alone; none. exact with --init-from or --clip, and for pairs with weights for every tower (of 200,000 samples at most on a CPU, 5 million on a GPU), else none, when left out."""
+    """What is right before weights move: exact, each normalizer from a pass over the data, then still steps; ema: still steps alone; none. exact for pairs with --init-from, --clip, or weights for every tower (of 200,000 pairs at most on a CPU, 5 million on a GPU), else none, when left out."""
     still_steps: Annotated[int | None, Range(0)] = None
     """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A fiftieth of the run, at most 30, of adamw (ema: an epoch, at most half the run), when left out."""
     refresh_every: Annotated[int | None, Range(1)] = None
