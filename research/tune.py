@@ -255,7 +255,7 @@ def report(cache: Cache) -> None:
     all_runs = [Runs(cache, name) for name in ADAPTATIONS]
     panels(all_runs)
     write_points("tune.csv", points(all_runs))
-    lines = [*pages.head("Tuning what is trained already", "research.tune --data DIR"), ABOUT, "![](tune.png)", ""]
+    lines = [*pages.head("Tuning what is trained already", "research.tune --data DIR", ", shared with other work"), ABOUT, "![](tune.png)", ""]
     for runs in all_runs:
         lines += [f"## {runs.one.title[0].upper()}{runs.one.title[1:]}", "", *table(runs), "", *rates_table(runs), ""]
     pages.write_page("tune.md", "\n".join([*lines, TRUST]))
@@ -265,7 +265,7 @@ ABOUT = """
 Three pairs of towers are trained here from nothing by CLIP's loss at a large batch, then tuned by `sogclr train` on pairs of the same or another kind,
 and scored on held-out pairs (`--validation`) before the first step and after every epoch.
 
-- **emoji**: a CLIP of 0.4 million weights in Hugging Face's format (64 pixels, patches of 16, two transformers of 3 layers, 64 wide), trained on 2,508 of OpenMoji's
+- **emoji**: a CLIP of 0.5 million weights in Hugging Face's format (64 pixels, patches of 16, two transformers of 3 layers, 64 wide), trained on 2,508 of OpenMoji's
   drawings as black lines, exported by `--format hugging-face`, and tuned by `--clip` for 6 epochs on the same emoji in colour; 859 others are the test.
 - **clothes**: the same, trained on 1,341 photographs of clothes with a sentence for their class, tuned for 6 epochs on 1,898 others; 1,250 photographs
   by other people are the test. Image→text recall at 1 among the 14 sentences is zero-shot accuracy.
@@ -292,7 +292,7 @@ TRUST = """
 
 ## How far to trust this
 
-Towers of 0.4 to 2.6 million weights, not yet good at their tasks, on small data; a real CLIP was not to be had here. Rates are chosen on one seed; on the emoji and WordNet some chosen ones stand at the end of
+Models of 0.4 to 2.1 million weights, not yet good at their tasks, on small data; a real CLIP was not to be had here. Rates are chosen on one seed; on the emoji and WordNet some chosen ones stand at the end of
 their grid. Each adaptation has one start: the intervals say nothing of other starts. Evaluations are an epoch apart, and a dip between them is not seen. The test of the clothes has 1,250 photographs, that
 of the emoji 859, with standard errors of 1.4 and 0.6 points, which pairing takes out of the differences only in part.
 """
