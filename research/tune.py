@@ -255,7 +255,12 @@ def report(cache: Cache) -> None:
     all_runs = [Runs(cache, name) for name in ADAPTATIONS]
     panels(all_runs)
     write_points("tune.csv", points(all_runs))
-    lines = [*pages.head("Tuning what is trained already", "research.tune --data DIR", ", shared with other work"), ABOUT, "![](tune.png)", ""]
+    lines = [
+        *pages.head("Tuning what is trained already", "research.tune --data DIR", ", shared with other work"),
+        ABOUT,
+        "![](tune.png)",
+        "",
+    ]
     for runs in all_runs:
         lines += [f"## {runs.one.title[0].upper()}{runs.one.title[1:]}", "", *table(runs), "", *rates_table(runs), ""]
     pages.write_page("tune.md", "\n".join([*lines, TRUST]))
