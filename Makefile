@@ -103,6 +103,7 @@ results: .venv/with-research .venv-integrations/installed
 	$(BIN)/python -m research.two_towers
 	.venv-integrations/bin/python -m research.sentence_transformers
 	$(BIN)/python -m research.wordnet
+	$(BIN)/python -m research.hinge
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.adapt --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.tune --data $(CLOTHES)

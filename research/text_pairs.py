@@ -110,7 +110,7 @@ class Training:
         self.state[:, : len(jobs) * WIDTH] = first.repeat(1, len(jobs))
         self.generator = torch.Generator().manual_seed(10_000 + jobs[0].seed)
         self.lr = torch.tensor([job.lr for job in jobs]).repeat_interleave(WIDTH)
-        self.clip = sum(job.rule["rule"] == "clip" for job in jobs)
+        self.clip = sum(job.rule.get("rule") == "clip" for job in jobs)
         self.log_u = torch.full((2, len(jobs) - self.clip, problem.pairs), -math.inf)
         self.local = torch.arange(batch)
 
