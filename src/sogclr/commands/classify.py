@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..config.ranges import check_least
 from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
 from ..errors import BadInput
@@ -72,9 +73,7 @@ def classify(
         RunFailed: the ONNX file does not compute what PyTorch does; nothing was written.
     """
     folder = Path(out)
-    for name, value, least in (("--folds", folds, 2), ("--batch-size", batch_size, 1), ("--seed", seed, 0)):
-        if value < least:
-            raise BadInput(f"{name} must be {least} or more and was {value}")
+    check_least({"--folds": (folds, 2), "--batch-size": (batch_size, 1), "--seed": (seed, 0)})
     if not 0 < sure < 1:
         raise BadInput(f"--sure must be between 0 and 1 and was {sure}; 0.95 stands for 95 of 100")
     check_new_folder(folder)

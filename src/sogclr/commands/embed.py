@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from .. import __version__
+from ..config.ranges import check_least
 from ..data.bad_files import bad_files_beside, write_bad_files_beside
 from ..data.texts import Texts
 from ..errors import BadInput
@@ -27,7 +28,7 @@ from ..models.encoder import Encoder
 from ..models.features import Features, compute_features, nothing_readable
 from ..models.run_encoders import RunEncoders
 from ..models.two_tower import TextTower
-from ..progress import ProgressCallback, progress_bar
+from ..progress import ProgressCallback, part_of, progress_bar
 from .embedding_file import SUFFIXES, Job, check_names_fit, write_embeddings
 from .things import Things, compute_text_features, kind_of_things, open_things
 
@@ -103,8 +104,7 @@ def embed(
     check_output(path, SUFFIXES)
     if dtype not in ("float32", "float16"):
         raise BadInput(f"--dtype must be float32 or float16 and was {dtype}")
-    if batch_size < 1:
-        raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
+    check_least({"--batch-size": (batch_size, 1)})
     with file_lock(path.with_name(f".{path.name}.lock"), f"writes {path}"):
         with progress_bar("embedding", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
             encoders = RunEncoders.load(run, chosen)
@@ -117,7 +117,8 @@ def embed(
             parts = _Parts(path, _job(encoder, run, data, things, dtype, name), len(things.usable))
             for number in parts.missing():
                 first = number * PART_ROWS
-                ids, report = things.usable[first : first + PART_ROWS], _from(first, len(things.usable), show)
+                ids = things.usable[first : first + PART_ROWS]
+                report = part_of(show, first, len(ids), len(things.usable))
                 features, kept, bad = compute_embeddings(
                     encoder, things, ids, batch_size=batch_size, workers=readers, device=chosen, progress=report
                 )
@@ -164,11 +165,6 @@ def _job(
         "dtype": dtype,
         "part_rows": PART_ROWS,
     }
-
-
-def _from(first: int, total: int, show: ProgressCallback) -> ProgressCallback:
-    """Return a callback for the things from the `first` on, of so many in `total`."""
-    return lambda done, _: show(first + done, total)
 
 
 def _finish(path: Path, parts: _Parts, things: Things) -> EmbedResult:

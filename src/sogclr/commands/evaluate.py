@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..config.ranges import check_least
 from ..data.beir import is_retrieval_set
 from ..data.pair_columns import ColumnNames
 from ..data.source import kind_of
@@ -72,9 +73,7 @@ def evaluate(
     Raises:
         BadInput: something in the input cannot be used.
     """
-    for name, value, least in (("--k", k, 1), ("--batch-size", batch_size, 1), ("--seed", seed, 0)):
-        if value < least:
-            raise BadInput(f"{name} must be {least} or more and was {value}")
+    check_least({"--k": (k, 1), "--batch-size": (batch_size, 1), "--seed": (seed, 0)})
     named = ColumnNames(image_column, caption_column, columns)
     beir = is_retrieval_set(Path(data))
     if split is not None and not beir:

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from ..config.ranges import check_least
 from ..data.bad_files import bad_files_beside, write_bad_files_beside
 from ..data.source import scan_images
-from ..errors import BadInput
 from ..files import atomic_write, check_output
 from ..hardware import computing_on
 from ..models.classifier import Classifier, load_classifier
 from ..models.features import compute_features, nothing_readable
-from ..progress import ProgressCallback, progress_bar
+from ..progress import ProgressCallback, part_of, progress_bar
 
 SUFFIXES = (".csv", ".parquet")
 PART_ROWS = 8192  # images between two writes
@@ -83,8 +83,7 @@ def predict(
     """
     path = Path(out)
     check_output(path, SUFFIXES)
-    if batch_size < 1:
-        raise BadInput(f"--batch-size must be 1 or more and was {batch_size}")
+    check_least({"--batch-size": (batch_size, 1)})
     with progress_bar("predicting", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
         known = load_classifier(classifier, chosen)
         images = scan_images(data)
@@ -92,14 +91,10 @@ def predict(
         schema = _schema(known, all_classes)
         with atomic_write(path) as temporary, _open_writer(temporary, path.suffix, schema) as writer:
             for first in range(0, len(ids), PART_ROWS):
+                part = ids[first : first + PART_ROWS]
+                report = part_of(show, first, len(part), len(ids))
                 probabilities, kept, unreadable = compute_features(
-                    known.model,
-                    images,
-                    ids[first : first + PART_ROWS],
-                    batch_size=batch_size,
-                    workers=readers,
-                    device=chosen,
-                    progress=lambda done, _, first=first: show(first + done, len(ids)),  # type: ignore[misc]
+                    known.model, images, part, batch_size=batch_size, workers=readers, device=chosen, progress=report
                 )
                 best, probability, doubt = known.decide(probabilities)
                 columns = [images.relatives(kept), [known.classes[k] for k in best], probability, doubt]

@@ -92,3 +92,17 @@ def check_fields(section: Any) -> None:
         for limit in limits[name] if value is not None else ():
             if refusal := limit.refusal(value):
                 raise BadInput(f"{option} {refusal}")
+
+
+def check_least(options: Mapping[str, tuple[float, float]]) -> None:
+    """Check options of a command that have a least value.
+
+    Args:
+        options: option -> its value, and the least that it may be.
+
+    Raises:
+        BadInput: one is below.
+    """
+    for option, (value, least) in options.items():
+        if refusal := Range(least).refusal(value):
+            raise BadInput(f"{option} {refusal}")

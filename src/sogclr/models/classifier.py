@@ -140,8 +140,7 @@ def load_classifier(folder: str | os.PathLike[str], device: str | torch.device =
         classes, threshold, sure = [*map(str, about["classes"])], about["threshold"], about["sure"]
     except (KeyError, TypeError, ValueError):
         raise damaged from None
-    beside = path.parent / CLIP_FOLDER
-    clip = ClipSetup.load(beside) if beside.is_dir() else None
+    clip = ClipSetup.find(path.parent / CLIP_FOLDER)
     backbone = create_backbone(info.name, info.image_size) if clip is None else clip.build().backbone
     model = ProbabilityModel(backbone, len(classes))
     try:

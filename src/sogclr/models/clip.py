@@ -75,6 +75,11 @@ class ClipSetup:
         write_text(folder / _SETUP, json.dumps(table | {"bias": self.bias}, indent=2))
 
     @classmethod
+    def find(cls, folder: Path) -> ClipSetup | None:
+        """Read what `save` wrote, as `load`; None where there is no such folder."""
+        return cls.load(folder) if folder.is_dir() else None
+
+    @classmethod
     def load(cls, folder: Path) -> ClipSetup:
         """Read what `save` wrote.
 
@@ -231,7 +236,7 @@ def _of_run(run: RunFolder) -> ClipStart:
         raise BadInput(f"--clip {run.path} is not finished; resume it first: sogclr resume {run.path}")
     metadata = read_metadata(run.two_tower_file, TWO_TOWER_FORMAT, "restore it from a copy")
     info, text = EncoderInfo.from_json(metadata["info"]), TextSetup.load(run.text_folder)
-    setup = ClipSetup.load(run.clip_folder) if run.clip_folder.is_dir() else None
+    setup = ClipSetup.find(run.clip_folder)
     temperature, bias = temperature_of(run, setup)
     return ClipStart(
         setup=setup,

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ..data.inputs import Inputs
 from ..errors import BadInput
-from .clip_parts import ClipParts, ClipTower, NoProjection, Original, files_of, read_json, too_large
+from .clip_parts import ClipParts, ClipTower, NoProjection, Original, files_of, read_json, set_logits, too_large
 from .hugging_face import import_transformers
 from .text import Tokenizer
 
@@ -133,9 +133,15 @@ def build_parts(config: dict[str, Any]) -> ClipParts:
     Args:
         config: what `check_config` returned.
     """
+    return take_apart(_build(config))
+
+
+def _build(config: dict[str, Any]) -> nn.Module:
+    """Build the model of a checked configuration, with random weights."""
     transformers = import_transformers()
     config_class, model_class = (getattr(transformers, name) for name in KINDS[config["model_type"]])
-    return take_apart(model_class(config_class.from_dict(config)))
+    model: nn.Module = model_class(config_class.from_dict(config))
+    return model
 
 
 def take_apart(model: nn.Module) -> ClipParts:
@@ -169,14 +175,9 @@ def write_model(
         inputs: how images are made ready.
         logits: log(1 / tau), and SigLIP's bias.
     """
-    transformers = import_transformers()
-    config_class, model_class = (getattr(transformers, name) for name in KINDS[config["model_type"]])
-    model = model_class(config_class.from_dict(config))
+    model = cast(Any, _build(config))
     take_apart(model).load_state_dict(weights)
-    with torch.no_grad():
-        model.logit_scale.fill_(logits[0])
-        if hasattr(model, "logit_bias"):
-            model.logit_bias.fill_(logits[1])
+    set_logits(model, logits)
     model.save_pretrained(folder)
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data.inputs import INTERPOLATIONS, Inputs
 from ..errors import BadInput
 from .backbone import timm
-from .clip_parts import ClipParts, ClipTower, NoProjection, Original, files_of, read_json, too_large
+from .clip_parts import ClipParts, ClipTower, NoProjection, Original, files_of, read_json, set_logits, too_large
 from .open_clip_package import import_open_clip
 from .text import Tokenizer
 
@@ -143,10 +143,7 @@ def write_model(
     """
     model, about = _build(config), config["model_cfg"]
     _take_apart(model, about["embed_dim"]).load_state_dict(weights)
-    with torch.no_grad():
-        cast(nn.Parameter, model.logit_scale).fill_(logits[0])
-        if model.logit_bias is not None:
-            cast(nn.Parameter, model.logit_bias).fill_(logits[1])
+    set_logits(model, logits)
     whole = bool(about.get("custom_text"))  # without it the text tower's parts are the model's own
     state = {k if whole else k.removeprefix("text."): v.contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})

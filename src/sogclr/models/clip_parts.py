@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..data.inputs import Inputs
@@ -102,6 +103,14 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as JSON ({type(error).__name__}); restore it from a copy") from None
     return table if isinstance(table, dict) else {}
+
+
+@torch.no_grad()
+def set_logits(model: Any, logits: tuple[float, float]) -> None:
+    """Set log(1 / tau) of a library's model, and its bias where it has one."""
+    model.logit_scale.fill_(logits[0])
+    if getattr(model, "logit_bias", None) is not None:
+        model.logit_bias.fill_(logits[1])
 
 
 def files_of(reader: Any) -> dict[str, bytes]:

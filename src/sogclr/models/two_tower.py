@@ -257,8 +257,7 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
 
 def clip_of_run(run: str | os.PathLike[str]) -> ClipSetup | None:
     """Return what the towers of a run are, where they are those of a CLIP model."""
-    folder = RunFolder(run).clip_folder
-    return ClipSetup.load(folder) if folder.is_dir() else None
+    return ClipSetup.find(RunFolder(run).clip_folder)
 
 
 def load_run_encoder(run: str | os.PathLike[str], device: str | torch.device = "cpu", *, mix: float = 1.0) -> Encoder:

@@ -36,7 +36,7 @@ def build_pair_model(
     if not begun:
         _check_frozen(config, pairs.kinds)
     start = None if begun or options.clip is None else load_clip(options.clip)
-    saved = ClipSetup.load(run.clip_folder) if begun and run.clip_folder.is_dir() else None
+    saved = ClipSetup.find(run.clip_folder) if begun else None
     clip = saved if start is None else start.setup
     text = _text_setup(config, pairs, run, start) if "texts" in pairs.kinds else None
     torch.manual_seed(config.run.seed)
