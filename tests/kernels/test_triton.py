@@ -116,8 +116,13 @@ def test_results_repeat_and_rows_may_be_strided():
 def test_the_choice_on_a_gpu():
     if not CUDA:
         pytest.skip("no CUDA device")
-    assert kernels.choose(*[torch.empty(4096, 128, device="cuda")] * 2) == "triton"
-    assert kernels.choose(*[torch.empty(4096, 768, device="cuda")] * 2) == "tiled"
+    for dtype, width, kernel in (
+        (torch.float32, 128, "triton"),
+        (torch.float32, 256, "tiled"),  # three TF32 products of rows so wide do not fit a program
+        (torch.bfloat16, 256, "triton"),
+        (torch.bfloat16, 768, "tiled"),
+    ):
+        assert kernels.choose(*[torch.empty(4096, width, dtype=dtype, device="cuda")] * 2) == kernel
 
 
 @pytest.mark.parametrize("switch", ["fp32_precision", "allow_tf32"])
@@ -127,7 +132,7 @@ def test_tf32_follows_the_new_switch_and_the_old(switch):
 import torch
 from sogclr.kernels.triton import _blocks
 z, matmul = torch.zeros(4, 16), torch.backends.cuda.matmul
-assert _blocks(z)["PRECISION"] == "ieee"
+assert _blocks(z)["PRECISION"] == "tf32x3"
 if not hasattr(matmul, {switch!r}):
     raise SystemExit  # torch before 2.9
 setattr(matmul, {switch!r}, "tf32" if {switch!r} == "fp32_precision" else True)

@@ -15,8 +15,9 @@ from ..errors import BadInput
 Kernel = Literal["dense", "tiled", "triton"]
 
 # similarities up to which all of them are kept: measured, beyond it making them twice is as fast or faster
-DENSE = 1024 * 1024  # on a GPU too, where launches, not bytes, are what a small batch costs
-WIDEST_TRITON = 256  # wider rows do not fit a program's registers: strips of large matrix products do better
+DENSE = {"cpu": 1024 * 1024, "cuda": 2048 * 2048}  # on a GPU launches, not bytes, are what a small batch costs
+# wider rows do not fit a program's registers and shared memory: strips of large matrix products do better
+WIDEST_TRITON, WIDEST_TRITON_FLOAT32 = 256, 128
 
 _TRITON = find_spec("triton") is not None
 _named: Kernel | None = None
@@ -53,10 +54,25 @@ def choose(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Kernel:
         return "tiled"  # an empty queue: no tiles, no special case, whatever is named
     if named is not None:
         return named
-    if len(x) * len(y) <= DENSE:
+    if len(x) * len(y) <= DENSE.get(x.device.type, DENSE["cpu"]):
         return "dense"
-    fits = x.device.type == "cuda" and _TRITON and x.shape[1] <= WIDEST_TRITON and x.dtype != torch.float64
-    return "triton" if fits else "tiled"
+    return "triton" if _fits_triton(x) else "tiled"
+
+
+def _fits_triton(x: Tensor) -> bool:
+    """Return whether the Triton kernel is there for rows of this device, type and width, and the fastest."""
+    if x.device.type != "cuda" or torch.version.hip is not None or not _TRITON or x.dtype == torch.float64:
+        return False
+    exact = x.dtype == torch.float32 and not tf32()
+    return x.shape[1] <= (WIDEST_TRITON_FLOAT32 if exact else WIDEST_TRITON)
+
+
+def tf32() -> bool:
+    """Return whether float32 products may be TF32. From torch 2.9 on the old switch raises once the new one was set."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision == "tf32")
+    return bool(matmul.allow_tf32)
 
 
 def can_sync(z: Tensor) -> bool:
