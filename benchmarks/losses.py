@@ -3,7 +3,7 @@
 Against floors and against peers, in one run. The floor is three bare `torch.mm(..., out=)`, what autograd needs for the
 similarities and their gradient: 6 N^2 D operations for one tower (N = 2B), 6 B^2 D for two. All candidates of a row are
 called in turn, round after round; a cell is the median over the rounds of the time divided by the floor's in that round,
-so that what else the machine does falls on all alike. Peak memory is taken in a process of its own for each call.
+so that what else the machine does falls on all alike. Peak memory is taken on a CPU in a process of its own for each call.
 `make bench-peers` installs the peers in an environment of their own and runs this. Writes docs/results/losses.md.
 """
 
@@ -114,7 +114,7 @@ def measure(towers: str, device: str, dtype: torch.dtype, batch: int, width: int
 def peak(
     towers: str, device: str, dtype: torch.dtype, batch: int, width: int, name: str, first: str
 ) -> tuple[float, float]:
-    """Return the MiB beyond what was there before one forward and backward pass, and its seconds: called in a fresh process."""
+    """Return the MiB beyond what was there before one forward and backward pass, and its seconds; on a CPU in a fresh process."""
     a, b, index = inputs(device, dtype, batch, width)
     loss = losses(towers, device, batch)[name]
     if first == "second call":  # libraries load and compile code on their first use
@@ -139,6 +139,9 @@ def resident(field: str) -> float:
 def fresh_peak(
     towers: str, device: str, dtype: str, batch: int, width: int, name: str, first: str = "second call"
 ) -> tuple[float, float]:
+    if device == "cuda":  # whose counters begin anew by themselves
+        torch.cuda.empty_cache()
+        return peak(towers, device, getattr(torch, dtype), batch, width, name, first)
     words = [towers, device, dtype, str(batch), str(width), name, first]
     command = [sys.executable, "-m", "benchmarks.losses", "--peak", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -205,17 +208,18 @@ def page(arguments: argparse.Namespace) -> str:
     parts += ["", "## Peak extra memory of one forward and backward pass, MiB, D = 128", ""]
     parts += memory_table(device, arguments.dtype, batches)
     name = OURS[ONE_TOWER][0]
-    first, _ = fresh_peak(ONE_TOWER, device, arguments.dtype, 1024, 128, name, "first call")
-    parts += [
-        "",
-        "Measured after a small call that loads the libraries; the first call of a process at B = 1,024, with what "
-        f"PyTorch's operators load then, takes {first:.0f} MiB for {name}.",
-    ]
+    if device == "cpu":
+        first, _ = fresh_peak(ONE_TOWER, device, arguments.dtype, 1024, 128, name, "first call")
+        parts += [
+            "",
+            "Measured after a small call that loads the libraries; the first call of a process at B = 1,024, with what "
+            f"PyTorch's operators load then, takes {first:.0f} MiB for {name}.",
+        ]
     if arguments.largest:
         mib, took = fresh_peak(ONE_TOWER, device, arguments.dtype, arguments.largest, 128, name)
         parts += [
             "",
-            f"{name} at B = {arguments.largest:,}, D = 128: {mib:.0f} MiB beyond the embeddings, {took:.0f} s for "
+            f"{name} at B = {arguments.largest:,}, D = 128: {mib:.0f} MiB beyond the embeddings, {took:.3g} s for "
             f"one forward and backward pass.",
         ]
     if device == "cpu":

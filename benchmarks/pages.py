@@ -26,9 +26,9 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def host() -> str:
-    """Return date and machine: `2026-11-24, AMD EPYC, 2 cores (one used), torch 2.13.0`."""
-    return f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores (one used), torch {torch.__version__}"
+def host(used: str = " (one used)") -> str:
+    """Return date and machine: `2026-11-24, AMD EPYC, 2 cores (one used), torch 2.13.0`; `used` says how many were."""
+    return f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores{used}, torch {torch.__version__}"
 
 
 def one_thread() -> str:

@@ -232,7 +232,7 @@ def page(rounds: int) -> str:
 def page_cuda(rounds: int) -> str:
     """Return the page of a GPU."""
     about = (
-        f"`python -m benchmarks.throughput --device cuda --rounds {rounds}`, {torch.cuda.get_device_name()}, {pages.host()}. "
+        f"`python -m benchmarks.throughput --device cuda --rounds {rounds}`, {torch.cuda.get_device_name()}, {pages.host('')}. "
         "Whole steps of `sogclr train` with its own choice of precision and readers, by the clock; the ceiling is forward, "
         "backward and optimizer on a batch that is there. Medians over rounds of ten steps; ratios within a round."
     )
