@@ -48,14 +48,15 @@ def floor(z: Tensor) -> Callable[[], None]:
 
 def losses(towers: str, device: str, batch: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     samples = 4 * batch
+    ids = torch.arange(batch)  # LibAUC keeps its state on the CPU, and takes ids as a loader gives them
     if towers == ONE_TOWER:
         result: dict[str, Callable] = {
             "GlobalContrastiveLoss": GlobalContrastiveLoss(samples, 0.1, 0.9).to(device),
             "NTXentLoss": NTXentLoss(0.1),
         }
         for name, loss in peers.one_tower(device, samples).items():
-            ntxent = "NTXent" in name
-            result[name] = (lambda a, b, i, loss=loss: loss(a, b)) if ntxent else loss
+            more = () if "NTXent" in name else (ids,)
+            result[name] = lambda a, b, i, loss=loss, more=more: loss(a, b, *more)
         return result
     result = {
         "TwoTowerGlobalContrastiveLoss": TwoTowerGlobalContrastiveLoss(samples, 0.1, 0.9).to(device),
@@ -66,7 +67,7 @@ def losses(towers: str, device: str, batch: int) -> dict[str, Callable[[Tensor, 
             scale = torch.tensor(10.0, device=device)
             result[name] = lambda a, b, i, loss=loss, scale=scale: loss(normalize(a, dim=1), normalize(b, dim=1), scale)
         else:
-            result[name] = lambda a, b, i, loss=loss: loss(normalize(a, dim=1), normalize(b, dim=1), i)[0]
+            result[name] = lambda a, b, i, loss=loss: loss(normalize(a, dim=1), normalize(b, dim=1), ids)[0]
     return result
 
 
