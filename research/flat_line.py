@@ -1,0 +1,171 @@
+"""Accuracy against the batch size, at equal epochs: the mini-batch losses, SogCLR as the paper has it, and what is trained by default.
+
+    python -m research.flat_line --data DIR [--fashion DIR] [--only NAME ...] [--device cpu] [--at-once 1] [--quick] [--report]
+
+DIR has photographs of clothes, a folder a class in train/ and test/ (github.com/alexeygrigorev/clothing-dataset, CC0; here 4,961 of them, the shorter
+side 128 pixels, the two parts by different contributors). SimCLR, DCL and the paper's SogCLR have the best of the same rates, chosen for each
+at two batch sizes on a seed that is not shown; the default has what it chooses by itself. Every run is `sogclr.train` and `sogclr.evaluate`, and a line of
+research/cache/flat_line.jsonl, so this can be stopped and started at will. Writes docs/results/flat_line.md, .csv and .png.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pages
+
+from .figures import dress, figure, save, style
+from .measure import Cache
+from .points import Point, plus_minus, write_points
+from .trainer_runs import DRAWINGS, FASHION, PHOTOGRAPHS, Job, Places, make
+
+BATCHES = (8, 16, 32, 64, 128, 256, 512, 1024)
+TUNED_AT, TUNING_SEED, SEEDS = (16, 256), 100, 3
+FACTORS = (1.0, 4.0, 12.0)  # of LARS's 0.075 sqrt(B)
+PAPER = {"method": "sogclr", "gamma": 0.9}
+METHODS: dict[str, dict[str, Any]] = {
+    "SimCLR": {"method": "simclr"},
+    "DCL": {"method": "dcl"},
+    "SogCLR, the paper's": PAPER,
+}
+DEFAULT = "sogclr's default"
+EPOCHS = 12
+DATA: dict[str, dict[str, Any]] = {
+    PHOTOGRAPHS: {"image_size": 32},
+    FASHION: {"image_size": 28},
+    DRAWINGS: {"image_size": 32},
+}
+"""Data -> options of their runs."""
+SHOWN = {"knn": "kNN, %", "linear": "linear, %", "few": "linear, ten labels a class, %"}
+
+
+def job(data: str, method: str, batch: int, seed: int, factor: float | None) -> Job:
+    """Return a run at a multiple of the paper's rate; None: at the rate that the trainer chooses."""
+    options = {"model": "resnet10_mini", "epochs": EPOCHS, "batch_size": batch, "seed": seed} | DATA[data]
+    if factor is not None:
+        options |= {"optimizer": "lars", "lr": round(factor * 0.075 * math.sqrt(batch), 6)}
+    return Job(data, options | METHODS.get(method, {}))
+
+
+def tuning(data: str) -> list[Job]:
+    """Return the runs by which the rates are chosen."""
+    return [job(data, m, b, TUNING_SEED, f) for b, m, f in itertools.product(TUNED_AT, METHODS, FACTORS)]
+
+
+def factor_of(cache: Cache, data: str, method: str) -> float:
+    """Return the factor of the rate with the highest mean of kNN and linear accuracy over the batch sizes that were tuned."""
+
+    def mean(factor: float) -> float:
+        results = [cache.get(job(data, method, b, TUNING_SEED, factor).config()) for b in TUNED_AT]
+        return statistics.mean(r["knn"] + r["linear"] for r in results if r is not None)
+
+    return max(FACTORS, key=mean)
+
+
+def shown(cache: Cache, data: str) -> Iterator[tuple[str, int, float | None, list[Job]]]:
+    """Yield method, batch size, factor of the rate and the runs of all seeds."""
+    factors: dict[str, float | None] = {m: factor_of(cache, data, m) for m in METHODS} | {DEFAULT: None}
+    for batch, (method, factor) in itertools.product(BATCHES, factors.items()):
+        yield method, batch, factor, [job(data, method, batch, seed, factor) for seed in range(SEEDS)]
+
+
+def found(cache: Cache, data: str) -> list[tuple[str, int, float | None, list[dict[str, float]]]]:
+    """Return what `shown` yields, with the results that are there instead of the runs."""
+    if any(cache.get(j.config()) is None for j in tuning(data)):
+        return []
+    rows = [
+        (m, b, f, [r for j in jobs if (r := cache.get(j.config())) is not None]) for m, b, f, jobs in shown(cache, data)
+    ]
+    return [row for row in rows if row[3]]
+
+
+# --------------------------------------------------------------------------------------------------------------- the page
+def draw(cache: Cache) -> None:
+    """Draw kNN and linear accuracy against the batch size, a row of panels for each data set."""
+    drawn = [(data, rows) for data in DATA if (rows := found(cache, data))]
+    fig, axes = figure(2, len(drawn))
+    for panels, (data, rows) in zip(axes, drawn, strict=True):
+        for axis, score in zip(panels, ("knn", "linear"), strict=True):
+            for k, method in enumerate((*METHODS, DEFAULT)):
+                mine = [(b, [r[score] for r in results]) for m, b, _, results in rows if m == method]
+                means = [statistics.mean(values) for _, values in mine]
+                spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in mine]
+                axis.errorbar([b for b, _ in mine], means, yerr=spread, label=method, **style(k))
+            dress(axis, "batch size", SHOWN[score], f"{data}, {EPOCHS} epochs", BATCHES, base=2)
+    axes[0][0].legend(fontsize=8)
+    save(fig, "flat_line.png")
+
+
+def section(cache: Cache, data: str) -> list[str]:
+    """Return a data set's tables, one a score, methods by batch size."""
+    rows = found(cache, data)
+    lines = [f"## {data.capitalize()}", ""]
+    for score, title in SHOWN.items():
+        lines += [
+            f"| {title} | rate | {' | '.join(f'B = {b:,}' for b in BATCHES)} |",
+            "|---" * (len(BATCHES) + 2) + "|",
+        ]
+        for method in (*METHODS, DEFAULT):
+            mine = {b: (f, results) for m, b, f, results in rows if m == method}
+            factor = next((f for f, _ in mine.values()), None)
+            cells = [plus_minus([r[score] for r in mine[b][1]], 1) if b in mine else "" for b in BATCHES]
+            lines.append(f"| {method} | {'its own' if factor is None else f'x {factor:g}'} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def report(cache: Cache) -> None:
+    """Write page, figure and CSV from the runs of the cache."""
+    points = [
+        Point(data, method, batch, EPOCHS, None, score, [r[score] / 100 for r in results], {"rate": factor})
+        for data in DATA
+        for method, batch, factor, results in found(cache, data)
+        for score in SHOWN
+    ]
+    write_points("flat_line.csv", points)
+    draw(cache)
+    text = [
+        *pages.head(
+            "Accuracy against the batch size", "research.flat_line --data DIR", f"; {cache.hours:.1f} hours of all runs"
+        ),
+        f"resnet10_mini, {EPOCHS} epochs at every batch size, mean ± standard deviation over {SEEDS} seeds. The rate is a multiple of LARS's 0.075 sqrt(B), the best of "
+        f"{', '.join(f'{f:g}' for f in FACTORS)} for each method at B = {TUNED_AT[0]} and {TUNED_AT[1]} by kNN and linear accuracy, on a seed that is not shown. The "
+        "default is `sogclr train DATA --out RUN` with this model and batch size, and nothing tuned.",
+        "",
+        "![accuracy against the batch size](flat_line.png)",
+        "",
+        *(line for data in DATA if found(cache, data) for line in section(cache, data)),
+    ]
+    pages.write_page("flat_line.md", "\n".join(text))
+
+
+def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--data", type=Path, help="photographs of clothes")
+    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--only", nargs="+", default=list(DATA), choices=list(DATA), help="which data")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
+    parser.add_argument("--quick", action="store_true", help="one epoch of two runs, no page")
+    parser.add_argument("--report", action="store_true", help="only the page, from what is there")
+    options = parser.parse_args()
+    cache = Cache("flat_line", options.quick)
+    places = Places(options.data, options.fashion)
+    if options.quick:
+        jobs = [job(data, method, 256, 0, None) for data in options.only for method in ("SimCLR", DEFAULT)]
+        make([Job(j.data, j.options | {"epochs": 1}) for j in jobs], cache, places, options.device, options.at_once)
+        return
+    for data in () if options.report else options.only:
+        make(tuning(data), cache, places, options.device, options.at_once)
+        jobs = [(seed, j) for *_, jobs in shown(cache, data) for seed, j in enumerate(jobs)]
+        make([j for _, j in sorted(jobs, key=lambda pair: pair[0])], cache, places, options.device, options.at_once)
+    report(cache)
+
+
+if __name__ == "__main__":
+    main()

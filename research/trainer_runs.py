@@ -1,0 +1,107 @@
+"""Runs of `sogclr.train` on images, scored by `sogclr.evaluate`, several side by side: for pages that compare settings.
+
+Data are photographs of clothes (`--data DIR`, with train/ and test/, a folder a class), Fashion-MNIST and OpenMoji's drawings.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sogclr
+from sogclr.commands.demo_pairs import write_emoji
+from sogclr.files import atomic_folder, cache_folder
+
+from .measure import Cache
+
+PHOTOGRAPHS, FASHION, DRAWINGS = "photographs", "Fashion-MNIST", "drawings"
+FASHION_IMAGES = (4000, 2000)  # for training and for the test
+SCORES = {"knn": "knn_top1", "linear": "linear_top1", "few": "linear_top1_10_per_class"}
+"""Name in a result -> name of `sogclr.evaluate`; in percent."""
+SAME: dict[str, Any] = {"workers": 0, "threads": 1, "labels": "none", "quiet": True}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        data: `PHOTOGRAPHS`, `FASHION` or `DRAWINGS`.
+        options: of `sogclr.train`, the seed among them.
+    """
+
+    data: str
+    options: dict[str, Any]
+
+    def config(self) -> dict[str, Any]:
+        """Return what decides the run."""
+        return {"data": self.data, **self.options}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where images lie.
+
+    Attributes:
+        photographs: a folder with train/ and test/.
+        fashion: a folder with Fashion-MNIST's idx files.
+    """
+
+    photographs: Path | None
+    fashion: Path
+
+    def folder(self, data: str) -> Path:
+        """Return the folder with the parts of a data set, which is written first where it has to be."""
+        if data == DRAWINGS:
+            return write_emoji()[0]
+        if data == FASHION:
+            return self._write_fashion()
+        if self.photographs is None:
+            raise SystemExit("the photographs are needed: give --data DIR")
+        return self.photographs
+
+    def _write_fashion(self) -> Path:
+        from .with_a_resnet import write_images
+
+        folder = cache_folder() / "fashion-{}-{}".format(*FASHION_IMAGES)
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_folder(folder) as temporary:
+                write_images(temporary, self.fashion, *FASHION_IMAGES)
+        return folder
+
+
+def train_and_score(folder: Path, options: dict[str, Any], device: str) -> dict[str, float]:
+    """Train on one part of a folder, and return scores on the other, in percent, and the seconds it took."""
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as out:
+        given = {"eval_every": options["epochs"], "device": device, **options, **SAME}
+        run = sogclr.train(folder / "train", Path(out) / "run", **given)
+        scores = sogclr.evaluate(run.path, folder, device=device, workers=0, quiet=True)
+    return {k: 100 * scores[name] for k, name in SCORES.items()} | {"seconds": time.monotonic() - begun}
+
+
+def make(jobs: Iterable[Job], cache: Cache, places: Places, device: str = "cpu", at_once: int = 1) -> None:
+    """Make the runs that the cache lacks, in their order, so many at once; each is kept as soon as it is done."""
+    missing = [job for job in {str(j.config()): j for j in jobs}.values() if cache.get(job.config()) is None]
+    folders = {data: places.folder(data) for data in {job.data for job in missing}}
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(train_and_score, folders[j.data], j.options, device): j for j in missing}
+        try:
+            for k, done in enumerate(as_completed(waiting)):
+                job, result = waiting[done], done.result()
+                cache.put(job.config(), result)
+                shown = ", ".join(f"{name} {result[name]:.1f}" for name in SCORES)
+                print(f"{k + 1} of {len(missing)}: {job.config()}: {shown}, {result['seconds']:.0f} s", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
