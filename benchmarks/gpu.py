@@ -3,7 +3,8 @@
 1. the tests marked `gpu`, and those of the Triton kernel, on the device instead of in its interpreter;
 2. the losses' benchmark and the throughput of whole steps, with `--device cuda`;
 3. a short training that is killed (SIGKILL) and resumed, beside the one that never stopped;
-4. the waits of the host for the device in a training step, counted, and where a step's time goes on the device.
+4. the waits of the host for the device in a training step, counted;
+5. how long a step takes, how long the host alone takes to launch it, and how many kernels it launches.
 
 A part that fails does not keep the others from running; the exit code says whether all went well. Writes
 docs/results/gpu.md, and the pages of the benchmarks. With `--device cpu --quick` it shows on any machine that the command
@@ -29,12 +30,14 @@ from sogclr.training.trainer import Trainer
 
 from . import pages
 from .loader import write_tiles
-from .throughput import ours, trainer_of
+from .throughput import Case, ceiling, ours, trainer_of
 
 ROOT = Path(__file__).parent.parent
 STEPS = 10  # that are counted and profiled, after as many that warm up
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 TRITON_TESTS = "tests/kernels/test_triton.py"
+CASES_CUDA = ((160, 96, "resnet50", 256), (160, 128, "resnet50", 32), (60, 32, "resnet18_small", 256))
+CASES_QUICK = ((48, 32, "resnet10_mini", 16),)
 METHODS = ("sogclr", "simclr", "moco", "isogclr", "neuclip")
 
 
@@ -161,12 +164,72 @@ def counted(trainer: Trainer, device: str) -> tuple[int, int]:
     return warned, calls
 
 
+# ----------------------------------------------------------------------------------------------------------- a step's time
+def step_times(device: str, quick: bool) -> str:
+    """Return a table of a step's milliseconds, the host's and those of the encoder alone, and the kernels launched."""
+    lines = [
+        "",
+        "| step | ms | the host's ms | encoder and optimizer alone, ms | kernels |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for case in CASES_QUICK if quick else CASES_CUDA:
+        with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+            folder = Path(name) / "tiles"
+            folder.mkdir()
+            lines.append(step_row(case, folder, device))
+    return "\n".join(lines)
+
+
+def step_row(case: Case, folder: Path, device: str) -> str:
+    """Return the table's row of one case, with images in `folder`, which is empty."""
+    tile, size, model, batch = case
+    write_tiles(folder, tile, 8 * batch)
+    trainer = trainer_of(folder, case, device)
+    stream = trainer.task.batches(0, pin_memory=device == "cuda")
+    batches = [next(stream) for _ in range(STEPS)]
+    alone = ceiling(trainer)
+
+    def steps() -> None:
+        for batch in batches:
+            trainer.train_step([batch])
+
+    def steps_alone() -> None:
+        for _ in batches:
+            alone()
+
+    whole, host = timed(steps, device)
+    bare, _ = timed(steps_alone, device)
+    return f"| {model}, {size} px, B = {batch} | {whole:.1f} | {host:.1f} | {bare:.1f} | {launches(steps, device)} |"
+
+
+def timed(steps: Callable[[], object], device: str) -> tuple[float, float]:
+    """Return the milliseconds of one of `STEPS` steps, and those until the host is done with it; run twice, the first to warm up."""
+    for _ in range(2):
+        begun = time.perf_counter()
+        steps()
+        host = time.perf_counter() - begun
+        if device == "cuda":
+            torch.cuda.synchronize()
+        whole = time.perf_counter() - begun
+    return 1e3 * whole / STEPS, 1e3 * host / STEPS
+
+
+def launches(steps: Callable[[], object], device: str) -> int:
+    """Return how many kernels one of `STEPS` steps launches."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
+    with torch.profiler.profile(activities=activities) as profile:
+        steps()
+    return sum(event.count for event in profile.key_averages() if "LaunchKernel" in event.key) // STEPS
+
+
 PARTS: dict[str, Callable[[str, bool], str]] = {
     "Tests": run_tests,
     "Losses": run_losses,
     "Throughput": run_throughput,
     "Killed and resumed": kill_and_resume,
     "Waits for the device in a step": waits,
+    "The time of a step": step_times,
 }
 
 
