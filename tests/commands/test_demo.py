@@ -119,7 +119,7 @@ def test_without_the_digits_the_extra_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_quick_demo_as_a_stranger_runs_it(tmp_path):
-    result = sogclr("demo", "--quick", cwd=tmp_path, check=0)
+    result = sogclr("demo", "--digits", "--quick", cwd=tmp_path, check=0)
     assert (tmp_path / "runs" / "demo-quick" / "sogclr" / "report.html").is_file()
     for name in ("raw pixels", "untrained encoder", "NT-Xent (SimCLR)", "SogCLR"):
         assert name in result.stdout
