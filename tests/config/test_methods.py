@@ -233,6 +233,10 @@ def test_every_method_builds_with_every_estimator(kind, data, tmp_path):
             "normalizer over the batch and a queue of 64, gamma 0.9 (constant), per_view, balanced",
         ),
         ({"method": "clip"}, "mini-batch normalizer"),
+        (
+            {"method": "neuclip", "num_negatives": 255.0},
+            "neural normalizer of 1,024 prototypes, the positive beside 255 negatives",
+        ),
         ({"estimator": "memory"}, "negatives of the batch and a memory of 64"),
     ],
 )

@@ -130,6 +130,7 @@ def test_a_changed_table_is_named_on_resume(data, run, tmp_path):
         {"temperature_mode": "global"},
         {"method": "neuclip"},
         {"gamma_schedule": "cosine", "gamma": 0.2},
+        {"num_negatives": 15.0},
         {"estimator": "boosted"},
         {"estimator": "dictionary", "queue": 40},
         {"estimator": "queue-average", "queue": 40, "balanced": True},

@@ -102,6 +102,8 @@ METHOD_OPTIONS = [
     ({"method": "neuclip", "prototypes": 20, "accumulate": 2}, "NeuCLIP, neural normalizer"),
     ({"temperature_mode": "global", "gamma_schedule": "cosine-full"}, "SogCLR, learned temperature, γ 1 → 0.9"),
     ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
+    ({"num_negatives": 15.0}, "SogCLR, γ 0.9, positive beside 15 negatives"),
+    ({"method": "isogclr", "num_negatives": 4e3}, "iSogCLR, γ 0.9, positive beside 4,000 negatives"),
     ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
     ({"estimator": "boosted"}, "SogCLR, boosted average"),
     ({"estimator": "memory", "accumulate": 2}, "SogCLR, negatives from batch and memory"),
@@ -224,6 +226,11 @@ def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
             "--gamma-schedule cosine does not go with --estimator boosted",
         ),
         ({"method": "scent", "estimator": "neural"}, "--estimator neural does not go with --method scent"),
+        (
+            {"method": "simclr", "num_negatives": 15},
+            "--num-negatives 15.0 does not go with --method simclr, but with --method sogclr, isogclr, scent, neuclip",
+        ),
+        ({"num_negatives": 0}, "--num-negatives must be greater than 0 and was 0.0; 255 is a batch of 256"),
         ({"method": "simclr", "gamma": 0.9}, "--gamma 0.9 does not go with --method simclr"),
         (
             {"method": "neuclip", "convention": "per_sample"},

@@ -112,6 +112,7 @@ ESTIMATORS = _table(
 )
 
 # ------------------------------------------------------------------------------------------------------------- methods
+_POSITIVE = ("num_negatives",)
 _GLOBAL = {"images": "sogclr.losses:GlobalContrastiveLoss", "pairs": "sogclr.losses:TwoTowerGlobalContrastiveLoss"}
 
 METHODS = _table(
@@ -119,6 +120,7 @@ METHODS = _table(
         name="sogclr",
         title="SogCLR",
         help="the global contrastive loss",
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="moving-average",
     ),
@@ -127,6 +129,7 @@ METHODS = _table(
         title="iSogCLR",
         help="SogCLR with a learned temperature for each sample",
         temperature_mode="per-sample",
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="moving-average",
     ),
@@ -135,6 +138,7 @@ METHODS = _table(
         title="SCENT",
         help="SogCLR with an adaptive gamma",
         defaults={"gamma_schedule": "adaptive"},
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="moving-average",
     ),
@@ -142,6 +146,7 @@ METHODS = _table(
         name="neuclip",
         title="NeuCLIP",
         help="SogCLR with a neural normalizer",
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="neural",
     ),

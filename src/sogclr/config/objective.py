@@ -56,6 +56,8 @@ class LossConfig:
     """siglip: the first bias; -10, or that of the model of --clip, when left out."""
     convention: Convention | None = None
     """How the two views share one normalizer in a moving average; per_view when left out."""
+    num_negatives: Annotated[float | None, Range(0, above=True, note="255 is a batch of 256")] = None
+    """Put the positive in the denominator beside so many negatives, as the softmax loss of a batch with that many does, at any batch size. The fewer, the less an anchor counts that has won. SogCLR's, which leaves the positive out, when left out."""
     balanced: bool = False
     """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
     estimator: Annotated[

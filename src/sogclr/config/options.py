@@ -43,6 +43,7 @@ class TrainOptions(TypedDict, total=False):
     alpha: float
     bias: float | None
     convention: Convention | None
+    num_negatives: float | None
     balanced: bool
     estimator: str | None
     queue: int | None

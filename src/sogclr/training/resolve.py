@@ -251,6 +251,7 @@ def loss_words(loss: LossConfig) -> list[str]:
         words.append(str(loss.convention))
     if "key_momentum" in taken:
         words.append(f"key momentum {loss.key_momentum}" + (" to 1" if loss.key_schedule == "cosine" else ""))
+    words += [f"the positive beside {loss.num_negatives:,g} negatives"] if loss.num_negatives else []
     words += ["balanced"] if loss.balanced else []
     words += ["both views are queries"] if loss.symmetric else []
     return [word for word in words if word]

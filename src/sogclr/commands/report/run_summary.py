@@ -96,6 +96,8 @@ class RunSummary:
             words.append(estimator.title)
         if not estimator or "gamma" in estimator.options:
             words.append(_gamma_words(loss))
+        if _finite(count := loss.get("num_negatives")):
+            words.append(f"positive beside {count:,g} negatives")
         return ", ".join(words)
 
     def series(self, kind: str, key: str) -> list[tuple[float, float]]:
