@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 
 import sogclr
 from research import gradient_error, many_runs, measure, problems
+from research.estimators import BalancedLoss, BoostedAverage, MemoryContrastiveLoss, QueueAverage
 from research.rules import build_rule
 
 
@@ -24,11 +25,11 @@ RULES = {
     ),
     "balanced": (
         {"rule": "defensive", "end": 0.3, "b_start": 0.3, "b_end": 0.3, "balance": 1.0},
-        lambda n: sogclr.GlobalContrastiveLoss(n, gamma=0.3, balanced=True),
+        lambda n: BalancedLoss(n, gamma=0.3),
     ),
     "boosted": (
         {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
-        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=sogclr.estimators.BoostedAverage(n, 21)),
+        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=BoostedAverage(n, 21)),
     ),
     "scent": (
         {"rule": "scent", "alpha": -1.0},
@@ -36,17 +37,15 @@ RULES = {
     ),
     "queue": (
         {"rule": "queue", "size": 64, "end": 0.5},
-        lambda n: sogclr.GlobalContrastiveLoss(
-            n, estimator=sogclr.estimators.MovingAverage(n, 0.5, dictionary=sogclr.estimators.Dictionary(64, 32))
-        ),
+        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=QueueAverage(n, 0.5, 64, 32)),
     ),
     "memory": (
         {"rule": "queue", "size": 64, "end": 1.0, "auto": 3.0},
-        lambda n: sogclr.MemoryContrastiveLoss(n, 32, 64),
+        lambda n: MemoryContrastiveLoss(n, 32, 64),
     ),
     "boosted memory": (
         {"rule": "queue", "size": 64, "start": 1.0, "end": 0.1, "auto": 3.0, "feed": False, "boost": 1.6, "ramp": True},
-        lambda n: sogclr.MemoryContrastiveLoss(n, 32, 64, steps=21),
+        lambda n: MemoryContrastiveLoss(n, 32, 64, steps=21),
     ),
 }
 

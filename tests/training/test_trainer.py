@@ -104,11 +104,6 @@ METHOD_OPTIONS = [
     ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
     ({"num_negatives": 15.0}, "SogCLR, γ 0.9, positive beside 15 negatives"),
     ({"method": "isogclr", "num_negatives": 4e3}, "iSogCLR, γ 0.9, positive beside 4,000 negatives"),
-    ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
-    ({"estimator": "boosted"}, "SogCLR, boosted average"),
-    ({"estimator": "memory", "accumulate": 2}, "SogCLR, negatives from batch and memory"),
-    ({"estimator": "boosted-memory"}, "SogCLR, boosted average, negatives from batch and memory"),
-    ({"estimator": "queue-average", "queue": 24, "accumulate": 2}, "SogCLR, average over batch and queue, γ 0.9"),
 ]
 
 
@@ -135,12 +130,9 @@ def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, na
     assert RunSummary.read(whole).method.replace("\xa0", " ") == name  # no line breaks within a rate
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"estimator": "boosted"}, {"estimator": "boosted-memory"}, {"gamma_schedule": "cosine-full", "gamma": 0.1}],
-)
-def test_schedules_end_with_the_run_whatever_is_accumulated(options, data, tmp_path):
+def test_schedules_end_with_the_run_whatever_is_accumulated(data, tmp_path):
     """An estimator is updated once a batch, not once a step: halfway through the run gamma is halfway too."""
+    options = {"gamma_schedule": "cosine-full", "gamma": 0.1}
     trainer = trainer_for(data, tmp_path / "run", max_steps=4, accumulate=2, **options)
     with pytest.raises(Interrupted):
         trainer.fit(lambda: trainer.step >= 2)
@@ -220,11 +212,7 @@ def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"estimator": "memory", "gamma": 0.5}, "--gamma 0.5 does not go with --estimator memory"),
-        (
-            {"estimator": "boosted", "gamma_schedule": "cosine"},
-            "--gamma-schedule cosine does not go with --estimator boosted",
-        ),
+        ({"estimator": "mini-batch", "gamma": 0.5}, "--gamma 0.5 does not go with --estimator mini-batch"),
         ({"method": "scent", "estimator": "neural"}, "--estimator neural does not go with --method scent"),
         (
             {"method": "simclr", "num_negatives": 15},
@@ -244,7 +232,7 @@ def test_an_option_that_would_do_nothing_is_refused(options, said):
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "simclr"}, {"method": "neuclip"}, {"estimator": "boosted"}, {}], ids=str
+    "options", [{"method": "simclr"}, {"method": "neuclip"}, {"estimator": "mini-batch"}, {}], ids=str
 )
 def test_a_run_that_was_saved_with_options_of_no_use_is_read(options, tmp_path):
     """Before they were refused each run's configuration held them; there they did nothing."""
@@ -269,9 +257,7 @@ def test_an_estimator_for_a_method_that_has_none_is_refused():
         {"precision": "fp16"},
         {"method": "moco", "queue": 40, "symmetric": True},
         {"method": "neuclip", "prototypes": 40},
-        {"method": "isogclr", "estimator": "queue-average", "queue": 40, "accumulate": 2},
-        {"estimator": "memory", "queue": 40},
-        {"estimator": "boosted-memory", "queue": 40},
+        {"method": "isogclr", "num_negatives": 14.0, "accumulate": 2},
     ],
 )
 def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):
@@ -324,8 +310,7 @@ def poison_gradients(trainer, steps):
         {"method": "neuclip", "prototypes": 40, "optimizer": "sgd"},
         {"method": "isogclr", "accumulate": 2},
         {"method": "isogclr", "precision": "fp16"},
-        {"temperature_mode": "global", "estimator": "queue-average", "queue": 40},
-        {"estimator": "boosted-memory", "queue": 40, "accumulate": 2},
+        {"temperature_mode": "global", "num_negatives": 14.0},
     ],
     ids=str,
 )

@@ -44,7 +44,6 @@ class TrainOptions(TypedDict, total=False):
     bias: float | None
     convention: Convention | None
     num_negatives: float | None
-    balanced: bool
     estimator: str | None
     queue: int | None
     prototypes: int
@@ -63,7 +62,6 @@ class TrainOptions(TypedDict, total=False):
     warmup_epochs: float | None
     warm_start: WarmStart | None
     still_steps: int | None
-    refresh_every: int | None
     clip_grad: float | None
     accumulate: int
     micro_batch: int | None

@@ -65,7 +65,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         model=replace(
             config.model, model=model, pretrained=weights, batchnorm=choose_batchnorm(config, source.kind, patches)
         ),
-        loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
+        loss=resolve_loss(config.loss),
         optim=resolve_warm_start(
             _resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights),
             usual_warm_start(config, source, run.device),
@@ -122,11 +122,6 @@ def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
         _refuse_options(config, [*names, "query_prompt", "document_prompt"], "texts", "images")
     if kinds[0] != "texts":
         _refuse_options(config, ["query_prompt"], "two columns of texts", f"{kinds[0]} in its first")
-    estimator = estimator_of(config.loss.method, config.loss.estimator)
-    if pairs.negatives.size and estimator and not estimator.known_pairs:
-        raise BadInput(
-            f"--estimator {estimator.name} takes no hard negatives, which {pairs.source} holds; leave it out"
-        )
     if not pairs.negatives.size:
         _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
     if config.pairs.text_model is not None and config.model.init_from is not None:
@@ -171,16 +166,14 @@ def choose_cache(config: TrainConfig, source: Source) -> tuple[str, list[str]]:
 
 
 # -------------------------------------------------------------------------------------------------------- the sections
-def resolve_loss(loss: LossConfig, batch_size: int, kind: str) -> LossConfig:
-    """Return the section with the defaults of its method and estimator for this kind of DATA in the place of open options."""
+def resolve_loss(loss: LossConfig) -> LossConfig:
+    """Return the section with the defaults of its method and estimator in the place of open options."""
     method, estimator = METHODS[loss.method], estimator_of(loss.method, loss.estimator)
-    row: Row = estimator or method
     meant: dict[str, Any] = {
         "estimator": estimator.name if estimator else None,
         "temperature": 0.1,
         "temperature_mode": method.temperature_mode,
-        "queue": row.queue.of(batch_size, kind),
-        **row.defaults,
+        **(estimator.defaults if estimator else {}),
         **method.defaults,
     }
     return replace(loss, **{k: v for k, v in meant.items() if getattr(loss, k) is None})
@@ -252,7 +245,6 @@ def loss_words(loss: LossConfig) -> list[str]:
     if "key_momentum" in taken:
         words.append(f"key momentum {loss.key_momentum}" + (" to 1" if loss.key_schedule == "cosine" else ""))
     words += [f"the positive beside {loss.num_negatives:,g} negatives"] if loss.num_negatives else []
-    words += ["balanced"] if loss.balanced else []
     words += ["both views are queries"] if loss.symmetric else []
     return [word for word in words if word]
 
