@@ -64,7 +64,7 @@ def assert_as_expected(run, wanted, tolerance=TOLERANCE):
 def test_the_same_command_makes_the_same_run(name, stored, tmp_path):
     """With it what resuming does not need: first weights, defaults, the schedules' beginnings."""
     old = saved.lay_out(stored / f"{name}-interrupted", tmp_path / "old")
-    options = saved.COMMON | saved.RUNS[name]
+    options = saved.COMMON | saved.RUNS[name] | {"lr_rule": "sqrt"}  # the only one in 0.1
     if name in saved.PAIRS:
         options["known_pairs"] = False  # 0.1 did not look for what matches by another pair
     if "pretrained" in options:

@@ -111,9 +111,9 @@ def command(*args):
         (
             {"estimator": "ceiling"},
             "SogCLR, average above the batch",
-            "sogclr, temperature 0.1, normalizers from above",
+            "sogclr, temperature 0.1 (the paper's), normalizers from above",
         ),
-        ({"method": "hinge"}, "Hinge (ours)", "hinge, temperature 0.1\n"),
+        ({"method": "hinge"}, "Hinge (ours)", "hinge, temperature 0.1 (the paper's)\n"),
     ],
 )
 def test_a_file_and_a_row_are_all_that_a_new_one_needs(options, title, said, new, data, tmp_path, capsys):
@@ -232,7 +232,7 @@ def test_every_method_builds_with_every_estimator(kind, data, tmp_path):
 )
 def test_the_words_before_a_run(options, said):
     loss = LossConfig(temperature=0.1, temperature_mode="constant", **options)
-    assert ", ".join(loss_words(loss)) == f"temperature 0.1, {said}"
+    assert ", ".join(loss_words(loss)) == f"temperature 0.1 (the paper's), {said}"
 
 
 def test_a_builder_that_asks_for_what_there_is_not_is_named():

@@ -479,12 +479,37 @@ def test_choices_follow_the_images_and_the_machine(data, tmp_path):
     config, lines = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8}), manifest)
     assert config.model.model == "resnet18_small"
     assert config.augment["blur"] == 0.0
-    assert config.optim.lr == pytest.approx(0.075 * math.sqrt(8))
+    assert config.optim.lr == pytest.approx(3 * 0.075 * math.sqrt(8))
+    assert any(
+        "(3 x 0.075 sqrt(B): views of at most 96 pixels), weight decay 1e-06 (lars's), 10 warm-up" in x for x in lines
+    )
+    assert any("as wide as the encoder, then 128 (the paper's)" in x for x in lines)
     assert config.run.device in ("cpu", "cuda", "mps")
     assert any("reader process" in line for line in lines)
     large, _ = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, "image_size": 224}), manifest)
     assert large.model.model == "resnet50"
     assert large.augment["blur"] == 0.5
+    assert large.optim.lr == pytest.approx(0.075 * math.sqrt(8))
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_vision_transformer_from_nothing_never_gets_lars(model, data):
+    """It collapses under it; on small views too."""
+    options = {"data": str(data), "out": "x", "batch_size": 8, "model": model}
+    config, lines = resolve(from_options(options), Manifest.scan(data))
+    assert (config.optim.optimizer, config.optim.weight_decay) == ("adamw", 0.05)
+    assert config.optim.lr == pytest.approx(1e-3 * math.sqrt(8 / 256))
+    assert any(
+        "optimizer adamw, lr 0.0001768 (6.25e-05 sqrt(B)), weight decay 0.05 (adamw's)" in line for line in lines
+    )
+
+
+def test_what_is_by_no_rule_is_said_without_one(data):
+    given = {"lr": 0.5, "weight_decay": 1e-5, "warmup_epochs": 3.0, "temperature": 0.2, "head_dim": 64}
+    _, lines = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, **given}), Manifest.scan(data))
+    assert "optimizer lars, lr 0.5, weight decay 1e-05, 3 warm-up epochs" in lines
+    assert "head      2 layers, as wide as the encoder, then 64" in lines
+    assert any("temperature 0.2, gamma" in line for line in lines)
 
 
 def test_two_cores_get_one_thread_and_one_reader(monkeypatch):

@@ -16,6 +16,7 @@ TemperatureMode = Literal["constant", "per-sample", "global"]
 GammaSchedule = Literal["constant", "cosine", "cosine-full", "adaptive"]
 Convention = Literal["per_view", "per_sample"]
 KeySchedule = Literal["constant", "cosine"]
+LearningRateRule = Literal["auto", "sqrt", "linear"]
 WarmStart = Literal["exact", "ema", "none"]
 
 _methods, _estimators = NameIn(METHODS), NameIn(ESTIMATORS)
@@ -96,8 +97,8 @@ class OptimConfig:
     """lars, or adamw for pairs, vision transformers and weights of --pretrained, when left out."""
     lr: Annotated[float | None, Range(0, above=True)] = None
     """Peak learning rate; from --lr-rule when left out, a tenth of it for images and weights of --pretrained, a hundredth with --clip."""
-    lr_rule: Literal["sqrt", "linear"] = "sqrt"
-    """LARS: 0.075 sqrt(B), or 0.3 B/256."""
+    lr_rule: LearningRateRule = "auto"
+    """LARS: sqrt is 0.075 sqrt(B), linear 0.3 B/256; auto is sqrt, three times that for an encoder from nothing on views of at most 96 pixels."""
     weight_decay: Annotated[float | None, Range(0)] = None
     """1e-6 (lars), 1e-4 (sgd) or 0.05 (adamw) when left out; never on biases and normalisation."""
     layer_decay: Annotated[

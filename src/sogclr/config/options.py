@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import TypedDict
 
-from .objective import Convention, GammaSchedule, KeySchedule, Optimizer, TemperatureMode, WarmStart
+from .objective import Convention, GammaSchedule, KeySchedule, LearningRateRule, Optimizer, TemperatureMode, WarmStart
 from .schema import BatchNorm, Logger, Pooling, Precision, RecipeName
 
 
@@ -55,7 +55,7 @@ class TrainOptions(TypedDict, total=False):
     # Optimization
     optimizer: Optimizer | None
     lr: float | None
-    lr_rule: Literal["sqrt", "linear"]
+    lr_rule: LearningRateRule
     weight_decay: float | None
     layer_decay: float | None
     momentum: float
