@@ -2,13 +2,14 @@
 
 They were options of sogclr 0.1 (`--estimator boosted`, `memory`, `boosted-memory`, `queue-average`; `--balanced`). Under mild augmentation
 they lower F2 on the small exact problems (docs/results/small_batch.md); in the trainer, with a ResNet, none beats the paper's gamma 0.9
-(docs/results/with_a_resnet.md). `rules.py` has them for many runs at once, which tests/test_many_runs.py compares with these, and
+(docs/results/with_a_resnet.md). `RatioAverage` and `DispersedLoss` never were options. `rules.py` and `candidates.py` have them for many runs at once, which tests/test_many_runs.py compares with these, and
 `with_a_resnet.py` trains with them. The derivations are in docs/method.md. One process only.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,49 @@ class QueueAverage(MovingAverage):
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         """Return log u_i after the update; see `Estimator.forward` for the arguments."""
         return super().forward(self.wide(log_g, index, update, contrast), index, update, contrast)
+
+
+class RatioAverage(MovingAverage):
+    """nu_a = log h(z_a) + log rho_i,  h(z) the mean of exp(z.q / tau) over a queue, rho_i a running mean of ĝ_a / h(z_a).
+
+    `log_u` holds log rho. While there is nothing in the queue nu = log ĝ.
+    """
+
+    def __init__(self, num_samples: int, gamma: Gamma, size: int, dim: int) -> None:
+        super().__init__(num_samples, gamma)
+        self.queue = EmbeddingQueue(size, dim)
+
+    def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
+        """Return nu after the update of rho; see `Estimator.forward` for the arguments."""
+        assert contrast is not None
+        z, temperature = contrast.anchors, contrast.temperature
+        log_sum, there = log_sum_keys(z, index, self.queue.keys.to(z.dtype), self.queue.ids, temperature)
+        log_h = torch.where(there > 0, log_sum - there.log(), log_g)
+        nu = super().forward(log_g - log_h, index, update, contrast) + log_h
+        if update:
+            self.queue.push(contrast.candidates.flatten(0, 1), index.repeat(len(contrast.candidates)))
+        return nu
+
+
+class DispersedLoss(GlobalContrastiveLoss):
+    """`GlobalContrastiveLoss` plus  lam x the mean over the batch's negatives b of (s_ab + 1/(n-1))^2  (VRN).
+
+    Args:
+        num_samples: n.
+        lam: how much it counts.
+        options: of `GlobalContrastiveLoss`.
+    """
+
+    def __init__(self, num_samples: int, lam: float = 1.0, **options: Any) -> None:
+        super().__init__(num_samples, **options)
+        self.lam, self.floor = lam, 1 / (num_samples - 1)
+
+    def per_sample(self, anchors: Anchors) -> Tensor:
+        """Return the loss with the term, (B,)."""
+        z, ids = anchors.z.flatten(0, 1), anchors.index.repeat(len(anchors.z))
+        other = (ids[:, None] != ids).to(z.dtype)
+        term = ((z @ z.T + self.floor).square() * other).sum(dim=1) / other.sum(dim=1)
+        return super().per_sample(anchors) + self.lam * term.view(len(anchors.z), -1).mean(dim=0)
 
 
 class QueueShare(StatefulModule):

@@ -6,7 +6,14 @@ from torch.nn.functional import normalize
 
 import sogclr
 from research import gradient_error, many_runs, measure, problems
-from research.estimators import BalancedLoss, BoostedAverage, MemoryContrastiveLoss, QueueAverage
+from research.estimators import (
+    BalancedLoss,
+    BoostedAverage,
+    DispersedLoss,
+    MemoryContrastiveLoss,
+    QueueAverage,
+    RatioAverage,
+)
 from research.rules import build_rule
 
 
@@ -39,6 +46,11 @@ RULES = {
         {"rule": "queue", "size": 64, "end": 0.5},
         lambda n: sogclr.GlobalContrastiveLoss(n, estimator=QueueAverage(n, 0.5, 64, 32)),
     ),
+    "ratio": (
+        {"rule": "ratio", "size": 64, "end": 0.3},
+        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=RatioAverage(n, 0.3, 64, 32)),
+    ),
+    "dispersed": ({"rule": "dispersed", "lam": 2.0, "end": 0.3}, lambda n: DispersedLoss(n, lam=2.0, gamma=0.3)),
     "memory": (
         {"rule": "queue", "size": 64, "end": 1.0, "auto": 3.0},
         lambda n: MemoryContrastiveLoss(n, 32, 64),
