@@ -49,8 +49,6 @@ class EstimatorRow(Row):
 
     builder: str
     """`module:name` of the estimator."""
-    kinds: tuple[str, ...] = ("images", "pairs")
-    """Kinds of DATA that it works on."""
 
 
 @dataclass(frozen=True, kw_only=True)

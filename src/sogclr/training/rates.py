@@ -12,8 +12,8 @@ _RATE_AT_256 = {
     "sgd": {"sqrt": 0.06, "linear": 0.06},
     "adamw": {"sqrt": 1e-3, "linear": 1e-3},
 }
-# SimCLR's rates are for views of 224 pixels. On views of at most so many LARS gets so many times the rate, which is better for every method in
-# docs/results/with_a_resnet.md (28 pixels, B = 16, 6 and 30 epochs); SogCLR's authors took 13 times for CIFAR-10 (examples/recipes).
+# SimCLR's rates are for views of 224 pixels. On views of at most so many LARS gets so many times the rate: linear accuracy and F2 are better with it for
+# every method of docs/results/with_a_resnet.md (28 pixels, B = 16, 6 and 30 epochs); SogCLR's authors took 13 times for CIFAR-10 (examples/recipes).
 SMALL_VIEWS, SMALL_FACTOR = 96, 3.0
 TUNED_SHARE = 0.1  # of the rule's learning rate, for an encoder that has weights already
 CLIP_SHARE = 0.01  # the same for a CLIP model: more of it forgets what the model knows

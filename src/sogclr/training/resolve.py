@@ -92,9 +92,6 @@ def check_kind(config: TrainConfig, kind: str) -> None:
         raise BadInput(
             f"--method {loss.method} does not work on {_NAMES[kind]}, which DATA holds; give {', '.join(fitting)}"
         )
-    estimator = estimator_of(loss.method, loss.estimator)
-    if estimator and kind not in estimator.kinds:
-        raise BadInput(f"--estimator {estimator.name} does not work on {_NAMES[kind]}, which DATA holds; leave it out")
     if kind == "pairs" and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
     if kind != "pairs":
