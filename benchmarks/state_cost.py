@@ -29,7 +29,6 @@ def losses(batch: int) -> dict[str, nn.Module]:
     return {
         "SimCLR": sogclr.NTXentLoss(),
         "SogCLR": sogclr.GlobalContrastiveLoss(N),
-        "memory (K = 32 B)": sogclr.MemoryContrastiveLoss(N, D, 32 * batch),
         "MoCo (K = 65,536)": sogclr.MoCoLoss(D, 65_536),
     }
 
@@ -93,7 +92,7 @@ def main() -> None:
     more = f"; {(time.monotonic() - begun) / 3600:.3f} hours"
     text = [
         *pages.head("Cost of state", "benchmarks.state_cost", more),
-        f"n = {N:,} (ImageNet-1K), embeddings of width {D}, the memory's queue for B = {batches[-1]}; MoCo's state counts the key encoder, {name} "
+        f"n = {N:,} (ImageNet-1K), embeddings of width {D}; MoCo's state counts the key encoder, {name} "
         f"({weights / MIB:.0f} MiB). SogCLR keeps one float a sample.",
         "",
         *rows,

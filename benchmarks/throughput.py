@@ -36,7 +36,8 @@ from sogclr.models.torchvision_cpu import import_timm
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder
 from sogclr.training.build import build
-from sogclr.training.optim import build_optimizer, weight_decay
+from sogclr.training.optim import build_optimizer
+from sogclr.training.rates import weight_decay
 from sogclr.training.resolve import resolve
 from sogclr.training.trainer import Trainer
 

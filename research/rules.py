@@ -281,5 +281,7 @@ RULES = {
 
 def build_rule(spec: dict[str, Any], runs: int, n: int, batch: int, tau: float) -> Any:
     """Build `{"rule": "sogclr", "end": 0.5}` -> the rule, for `runs` runs."""
+    from .candidates import Dispersed, Ratio  # they continue this file
+
     options = {k: v for k, v in spec.items() if k != "rule"}
-    return RULES[spec["rule"]](runs, n, batch, tau, **options)
+    return (RULES | {"dispersed": Dispersed, "ratio": Ratio})[spec["rule"]](runs, n, batch, tau, **options)

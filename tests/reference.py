@@ -40,12 +40,11 @@ class SlowQueue:
 
 
 class SlowGlobalLoss:
-    """SogCLR in float64, with u itself (no logarithm) as the state; of a queue too, or of that alone (gamma 1)."""
+    """SogCLR in float64, with u itself (no logarithm) as the state."""
 
-    def __init__(self, tau: float, gamma, convention: str = "per_view", queue: int = 0) -> None:
+    def __init__(self, tau: float, gamma, convention: str = "per_view") -> None:
         self.tau, self.gamma, self.convention = tau, gamma, convention
         self.u: dict[int, float] = {}
-        self.queue = SlowQueue(queue) if queue else None
 
     def blend(self, old: float | None, g: float) -> float:
         if old is None:
@@ -53,20 +52,12 @@ class SlowGlobalLoss:
         gamma = self.gamma(old) if callable(self.gamma) else self.gamma
         return (1 - gamma) * old + gamma * g
 
-    def fresh(self, z: list[Tensor], ids: list[int], view: int, row: int, g: Tensor) -> float:
-        """The new estimate: ĝ, or the mean over batch and queue."""
-        if self.queue is None:
-            return float(g.detach())
-        others = 2 * sum(i != ids[row] for i in ids)
-        terms = self.queue.terms(z[view][row], ids[row], self.tau)
-        return (others * float(g.detach()) + sum(terms)) / (others + len(terms))
-
     def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         z, ids = [unit(z0), unit(z1)], index.tolist()
         total, stored = torch.zeros((), dtype=torch.float64), defaultdict(list)
         for row, i in enumerate(ids):
             g = [batch_normalizer(z, ids, view, row, self.tau) for view in range(2)]
-            fresh = [self.fresh(z, ids, view, row, g[view]) for view in range(2)]
+            fresh = [float(x.detach()) for x in g]
             if self.convention == "per_view":
                 u = [self.blend(self.u.get(i), x) for x in fresh]
             else:
@@ -76,67 +67,6 @@ class SlowGlobalLoss:
             for x, value in zip(g, u, strict=True):
                 total = total - positive + self.tau * (x / value + math.log(value) - 1)
         self.u |= {i: sum(values) / len(values) for i, values in stored.items()}
-        if self.queue is not None:
-            self.queue.push(z, ids)
-        return total / (2 * len(ids))
-
-
-class SlowMemory:
-    """The loss with a memory, from its derivation: value and gradient by one pair of embeddings at a time.
-
-    What is added for a as a negative of the queue's anchors has a gradient and no value.
-    """
-
-    def __init__(self, tau: float, queue: int, steps: int | None = None, boost: float = 1.0) -> None:
-        self.tau, self.queue, self.u, self.running = tau, SlowQueue(queue), {}, [0.0, 0.0]
-        self.steps, self.boost, self.step = steps, boost, 0
-
-    def normalizer(self, i: int, g: float, total: float, here: int, there: int) -> float:
-        """exp(nu): over batch and queue together, or a moving average of the batch's, gamma from 1 to 0.1."""
-        if self.steps is None:
-            return (here * g + total) / (here + there)
-        gamma = 0.1 + 0.9 * self.falling()
-        return g if i not in self.u else (1 - gamma) * self.u[i] + gamma * g
-
-    def falling(self) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
-
-    def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        z, ids = [unit(z0), unit(z1)], index.tolist()
-        anchors = [(view, row) for row in range(len(ids)) for view in range(2)]
-        g = {a: batch_normalizer(z, ids, *a, self.tau) for a in anchors}
-        keys = {(v, r): [(i, k) for i, k in self.queue.rows if i != ids[r]] for v, r in anchors}
-        exps = {(v, r): [torch.exp(torch.dot(z[v][r], k) / self.tau) for _, k in keys[v, r]] for v, r in anchors}
-        here = {(v, r): 2 * sum(i != ids[r] for i in ids) for v, r in anchors}
-        held = {a: float(g[a].detach()) for a in anchors}  # as numbers
-        sums = {a: sum(float(e.detach()) for e in exps[a]) for a in anchors}
-        u = {a: self.normalizer(ids[a[1]], held[a], sums[a], here[a], len(exps[a])) for a in anchors}
-        nu = {a: math.log(u[a]) for a in anchors}
-        stored = defaultdict(list)
-        for row, i in enumerate(ids):
-            stored[i].append((math.exp(nu[0, row]) + math.exp(nu[1, row])) / 2)
-        self.u |= {i: sum(values) / len(values) for i, values in stored.items()}
-        if self.queue.rows:
-            means = [sum(held.values()), sum(sums[a] / len(exps[a]) for a in anchors)]
-            for k in range(2):
-                self.running[k] += 0.02 * (means[k] / len(anchors) - self.running[k])
-        rise = 1.0
-        if self.steps is not None:
-            rise = 1 - self.falling()
-            nu = {a: value - math.log(1 + (self.boost - 1) * self.falling()) for a, value in nu.items()}
-        total, self.step = torch.zeros((), dtype=torch.float64), self.step + 1
-        for v, r in anchors:
-            a, count = (v, r), len(exps[v, r])
-            total = total - torch.dot(z[0][r], z[1][r]) + self.tau * (nu[a] - 1)
-            if not count:
-                total = total + self.tau * g[a] / math.exp(nu[a])
-                continue
-            lam = min(1.0, self.running[1] / self.running[0]) ** 3 * rise * count / (count + here[a])
-            q = sum(exps[a]) / count
-            back = sum(e / self.u[i] for e, (i, _) in zip(exps[a], keys[a], strict=True)) / count
-            weight = ((1 - lam) * g[a] + lam * q) / math.exp(nu[a])
-            total = total + self.tau * (weight + lam * (back - back.detach()))
-        self.queue.push(z, ids)
         return total / (2 * len(ids))
 
 
@@ -238,8 +168,8 @@ class SlowPairs:
     pairs: the known ones, as a set.  kind: `global` (u with gamma), `clip` or `siglip`.
     """
 
-    def __init__(self, kind, tau, gamma=1.0, pairs=(), same_kind=False, share=False, bias=0.0, balanced=False):
-        self.kind, self.tau, self.gamma, self.bias, self.balanced = kind, tau, gamma, bias, balanced
+    def __init__(self, kind, tau, gamma=1.0, pairs=(), same_kind=False, share=False, bias=0.0):
+        self.kind, self.tau, self.gamma, self.bias = kind, tau, gamma, bias
         self.pairs = set(pairs) | ({(b, a) for a, b in pairs} if same_kind else set())
         self.same_kind, self.share, self.u = same_kind, share, ({}, {})
 
@@ -289,7 +219,6 @@ class SlowPairs:
             old, new = self.u[tower].get(i), float(g.detach())
             u = new if old is None else (1 - self.gamma) * old + self.gamma * new
             stored[i].append(u)
-            weight = new / u if self.balanced else 1.0
-            total = total - weight * v + (weight - 1) * v.detach() + self.tau * (g / u + math.log(u) - 1)
+            total = total - v + self.tau * (g / u + math.log(u) - 1)
         self.u[tower].update({i: sum(v) / len(v) for i, v in stored.items()})
         return total

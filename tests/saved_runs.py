@@ -115,6 +115,22 @@ PAIRS: dict[str, dict[str, Any]] = {
     "pairs-frozen": SLOW | {"image_rate": 0.0, "pretrained": "backbone.safetensors", "gamma": 0.5},
 }
 RUNS = IMAGES | PAIRS
+# with options that are gone since -> how the refusal names them
+REMOVED = {
+    name: " and ".join(
+        word
+        for word in (
+            "--balanced" if options.get("balanced") else "",
+            f"--estimator {options.get('estimator')}"
+            if options.get("estimator") not in (None, "mini-batch", "neural")
+            else "",
+        )
+        if word
+    )
+    for name, options in RUNS.items()
+}
+REMOVED = {name: words for name, words in REMOVED.items() if words}
+KEPT = [name for name in RUNS if name not in REMOVED]
 FINISHED = ("sogclr", "isogclr", "moco", "pairs-siglip", "pairs-frozen")
 
 

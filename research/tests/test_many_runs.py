@@ -6,6 +6,14 @@ from torch.nn.functional import normalize
 
 import sogclr
 from research import gradient_error, many_runs, measure, problems
+from research.estimators import (
+    BalancedLoss,
+    BoostedAverage,
+    DispersedLoss,
+    MemoryContrastiveLoss,
+    QueueAverage,
+    RatioAverage,
+)
 from research.rules import build_rule
 
 
@@ -24,11 +32,11 @@ RULES = {
     ),
     "balanced": (
         {"rule": "defensive", "end": 0.3, "b_start": 0.3, "b_end": 0.3, "balance": 1.0},
-        lambda n: sogclr.GlobalContrastiveLoss(n, gamma=0.3, balanced=True),
+        lambda n: BalancedLoss(n, gamma=0.3),
     ),
     "boosted": (
         {"rule": "defensive", "start": 1.0, "end": 0.1, "b_end": 0.1, "boost": 1.6},
-        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=sogclr.estimators.BoostedAverage(n, 21)),
+        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=BoostedAverage(n, 21)),
     ),
     "scent": (
         {"rule": "scent", "alpha": -1.0},
@@ -36,17 +44,20 @@ RULES = {
     ),
     "queue": (
         {"rule": "queue", "size": 64, "end": 0.5},
-        lambda n: sogclr.GlobalContrastiveLoss(
-            n, estimator=sogclr.estimators.MovingAverage(n, 0.5, dictionary=sogclr.estimators.Dictionary(64, 32))
-        ),
+        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=QueueAverage(n, 0.5, 64, 32)),
     ),
+    "ratio": (
+        {"rule": "ratio", "size": 64, "end": 0.3},
+        lambda n: sogclr.GlobalContrastiveLoss(n, estimator=RatioAverage(n, 0.3, 64, 32)),
+    ),
+    "dispersed": ({"rule": "dispersed", "lam": 2.0, "end": 0.3}, lambda n: DispersedLoss(n, lam=2.0, gamma=0.3)),
     "memory": (
         {"rule": "queue", "size": 64, "end": 1.0, "auto": 3.0},
-        lambda n: sogclr.MemoryContrastiveLoss(n, 32, 64),
+        lambda n: MemoryContrastiveLoss(n, 32, 64),
     ),
     "boosted memory": (
         {"rule": "queue", "size": 64, "start": 1.0, "end": 0.1, "auto": 3.0, "feed": False, "boost": 1.6, "ramp": True},
-        lambda n: sogclr.MemoryContrastiveLoss(n, 32, 64, steps=21),
+        lambda n: MemoryContrastiveLoss(n, 32, 64, steps=21),
     ),
 }
 

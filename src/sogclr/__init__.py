@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     # the commands, and what they return
@@ -31,8 +31,6 @@ _HOMES = {
     # the losses and their pieces
     "GlobalContrastiveLoss": "losses",
     "TwoTowerGlobalContrastiveLoss": "losses",
-    "MemoryContrastiveLoss": "losses",
-    "TwoTowerMemoryContrastiveLoss": "losses",
     "NTXentLoss": "losses",
     "DecoupledContrastiveLoss": "losses",
     "MoCoLoss": "losses",
@@ -74,12 +72,10 @@ if TYPE_CHECKING:
         ClipLoss,
         DecoupledContrastiveLoss,
         GlobalContrastiveLoss,
-        MemoryContrastiveLoss,
         MoCoLoss,
         NTXentLoss,
         SigLipLoss,
         TwoTowerGlobalContrastiveLoss,
-        TwoTowerMemoryContrastiveLoss,
         estimators,
         temperatures,
     )
@@ -100,7 +96,6 @@ __all__ = [
     "EvalResult",
     "GlobalContrastiveLoss",
     "Inspection",
-    "MemoryContrastiveLoss",
     "MoCoLoss",
     "NTXentLoss",
     "PredictResult",
@@ -108,7 +103,6 @@ __all__ = [
     "SearchResult",
     "SigLipLoss",
     "TwoTowerGlobalContrastiveLoss",
-    "TwoTowerMemoryContrastiveLoss",
     "__version__",
     "cache",
     "classify",

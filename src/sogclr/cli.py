@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from . import __version__
+from .config.removed import check_none_removed
 from .config.schema import BASIC_OPTIONS
 from .config.toml import check_weights_said, from_options, read_table, split_weights_names
 from .errors import BadInput, Interrupted, RunFailed
@@ -159,6 +160,7 @@ def _run_train(name: str, words: list[str]) -> None:
     """As `_run`, with the options of the configuration, which may stand in a file too."""
     words, file = _take_config(words)
     table, named = split_weights_names(read_table(file) if file else {})
+    check_none_removed(table, file)
     if "own" in table:
         from .training.own.config import check_given
         from .training.own.parts import OwnParts

@@ -105,10 +105,10 @@ def test_the_old_name_of_a_table_is_read_and_the_new_one_written():
 @pytest.mark.parametrize(
     ("saved", "kept"),
     [
-        ({"estimator": "boosted-memory", "gamma": 0.9, "prototypes": 8}, {"estimator": "boosted-memory"}),
+        ({"estimator": "neural", "gamma": 0.9, "prototypes": 8}, {"estimator": "neural", "prototypes": 8}),
         ({"estimator": "moving-average", "gamma": 0.9}, {"estimator": "moving-average", "gamma": 0.9}),
         ({"method": "moco", "gamma": 0.9, "symmetric": True}, {"method": "moco", "symmetric": True}),
-        ({"method": "simclr", "queue": 4096}, {"method": "simclr", "queue": 4096}),
+        ({"method": "simclr", "queue": 4096}, {"method": "simclr"}),
         ({"method": "byol", "gamma": 0.9}, {"method": "byol", "gamma": 0.9}),
     ],
 )

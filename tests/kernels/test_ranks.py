@@ -20,15 +20,13 @@ from sogclr.kernels import ranks as rank_sums
 from sogclr.losses import (
     DecoupledContrastiveLoss,
     GlobalContrastiveLoss,
-    MemoryContrastiveLoss,
     MoCoLoss,
     NonFinite,
     NTXentLoss,
     SigLipLoss,
     TwoTowerGlobalContrastiveLoss,
-    TwoTowerMemoryContrastiveLoss,
 )
-from sogclr.losses.estimators import AdaptiveGamma, Dictionary, MovingAverage, Neural, sharded
+from sogclr.losses.estimators import AdaptiveGamma, MovingAverage, Neural, sharded
 from sogclr.losses.temperatures import Global, PerSample
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -41,24 +39,17 @@ NAMES = (
     "dcl",
     "moco",
     "adaptive",
-    "dictionary",
-    "queue_average",
     "neural",
     "isogclr",
     "global_tau",
-    "memory",
-    "two_towers_memory",
     "sharded",
     "sharded_adaptive",
-    "sharded_memory",
 )
 UNEVEN = (
     "per_view",
     "ntxent",
     "isogclr",
     "moco",
-    "memory",
-    "queue_average",
     "sharded",
     "two_towers",
     "two_towers_isogclr",
@@ -66,16 +57,12 @@ UNEVEN = (
     "captions",
     "fsdp",
 )
-DIVIDED = ("sharded", "sharded_adaptive", "sharded_memory", "captions")
+DIVIDED = ("sharded", "sharded_adaptive", "captions")
 SIZES = {2: [[13, 3], [8, 8], [1, 15], [16, 0]], 4: [[7, 1, 0, 8], [4, 4, 4, 4], [1, 1, 1, 13], [0, 0, 9, 7]]}
 
 
 def build(name):
     """The loss of a name; with `sharded`, its log u divided among the ranks."""
-    if name == "sharded_memory":
-        loss = build("memory")
-        loss.estimator.divide()
-        return loss
     return {
         "sharded": lambda: GlobalContrastiveLoss(N, 0.2, estimator=MovingAverage(N, 0.3, sharded=True)),
         "sharded_adaptive": lambda: GlobalContrastiveLoss(
@@ -85,14 +72,8 @@ def build(name):
         "per_sample": lambda: GlobalContrastiveLoss(N, 0.2, 0.3, convention="per_sample"),
         "ntxent": lambda: NTXentLoss(0.2),
         "dcl": lambda: DecoupledContrastiveLoss(0.2),
-        "memory": lambda: MemoryContrastiveLoss(N, 4, 48, 0.2),
-        "two_towers_memory": lambda: TwoTowerMemoryContrastiveLoss(N, 4, 48, 0.2, 0.3),
         "moco": lambda: MoCoLoss(4, 24, 0.2),
         "adaptive": lambda: GlobalContrastiveLoss(N, 0.2, AdaptiveGamma(-1.0)),
-        "dictionary": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Dictionary(48, 4)),
-        "queue_average": lambda: GlobalContrastiveLoss(
-            N, 0.2, estimator=MovingAverage(N, 0.3, dictionary=Dictionary(48, 4))
-        ),
         "neural": lambda: GlobalContrastiveLoss(N, 0.2, estimator=Neural(4, 20)),
         "isogclr": lambda: GlobalContrastiveLoss(N, PerSample(N, 0.2), 0.3),
         "global_tau": lambda: GlobalContrastiveLoss(N, Global(0.2), 0.3),
@@ -308,7 +289,7 @@ def worker(rank, ranks, port, names, folder):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_n_ranks_equal_one(ranks, tmp_path):
-    names = NAMES if ranks == 2 else (*NAMES[:3], "two_towers_memory", "sharded")
+    names = NAMES if ranks == 2 else (*NAMES[:3], "sharded")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -20,11 +20,10 @@ from sogclr.losses import (
     NonFinite,
     SigLipLoss,
     TwoTowerGlobalContrastiveLoss,
-    TwoTowerMemoryContrastiveLoss,
     temperatures,
 )
 from sogclr.losses.candidates import KnownPairs
-from sogclr.losses.estimators import Dictionary, MiniBatch, Neural
+from sogclr.losses.estimators import MiniBatch, Neural
 
 N, TAU = 12, 0.2
 IDS = torch.tensor([0, 0, 2, 3, 4, 5]), torch.tensor([0, 1, 2, 3, 4, 4])
@@ -42,7 +41,6 @@ def rows(b=6, h=2, d=5, seed=0, dtype=torch.float64):
 def losses(tau=TAU, dim=5, **options):
     return {
         "sogclr": lambda: TwoTowerGlobalContrastiveLoss(N, tau, 0.3, **options),
-        "balanced": lambda: TwoTowerGlobalContrastiveLoss(N, tau, 0.3, balanced=True, **options),
         "mini_batch": lambda: TwoTowerGlobalContrastiveLoss(N, tau, estimator=MiniBatch(), **options),
         "neural": lambda: TwoTowerGlobalContrastiveLoss(N, tau, estimator=Neural(dim, prototypes=6), **options),
         "global_tau": lambda: TwoTowerGlobalContrastiveLoss(N, temperatures.Global(tau, minimum=0.005), 0.3, **options),
@@ -55,12 +53,12 @@ def losses(tau=TAU, dim=5, **options):
 
 
 ALL = tuple(losses())
-SLOW = {"sogclr": ("global", 0.3), "balanced": ("global", 0.3), "clip": ("clip", 1.0), "siglip": ("siglip", 1.0)}
+SLOW = {"sogclr": ("global", 0.3), "clip": ("clip", 1.0), "siglip": ("siglip", 1.0)}
 
 
 def slow(name, pairs=(), same_kind=False, share=False):
     kind, gamma = SLOW[name]
-    return SlowPairs(kind, TAU, gamma, pairs, same_kind, share, -1.0, name == "balanced")
+    return SlowPairs(kind, TAU, gamma, pairs, same_kind, share, -1.0)
 
 
 def as_set(pairs):
@@ -356,19 +354,6 @@ def test_hard_negatives_that_are_not_finite_are_named():
 def test_bad_positives_are_refused(positives, message):
     with pytest.raises(BadInput, match=message):
         losses(positives=positives)["sogclr"]()
-
-
-def test_a_queue_knows_shared_ids_alone():
-    x, y, hard = rows()
-    for options in ({"positives": PAIRS}, {"same_kind": True}):
-        with pytest.raises(BadInput, match="do not go with a queue"):
-            TwoTowerGlobalContrastiveLoss(N, estimator=Dictionary(8, 5), **options)
-    for loss in (
-        TwoTowerGlobalContrastiveLoss(N, estimator=Dictionary(8, 5)),
-        TwoTowerMemoryContrastiveLoss(N, 5, 8),
-    ):
-        with pytest.raises(BadInput, match="do not go with a queue"):
-            loss(x, y, *IDS, hard, HARD_IDS)
 
 
 # --------------------------------------------------------------------------------------------------------- several ranks

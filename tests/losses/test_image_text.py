@@ -16,15 +16,13 @@ from sogclr import kernels
 from sogclr.errors import BadInput
 from sogclr.losses import (
     ClipLoss,
-    GlobalContrastiveLoss,
     NonFinite,
     SigLipLoss,
     TwoTowerGlobalContrastiveLoss,
-    TwoTowerMemoryContrastiveLoss,
     functional,
     temperatures,
 )
-from sogclr.losses.estimators import CosineGamma, Dictionary, MiniBatch, MovingAverage, Neural
+from sogclr.losses.estimators import CosineGamma, MiniBatch, MovingAverage, Neural
 
 
 def embeddings(b=6, d=5, seed=0, dtype=torch.float64):
@@ -39,13 +37,6 @@ def losses(n=60, temperature=0.2, dim=5):
         "global_tau": TwoTowerGlobalContrastiveLoss(n, temperatures.Global(temperature, minimum=0.005), 0.3),
         "per_sample_tau": TwoTowerGlobalContrastiveLoss(n, temperatures.PerSample(n, temperature, minimum=0.005), 0.3),
         "mini_batch": TwoTowerGlobalContrastiveLoss(n, temperature, estimator=MiniBatch()),
-        "balanced": TwoTowerGlobalContrastiveLoss(n, temperature, 0.3, balanced=True),
-        "dictionary": TwoTowerGlobalContrastiveLoss(n, temperature, estimator=Dictionary(20, dim)),
-        "queue_average": TwoTowerGlobalContrastiveLoss(
-            n, temperature, estimator=MovingAverage(n, 0.3, dictionary=Dictionary(20, dim))
-        ),
-        "memory": TwoTowerMemoryContrastiveLoss(n, dim, 20, temperature),
-        "boosted memory": TwoTowerMemoryContrastiveLoss(n, dim, 20, temperature, steps=5),
         "clip": ClipLoss(temperature),
         "siglip": SigLipLoss(temperature, bias=-2.0),
     }
@@ -72,73 +63,26 @@ def slow_normalizers(x, y, x_ids, y_ids, tau):
 
 
 class SlowTwoTower:
-    """In float64, with u itself as the state: one for each image and one for each text.
+    """In float64, with u itself as the state: one for each image and one for each text."""
 
-    queue: the last so many texts, candidates of images, and the last images, candidates of texts.  memory: these are
-    negatives with both halves of the gradient.  balanced: the attraction is weighed too.
-    """
-
-    def __init__(self, tau, gamma, queue=0, memory=False, balanced=False):
+    def __init__(self, tau, gamma):
         self.tau, self.gamma, self.u = tau, gamma, ({}, {})
-        self.size, self.memory, self.balanced, self.most = queue, memory, balanced, (12, 20)
-        self.queues, self.running = ([], []), ([0.0, 0.0], [0.0, 0.0])  # (image id, text id, row) of each
 
     def __call__(self, x, y, index, text_index=None):
         rows = [unit(x), unit(y)]
         ids = [index.tolist(), (index if text_index is None else text_index).tolist()]
-        old = [dict(u) for u in self.u]
-        found = [self.anchors(rows, ids, tower, g) for tower, g in enumerate(slow_normalizers(*rows, *ids, self.tau))]
-        for tower in range(2):
-            stored = {}
-            for i, anchor in zip(ids[tower], found[tower], strict=True):
-                value, before = anchor["fresh"], old[tower].get(i)
-                anchor["u"] = value if before is None else (1 - self.gamma) * before + self.gamma * value
-                stored.setdefault(i, []).append(anchor["u"])
-            self.u[tower].update({i: sum(v) / len(v) for i, v in stored.items()})
         total = torch.zeros((), dtype=torch.float64)
-        for tower in range(2):
-            for a, anchor in enumerate(found[tower]):
-                total = total + self.value(torch.dot(rows[0][a], rows[1][a]), anchor, tower, found[tower])
-        for tower in range(2):  # what images are contrasted with are texts
-            entries = zip(*ids, rows[1 - tower].detach(), strict=True)
-            self.queues[tower].extend(entries)
-            del self.queues[tower][: max(0, len(self.queues[tower]) - self.size)]
+        for tower, g in enumerate(slow_normalizers(*rows, *ids, self.tau)):
+            known = [float(v.detach()) for v in g if v is not None]
+            mean, stored = torch.tensor(sum(known) / len(known), dtype=torch.float64), {}
+            for a, i in enumerate(ids[tower]):
+                value, before = mean if g[a] is None else g[a], self.u[tower].get(i)
+                new = float(value.detach())
+                u = new if before is None else (1 - self.gamma) * before + self.gamma * new
+                stored.setdefault(i, []).append(u)
+                total = total - torch.dot(rows[0][a], rows[1][a]) + self.tau * (value / u + math.log(u) - 1)
+            self.u[tower].update({i: sum(v) / len(v) for i, v in stored.items()})
         return total / (2 * len(index))
-
-    def anchors(self, rows, ids, tower, g):
-        """Of each anchor of a tower: ĝ, the negatives here and in the queue, the mean over all of them."""
-        known = [float(v.detach()) for v in g if v is not None]
-        found = []
-        for a in range(len(g)):
-            here = len(negatives(*ids, a))
-            mean = g[a] if here else torch.tensor(sum(known) / len(known), dtype=torch.float64)
-            past = [(i, t, z) for i, t, z in self.queues[tower] if i != ids[0][a] and t != ids[1][a]]
-            exps = [torch.exp(torch.dot(rows[tower][a], z) / self.tau) for _, _, z in past]
-            count = here + len(exps)
-            fresh = (
-                (here * float(mean.detach()) + sum(float(e.detach()) for e in exps)) / count if count else float(mean)
-            )
-            found.append({"g": mean, "here": here, "past": past, "exps": exps, "fresh": fresh})
-        if self.queues[tower]:
-            q = [sum(float(e.detach()) for e in v["exps"]) / max(1, len(v["exps"])) for v in found]
-            means = sum(float(v["g"].detach()) for v in found) / len(found), sum(q) / len(q)
-            for k in range(2):
-                self.running[tower][k] += 0.02 * (means[k] - self.running[tower][k])
-        return found
-
-    def value(self, s, anchor, tower, found):
-        u, g = anchor["u"], anchor["g"]
-        if not self.memory or not anchor["exps"]:
-            weight = float(g.detach()) / u if self.balanced else 1.0
-            return -weight * s + (weight - 1) * float(s.detach()) + self.tau * (g / u + math.log(u) - 1)
-        count = len(anchor["exps"])
-        lam = min(1.0, self.running[tower][1] / self.running[tower][0]) ** 3 * count / (count + anchor["here"])
-        q = sum(anchor["exps"]) / count
-        of_keys = [self.u[1 - tower][(i, t)[1 - tower]] for i, t, _ in anchor["past"]]
-        back = sum(e / v for e, v in zip(anchor["exps"], of_keys, strict=True)) / count
-        back = back * min(1.0, self.most[1 - tower] / float(back.detach()))  # no more than an exact u would let it
-        weight = ((1 - lam) * g + lam * q) / u
-        return -s + self.tau * (weight + math.log(u) - 1 + lam * (back - back.detach()))
 
 
 def slow_clip(x, y, x_ids, y_ids, tau):
@@ -173,26 +117,10 @@ def assert_same(value, expected, inputs, rtol=1e-5, atol=1e-7):
 @pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.1, 0.9, 1.0])
 @pytest.mark.parametrize("texts", [False, True])
-@pytest.mark.parametrize("kind", ["batch", "queue", "memory", "balanced"])
-def test_value_gradient_and_both_states_over_many_steps(gamma, texts, kind):
-    """Images seen and unseen; with ids of their own for the texts, images and captions come twice in a batch.
-
-    A queue of 21 holds nearly three batches of 8, and so captions of the images that come again. With gamma 1 it is the
-    dictionary itself.
-    """
+def test_value_gradient_and_both_states_over_many_steps(gamma, texts):
+    """Images seen and unseen; with ids of their own for the texts, images and captions come twice in a batch."""
     generator = np.random.default_rng(3)
-    fast = {
-        "batch": lambda: TwoTowerGlobalContrastiveLoss(12, 0.2, gamma, num_texts=20),
-        "balanced": lambda: TwoTowerGlobalContrastiveLoss(12, 0.2, gamma, num_texts=20, balanced=True),
-        "queue": lambda: TwoTowerGlobalContrastiveLoss(
-            12,
-            0.2,
-            num_texts=20,
-            estimator=tuple(MovingAverage(n, gamma, dictionary=Dictionary(21, 5)) for n in (12, 20)),
-        ),
-        "memory": lambda: TwoTowerMemoryContrastiveLoss(12, 5, 21, 0.2, gamma, num_texts=20),
-    }[kind]()
-    slow = SlowTwoTower(0.2, gamma, 21 * (kind in ("queue", "memory")), kind == "memory", kind == "balanced")
+    fast, slow = TwoTowerGlobalContrastiveLoss(12, 0.2, gamma, num_texts=20), SlowTwoTower(0.2, gamma)
     for step in range(15):
         index = torch.from_numpy(generator.choice(12, 8, replace=texts))
         text_index = torch.from_numpy(generator.choice(20, 8, replace=True)) if texts else None
@@ -499,11 +427,15 @@ def test_statistics_say_what_the_normalizer_does():
     for name in ALL:
         loss, z = losses()[name], embeddings()
         loss(*z, torch.arange(6))
-        usual = {"objective", "normalizer_mean", "normalizer_std", "weight_max", "temperature"}
-        assert set(loss.statistics) == usual | ({"queue_share"} if "memory" in name else set())
+        assert set(loss.statistics) == {
+            "objective",
+            "normalizer_mean",
+            "normalizer_std",
+            "weight_max",
+            "temperature",
+        }
         log_g = functional.log_mean_negatives_two_towers(*map(unit, z), torch.arange(6), torch.arange(6), 0.2)
-        boost = math.log(1.6) if name == "boosted memory" else 0.0
-        assert float(loss.statistics["normalizer_mean"]) == pytest.approx(log_g.mean().item() - boost, rel=1e-5)
+        assert float(loss.statistics["normalizer_mean"]) == pytest.approx(log_g.mean().item(), rel=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
@@ -534,29 +466,11 @@ def test_what_is_not_finite_is_named_and_never_enters_the_state():
     assert torch.isneginf(loss.text_estimator.log_u).all()
 
 
-def test_a_queue_is_of_the_other_tower_with_both_kinds_of_ids():
-    """Also where it comes from a loss on one tower and was filled there."""
-    estimator = MovingAverage(10, dictionary=Dictionary(8, 5))
-    GlobalContrastiveLoss(10, estimator=estimator)(*embeddings(), torch.arange(6))
-    loss = TwoTowerGlobalContrastiveLoss(10, num_texts=10, estimator=(estimator, Dictionary(8, 5)))
-    of_texts, of_images = loss.image_estimator.dictionary.queue, loss.text_estimator.queue
-    assert of_texts.ids.tolist() == [[-1, -1]] * 8
-    x, y = embeddings(6, seed=1)
-    loss(x, y, torch.arange(6), torch.arange(6) + 3)
-    torch.testing.assert_close(of_texts.keys[:6], unit(y).float(), check_dtype=False)
-    torch.testing.assert_close(of_images.keys[:6], unit(x).float(), check_dtype=False)
-    for queue in (of_texts, of_images):
-        assert queue.ids.tolist() == [[k, k + 3] for k in range(6)] + [[-1, -1]] * 2
-    loss.eval()
-    loss(x, y, torch.arange(6), torch.arange(6) + 3)
-    assert int(of_texts.pointer) == 6
-
-
-@pytest.mark.parametrize("name", ["sogclr", "dictionary", "queue_average", "memory"])
+@pytest.mark.parametrize("name", ["sogclr", "cosine"])
 def test_rollback_undoes_the_updates_of_a_step(name):
     """Of two forward passes, with ids of the texts' own; except where it is told not to."""
     loss = losses()[name]
-    for step in range(4):  # the queues are full after 4
+    for step in range(4):
         loss(*embeddings(seed=step, dtype=torch.float32), torch.arange(6), torch.arange(6) + step)
     before = {k: v.clone() for k, v in loss.state_dict().items()}
     for unless in (torch.tensor(True), torch.tensor(False), None):
@@ -596,7 +510,7 @@ def test_bad_arguments_are_refused():
 
 # --------------------------------------------------------------------------------------------------------- several ranks
 BATCH, N = 12, 30
-DISTRIBUTED = ("sogclr", "global_tau", "balanced", "dictionary", "queue_average", "memory", "clip", "siglip")
+DISTRIBUTED = ("sogclr", "global_tau", "cosine", "clip", "siglip")
 
 
 def run(name, rank, ranks):

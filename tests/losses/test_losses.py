@@ -22,14 +22,13 @@ from sogclr.losses import (
     clip,
     functional,
     image_text,
-    memory,
     moco,
     queue,
     rollback,
     temperatures,
     two_view,
 )
-from sogclr.losses.estimators import AdaptiveGamma, CosineGamma, Dictionary, MiniBatch, MovingAverage, Neural
+from sogclr.losses.estimators import AdaptiveGamma, CosineGamma, MiniBatch, MovingAverage, Neural
 from sogclr.losses.rollback import StatefulModule
 from sogclr.losses.temperatures import Global, PerSample
 
@@ -53,8 +52,6 @@ def losses(n=40, temperature=0.2, dim=5):
         "cosine": GlobalContrastiveLoss(n, temperature, CosineGamma(0.2, 5)),
         "adaptive": GlobalContrastiveLoss(n, temperature, AdaptiveGamma(-1.0)),
         "mini_batch": of(MiniBatch()),
-        "dictionary": of(Dictionary(32, dim)),
-        "queue_average": of(MovingAverage(n, 0.3, dictionary=Dictionary(32, dim))),
         "neural": of(Neural(dim, 24, restart=7)),
         "isogclr": GlobalContrastiveLoss(n, PerSample(n, temperature, minimum=0.001), 0.3),
         "global_tau": GlobalContrastiveLoss(n, Global(temperature, minimum=0.001), 0.3),
@@ -282,13 +279,13 @@ def test_memory_is_quadratic_in_the_batch_at_most():
 
 
 def estimator_modules():
-    names = ("protocol", "gamma", "mini_batch", "moving_average", "prototypes", "queue_normalizer")
+    names = ("protocol", "gamma", "mini_batch", "moving_average", "prototypes")
     return [importlib.import_module(f"sogclr.losses.estimators.{name}") for name in names]
 
 
 def test_nothing_waits_for_the_device():
     """What a step runs on CUDA holds no read-back: those calls stand only behind a check for the CPU."""
-    modules = (candidates, clip, functional, two_view, image_text, memory, moco, queue, rollback, temperatures)
+    modules = (candidates, clip, functional, two_view, image_text, moco, queue, rollback, temperatures)
     for module in (*modules, *estimator_modules()):
         source = inspect.getsource(module)
         for call in (".item(", ".cpu(", ".tolist(", ".nonzero(", "float(z", "bool("):
@@ -398,7 +395,7 @@ def test_rollback_undoes_the_updates_of_a_step(name):
 
 
 def test_a_batch_that_is_refused_is_rolled_back_with_those_before_it():
-    loss = losses()["queue_average"]
+    loss = losses()["neural"]
     before = {k: v.clone() for k, v in loss.state_dict().items()}
     loss.begin_step()
     loss(*embeddings(), torch.arange(6))

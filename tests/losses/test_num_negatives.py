@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from digits import SMALL, words, write_digits
 
 import sogclr
+from sogclr.cli import main
 from sogclr.errors import BadInput
 from sogclr.losses.estimators import MiniBatch
+from sogclr.run_folder import RunFolder, load_checkpoint
 
 TAU = 0.1
 
@@ -71,6 +74,27 @@ def test_an_anchor_that_has_won_counts_less():
     loss = sogclr.TwoTowerGlobalContrastiveLoss(4, TAU, estimator=MiniBatch(), num_negatives=3)
     loss(x, y, torch.arange(4)).backward()
     assert x.grad[0].norm() > 100 * x.grad[3].norm()
+
+
+@pytest.mark.slow
+def test_the_command_trains_with_it(tmp_path, capsys):
+    """With the mini-batch's normalizer it is SimCLR: its gradient times tau, which Adam's ratio takes out."""
+    data = write_digits(tmp_path / "digits")
+    how = SMALL | {"max_steps": 6, "labels": "none", "precision": "fp32", "optimizer": "adamw", "weight_decay": 0.0}
+    runs = {}
+    for name, options in {
+        "softmax": {"estimator": "mini-batch", "num_negatives": 14},
+        "simclr": {"method": "simclr"},
+        "sogclr": {"estimator": "mini-batch"},
+    }.items():
+        assert main(["train", str(data), "--out", str(tmp_path / name), *words(how | options)]) == 0
+        runs[name] = load_checkpoint(RunFolder(tmp_path / name).latest_checkpoint())["model"]
+    assert "mini-batch normalizer, the positive beside 14 negatives" in " ".join(capsys.readouterr().err.split())
+    far, near = (
+        sum((runs[name][k].double() - v.double()).norm() for k, v in runs["simclr"].items() if k.endswith("weight"))
+        for name in ("sogclr", "softmax")
+    )
+    assert near < 0.1 * far
 
 
 @pytest.mark.parametrize("m", [0, -1.0, math.inf, math.nan])

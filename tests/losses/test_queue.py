@@ -1,4 +1,4 @@
-"""Log-sums over a queue: by slow loops in float64, with empty places and weights; memory linear in anchors and keys."""
+"""Log-sums over a queue: by slow loops in float64, with empty places; memory linear in anchors and keys."""
 
 import math
 
@@ -11,22 +11,22 @@ from sogclr.losses import functional as F
 B, K, D = 6, 20, 5
 
 
-def slow(z, index, keys, ids, tau, log_weight):
+def slow(z, index, keys, ids, tau):
     """(V, B) sums' logarithms and (B,) counts, term by term."""
     sums = torch.full(z.shape[:2], -math.inf, dtype=torch.float64)
     rows = [[torch.zeros((), dtype=torch.float64) for _ in index] for _ in z]
     for v, view in enumerate(z):
         for a, anchor in enumerate(view):
-            for key, id, weight in zip(keys, ids, log_weight, strict=True):
-                if id >= 0 and id != index[a] and weight > -math.inf:
-                    rows[v][a] = rows[v][a] + torch.exp(anchor @ key / tau[a] + weight)
+            for key, id in zip(keys, ids, strict=True):
+                if id >= 0 and id != index[a]:
+                    rows[v][a] = rows[v][a] + torch.exp(anchor @ key / tau[a])
     sums = torch.stack([torch.stack([x.log() for x in row]) for row in rows])
     counts = [sum(int(id >= 0 and id != i) for id in ids) for i in index]
     return sums, torch.tensor(counts, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["number", "one each", "weights"])
+@pytest.mark.parametrize("kind", ["number", "one each"])
 @pytest.mark.parametrize("looks", [True, False])  # at the ids, which on a GPU would wait
 def test_sums_over_keys(kind, looks, dtype, monkeypatch):
     generator = torch.Generator().manual_seed(0)
@@ -35,18 +35,14 @@ def test_sums_over_keys(kind, looks, dtype, monkeypatch):
     index, ids = torch.arange(B), torch.randint(-4, 9, (K,), generator=generator).clamp(min=-1)
     keys[ids < 0] = 0
     tau = 0.005 + 0.1 * torch.rand(B, generator=generator, dtype=torch.float64).to(dtype)
-    log_weight = torch.zeros(K, dtype=dtype)
     if kind != "one each":
         tau = torch.full_like(tau, 0.02)
-    if kind == "weights":
-        log_weight = torch.randn(K, generator=generator).to(dtype) * 3
-        log_weight[:2] = -math.inf
     monkeypatch.setattr(F, "can_sync", lambda z: looks)
     given = [x.clone().requires_grad_() for x in (z, tau)]
     temperature = given[1] if kind == "one each" else 0.02
-    got, count = F.log_sum_keys(given[0], index, keys, ids, temperature, log_weight if kind == "weights" else None)
+    got, count = F.log_sum_keys(given[0], index, keys, ids, temperature)
     exact = [x.double().clone().requires_grad_() for x in (z, tau)]
-    expected, counts = slow(exact[0], index, keys.double(), ids, exact[1], log_weight.double())
+    expected, counts = slow(exact[0], index, keys.double(), ids, exact[1])
     torch.testing.assert_close(count, counts.to(dtype))
     torch.testing.assert_close(
         got.double(), expected.detach(), rtol=2e-5 if dtype == torch.float32 else 1e-10, atol=1e-5

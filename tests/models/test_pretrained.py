@@ -175,7 +175,7 @@ def test_a_pretrained_encoder_is_tuned_gently(name, drawn_with, digits_data, tmp
     options = RUN | {"model": name, "image_size": 32}
     drawn = package.train(digits_data, tmp_path / "drawn", **options).config().optim
     assert (drawn.optimizer, drawn.layer_decay) == (drawn_with, 1.0)
-    assert drawn.lr == pytest.approx({"adamw": 1e-3 * (8 / 256) ** 0.5, "lars": 0.075 * 8**0.5}[drawn_with])
+    assert drawn.lr == pytest.approx({"adamw": 1e-3 * (8 / 256) ** 0.5, "lars": 3 * 0.075 * 8**0.5}[drawn_with])
     capsys.readouterr()
     tuned = package.train(digits_data, tmp_path / "tuned", pretrained=tmp_path / "w.safetensors", **options)
     found = tuned.config().optim

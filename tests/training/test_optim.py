@@ -8,13 +8,21 @@ from sogclr.errors import BadInput
 from sogclr.losses.estimators import CosineGamma
 from sogclr.models.backbone import create_backbone
 from sogclr.models.two_view import ContrastiveModel
-from sogclr.training.optim import LR_SCALE, build_optimizer, learning_rate, warmup_cosine
+from sogclr.training.optim import LR_SCALE, build_optimizer, warmup_cosine
+from sogclr.training.rates import learning_rate
 
 
 @pytest.mark.parametrize("batch", [32, 256, 4096])
 def test_rules_are_the_papers(batch):
     assert learning_rate("lars", "sqrt", batch) == pytest.approx(0.075 * math.sqrt(batch))
     assert learning_rate("lars", "linear", batch) == pytest.approx(0.3 * batch / 256)
+    assert learning_rate("lars", "auto", batch) == learning_rate("lars", "sqrt", batch)
+
+
+def test_small_views_get_a_higher_rate_of_lars_alone_and_by_auto_alone():
+    assert learning_rate("lars", "auto", 16, small=True) == pytest.approx(3 * 0.3)
+    for optimizer, rule in (("lars", "sqrt"), ("lars", "linear"), ("adamw", "auto"), ("sgd", "auto")):
+        assert learning_rate(optimizer, rule, 16, small=True) == learning_rate(optimizer, rule, 16)
 
 
 def net():

@@ -164,10 +164,6 @@ def test_two_columns_of_images_train_resume_and_are_scored(tmp_path):
         ({"columns": "definition,word", "share_negatives": True}, "--share-negatives is for pairs with hard negatives"),
         ({"columns": "definition,word", "pooling": "cls"}, "--pooling is for a Hugging Face encoder"),
         (
-            {"columns": "definition,word,wrong", "estimator": "dictionary"},
-            "--estimator dictionary takes no hard negatives",
-        ),
-        (
             {"columns": "definition,word", "text_model": "no/such-encoder"},
             "no/such-encoder is no folder here and could not",
         ),

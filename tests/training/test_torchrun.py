@@ -126,7 +126,7 @@ METHODS = {
     "moco": {"method": "moco", "queue": 24, "symmetric": True, "key_schedule": "cosine"},
     "isogclr": {"method": "isogclr", "accumulate": 2},
     "neuclip": {"method": "neuclip", "prototypes": 20},
-    "queue": {"estimator": "queue-average", "queue": 24, "workers": 1},
+    "softmax": {"num_negatives": 15.0, "workers": 1},
     "micro": {"temperature_mode": "global", "micro_batch": 4, "precision": "bf16"},
     "simclr": {"method": "simclr", "precision": "fp16", "labels": "auto"},
 }

@@ -102,11 +102,8 @@ METHOD_OPTIONS = [
     ({"method": "neuclip", "prototypes": 20, "accumulate": 2}, "NeuCLIP, neural normalizer"),
     ({"temperature_mode": "global", "gamma_schedule": "cosine-full"}, "SogCLR, learned temperature, γ 1 → 0.9"),
     ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
-    ({"estimator": "dictionary", "queue": 24}, "SogCLR, normalizer over batch and queue"),
-    ({"estimator": "boosted"}, "SogCLR, boosted average"),
-    ({"estimator": "memory", "accumulate": 2}, "SogCLR, negatives from batch and memory"),
-    ({"estimator": "boosted-memory"}, "SogCLR, boosted average, negatives from batch and memory"),
-    ({"estimator": "queue-average", "queue": 24, "accumulate": 2}, "SogCLR, average over batch and queue, γ 0.9"),
+    ({"num_negatives": 15.0}, "SogCLR, γ 0.9, positive beside 15 negatives"),
+    ({"method": "isogclr", "num_negatives": 4e3}, "iSogCLR, γ 0.9, positive beside 4,000 negatives"),
 ]
 
 
@@ -133,12 +130,9 @@ def test_every_method_trains_resumes_bit_for_bit_and_says_what_it_is(options, na
     assert RunSummary.read(whole).method.replace("\xa0", " ") == name  # no line breaks within a rate
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"estimator": "boosted"}, {"estimator": "boosted-memory"}, {"gamma_schedule": "cosine-full", "gamma": 0.1}],
-)
-def test_schedules_end_with_the_run_whatever_is_accumulated(options, data, tmp_path):
+def test_schedules_end_with_the_run_whatever_is_accumulated(data, tmp_path):
     """An estimator is updated once a batch, not once a step: halfway through the run gamma is halfway too."""
+    options = {"gamma_schedule": "cosine-full", "gamma": 0.1}
     trainer = trainer_for(data, tmp_path / "run", max_steps=4, accumulate=2, **options)
     with pytest.raises(Interrupted):
         trainer.fit(lambda: trainer.step >= 2)
@@ -218,12 +212,13 @@ def test_a_diagnosis_is_written_and_changes_nothing(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"estimator": "memory", "gamma": 0.5}, "--gamma 0.5 does not go with --estimator memory"),
-        (
-            {"estimator": "boosted", "gamma_schedule": "cosine"},
-            "--gamma-schedule cosine does not go with --estimator boosted",
-        ),
+        ({"estimator": "mini-batch", "gamma": 0.5}, "--gamma 0.5 does not go with --estimator mini-batch"),
         ({"method": "scent", "estimator": "neural"}, "--estimator neural does not go with --method scent"),
+        (
+            {"method": "simclr", "num_negatives": 15},
+            "--num-negatives 15.0 does not go with --method simclr, but with --method sogclr, isogclr, scent, neuclip",
+        ),
+        ({"num_negatives": 0}, "--num-negatives must be greater than 0 and was 0.0; 255 is a batch of 256"),
         ({"method": "simclr", "gamma": 0.9}, "--gamma 0.9 does not go with --method simclr"),
         (
             {"method": "neuclip", "convention": "per_sample"},
@@ -237,7 +232,7 @@ def test_an_option_that_would_do_nothing_is_refused(options, said):
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "simclr"}, {"method": "neuclip"}, {"estimator": "boosted"}, {}], ids=str
+    "options", [{"method": "simclr"}, {"method": "neuclip"}, {"estimator": "mini-batch"}, {}], ids=str
 )
 def test_a_run_that_was_saved_with_options_of_no_use_is_read(options, tmp_path):
     """Before they were refused each run's configuration held them; there they did nothing."""
@@ -262,9 +257,7 @@ def test_an_estimator_for_a_method_that_has_none_is_refused():
         {"precision": "fp16"},
         {"method": "moco", "queue": 40, "symmetric": True},
         {"method": "neuclip", "prototypes": 40},
-        {"method": "isogclr", "estimator": "queue-average", "queue": 40, "accumulate": 2},
-        {"estimator": "memory", "queue": 40},
-        {"estimator": "boosted-memory", "queue": 40},
+        {"method": "isogclr", "num_negatives": 14.0, "accumulate": 2},
     ],
 )
 def test_a_step_without_finite_gradient_changes_nothing(options, data, tmp_path):
@@ -317,8 +310,7 @@ def poison_gradients(trainer, steps):
         {"method": "neuclip", "prototypes": 40, "optimizer": "sgd"},
         {"method": "isogclr", "accumulate": 2},
         {"method": "isogclr", "precision": "fp16"},
-        {"temperature_mode": "global", "estimator": "queue-average", "queue": 40},
-        {"estimator": "boosted-memory", "queue": 40, "accumulate": 2},
+        {"temperature_mode": "global", "num_negatives": 14.0},
     ],
     ids=str,
 )
@@ -487,12 +479,37 @@ def test_choices_follow_the_images_and_the_machine(data, tmp_path):
     config, lines = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8}), manifest)
     assert config.model.model == "resnet18_small"
     assert config.augment["blur"] == 0.0
-    assert config.optim.lr == pytest.approx(0.075 * math.sqrt(8))
+    assert config.optim.lr == pytest.approx(3 * 0.075 * math.sqrt(8))
+    assert any(
+        "(3 x 0.075 sqrt(B): views of at most 96 pixels), weight decay 1e-06 (lars's), 10 warm-up" in x for x in lines
+    )
+    assert any("as wide as the encoder, then 128 (the paper's)" in x for x in lines)
     assert config.run.device in ("cpu", "cuda", "mps")
     assert any("reader process" in line for line in lines)
     large, _ = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, "image_size": 224}), manifest)
     assert large.model.model == "resnet50"
     assert large.augment["blur"] == 0.5
+    assert large.optim.lr == pytest.approx(0.075 * math.sqrt(8))
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_vision_transformer_from_nothing_never_gets_lars(model, data):
+    """It collapses under it; on small views too."""
+    options = {"data": str(data), "out": "x", "batch_size": 8, "model": model}
+    config, lines = resolve(from_options(options), Manifest.scan(data))
+    assert (config.optim.optimizer, config.optim.weight_decay) == ("adamw", 0.05)
+    assert config.optim.lr == pytest.approx(1e-3 * math.sqrt(8 / 256))
+    assert any(
+        "optimizer adamw, lr 0.0001768 (6.25e-05 sqrt(B)), weight decay 0.05 (adamw's)" in line for line in lines
+    )
+
+
+def test_what_is_by_no_rule_is_said_without_one(data):
+    given = {"lr": 0.5, "weight_decay": 1e-5, "warmup_epochs": 3.0, "temperature": 0.2, "head_dim": 64}
+    _, lines = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, **given}), Manifest.scan(data))
+    assert "optimizer lars, lr 0.5, weight decay 1e-05, 3 warm-up epochs" in lines
+    assert "head      2 layers, as wide as the encoder, then 64" in lines
+    assert any("temperature 0.2, gamma" in line for line in lines)
 
 
 def test_two_cores_get_one_thread_and_one_reader(monkeypatch):

@@ -42,16 +42,15 @@ INDEXED = (aten.index, aten.index_put, aten.index_put_)  # by a mask they look f
 
 METHODS = {
     "sogclr": {},
-    "boosted-memory": {"estimator": "boosted-memory", "queue": 40},
     "isogclr": {"method": "isogclr", "accumulate": 2},
     "moco": {"method": "moco", "queue": 24, "symmetric": True, "key_schedule": "cosine"},
     "simclr": {"method": "simclr", "clip_grad": 1.0},
     "scent": {"method": "scent"},
     "neuclip": {"method": "neuclip", "prototypes": 20},
-    "global": {"temperature_mode": "global", "estimator": "queue-average", "queue": 24},
+    "global": {"temperature_mode": "global", "num_negatives": 15.0},
     "micro": {"micro_batch": 4},
     "clip": {"method": "clip"},
-    "pairs": {"method": "isogclr", "estimator": "queue-average", "queue": 24},
+    "pairs": {"method": "isogclr", "num_negatives": 15.0},
 }
 OF_PAIRS = ("clip", "pairs")
 

@@ -207,12 +207,6 @@ def test_an_exact_pass_is_usual_on_pairs_alone_and_only_where_it_takes_minutes(c
         ({"still_steps": 5}, "--still-steps 5 is a part of a warm start, and this run has none"),
         ({"warm_start": "ema", "still_steps": 0}, "--warm-start ema is still steps alone and --still-steps is 0"),
         ({"warm_start": "exact", "still_steps": 10}, "all 10 steps of the run would be --still-steps 10"),
-        (
-            {"method": "simclr", "refresh_every": 1},
-            "--refresh-every 1 sets running normalizers .* NTXentLoss keeps none",
-        ),
-        ({"estimator": "neural", "refresh_every": 1}, "GlobalContrastiveLoss keeps none"),
-        ({"refresh_every": 0}, "--refresh-every must be 1 or more and was 0"),
     ],
 )
 def test_what_means_nothing_is_refused_before_anything_is_written(options, message, images, tmp_path):
@@ -226,17 +220,17 @@ def test_a_run_from_weights_says_what_it_does(captions, tmp_path, capfd):
     options = {"epochs": 4, "log_every": 1, "still_steps": 2}
     start = package.train(captions, tmp_path / "start", **(PAIRS | options | {"still_steps": None}))
     assert "warm " not in capfd.readouterr().err
-    package.train(captions, tmp_path / "next", init_from=start.path, refresh_every=2, **(PAIRS | options))
+    package.train(captions, tmp_path / "next", init_from=start.path, **(PAIRS | options))
     said = capfd.readouterr().err
-    assert "warm      exact normalizers, 2 steps at rate 0, exact normalizers every 2 epochs" in said
-    assert said.count("exact normalizers of all pairs in 0:0") == 2  # at the start and after two epochs, not at the end
+    assert "warm      exact normalizers, 2 steps at rate 0\n" in said
+    assert said.count("exact normalizers of all pairs in 0:0") == 1  # at the start
     package.train(captions, tmp_path / "clip", init_from=start.path, method="clip", **(PAIRS | options))
     said = capfd.readouterr().err
     assert "warm      no exact normalizers, as the loss keeps none, 2 steps at rate 0" in said
 
 
 # ------------------------------------------------------------------------------------------------------------------- resume
-WARM = {"warm_start": "exact", "still_steps": 7, "refresh_every": 2, "epochs": 6, "log_every": 1}
+WARM = {"warm_start": "exact", "still_steps": 7, "epochs": 6, "log_every": 1}
 
 
 def assert_equal_runs(run, other):
@@ -256,8 +250,8 @@ def test_a_resume_from_any_step_gives_the_same_run(kind, images, table, tmp_path
     options |= SMALL | {"max_bad": 0.1} if kind == "images" else TEXTS | {"batch_size": 8, "columns": "question,answer"}
     whole = package.train(images if kind == "images" else table, tmp_path / "whole", **(options | WARM))
     epoch = 5 if kind == "images" else 3
-    # before and within the still steps, before a pass is made again, where it is made, and after it
-    for step in (0, 4, 2 * epoch - 1, 2 * epoch, 4 * epoch + 1):
+    # before and within the still steps, at their end and after them
+    for step in (0, 4, 7, 4 * epoch + 1):
         run = RunFolder(shutil.copytree(whole.path, tmp_path / f"from-{step}"))
         for file in (*run.checkpoint_files()[step + 1 :], run.encoder_file, run.two_tower_file):
             file.unlink(missing_ok=True)
@@ -274,7 +268,7 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(images, tmp_path):
     run = RunFolder(tmp_path / "run")
     command = [sys.executable, "-m", "sogclr", "train", images, "--out", run.path, *words(options)]
     resume = [sys.executable, "-m", "sogclr", "resume", run.path]
-    for words_, until in ((command, 2), (resume, 12)):  # in the still steps; after the normalizers were set again
+    for words_, until in ((command, 2), (resume, 12)):  # in the still steps; after them
         process = subprocess.Popen([str(w) for w in words_], env=environment(), stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         while max((row["step"] for row in run.metrics()), default=0) < until:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import __version__, distributed
 from ..config.options import TrainOptions
+from ..config.removed import check_none_removed
 from ..config.schema import TrainConfig
 from ..config.toml import check_weights_said, from_options, read_table, split_weights_names, to_table, to_toml
 from ..data.bad_files import too_many_bad
@@ -85,6 +86,7 @@ def train(
         Interrupted: a signal came, and the state is saved.
     """
     table, named = split_weights_names(read_table(os.fspath(config)) if config is not None else {})
+    check_none_removed(table, config)
     name, module = (model, None) if isinstance(model, str) else (None, model)
     own = OwnParts(module, loss, dataset, transform, head and table.get("own", {}).get("head", True))
     given, heard = {"data": data, "out": out, "model": name}, listeners(on_metrics)
@@ -137,6 +139,7 @@ def resume(
             )
             return folder
         # the run's own configuration
+        check_none_removed(folder.config_table(), folder.path)
         config = folder.config()
         if workers is not None:
             config = replace(config, data=replace(config.data, workers=workers))

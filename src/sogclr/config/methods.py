@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..errors import BadInput
-from .rows import EstimatorRow, Method, QueueLength, Row
+from .rows import EstimatorRow, Method, Row
 
-COMMON = ("method", "temperature", "temperature_mode", "rho", "temperature_lr", "queue")
-"""Options of `LossConfig` that go with every row. The queue's length is among them, as each run's configuration holds one."""
+COMMON = ("method", "temperature", "temperature_mode", "rho", "temperature_lr")
+"""Options of `LossConfig` that go with every row."""
 
 R = TypeVar("R", bound=Row)
 
@@ -24,94 +24,36 @@ def _table(*rows: R) -> dict[str, R]:
 # ---------------------------------------------------------------------------------------------------------- estimators
 _GAMMA = ("gamma", "gamma_schedule", "alpha", "convention")
 _AVERAGE = {"gamma": 0.9, "gamma_schedule": "constant", "convention": "per_view"}
-_BOOST = "gamma 1 to 0.1 and repulsion 1.6 to 1 over the run"
-_CONSTANT = "--{row} needs a constant temperature; leave --temperature-mode out and use --method sogclr"
 
 ESTIMATORS = _table(
     EstimatorRow(
         name="moving-average",
         title="",  # goes by its gamma
         help="a running mean for each sample",
-        options=(*_GAMMA, "balanced"),
+        options=_GAMMA,
         defaults=_AVERAGE,
         builder="sogclr.losses.estimators:MovingAverage",
-    ),
-    EstimatorRow(
-        name="boosted",
-        title="boosted average",
-        help="a moving average with schedules of its own, for gamma and for the repulsion",
-        options=("convention", "balanced"),
-        defaults={"convention": "per_view"},
-        says=_BOOST,
-        builder="sogclr.losses.estimators:BoostedAverage",
     ),
     EstimatorRow(
         name="mini-batch",
         title="mini-batch normalizer",
         help="the batch alone",
-        options=("balanced",),
         says="mini-batch normalizer",
         builder="sogclr.losses.estimators:MiniBatch",
-    ),
-    EstimatorRow(
-        name="dictionary",
-        title="normalizer over batch and queue",
-        help="the batch and a queue of past embeddings",
-        options=("balanced",),
-        says="normalizer over the batch and a queue of {queue:,}",
-        builder="sogclr.training.build_loss:dictionary",
-        known_pairs=False,
-    ),
-    EstimatorRow(
-        name="queue-average",
-        title="average over batch and queue",
-        help="a moving average of what dictionary finds",
-        options=(*_GAMMA, "balanced"),
-        defaults=_AVERAGE,
-        says="normalizer over the batch and a queue of {queue:,}",
-        builder="sogclr.training.build_loss:queue_average",
-        known_pairs=False,
     ),
     EstimatorRow(
         name="neural",
         title="neural normalizer",
         help="a few learned prototypes",
-        options=("prototypes", "prototype_lr", "balanced"),
+        options=("prototypes", "prototype_lr"),
         says="neural normalizer of {prototypes:,} prototypes",
         lr="prototype_lr",
         builder="sogclr.losses.estimators:Neural",
     ),
-    EstimatorRow(
-        name="memory",
-        title="negatives from batch and memory",
-        help="takes the negatives too from a queue, with both halves of the gradient",
-        queue=QueueLength(batches=32, halved_on_pairs=True),
-        says="negatives of the batch and a memory of {queue:,}",
-        temperature_modes=("constant",),
-        temperature_refusal=_CONSTANT,
-        losses={
-            "images": "sogclr.training.build_loss:memory_loss",
-            "pairs": "sogclr.training.build_loss:two_tower_memory_loss",
-        },
-        known_pairs=False,
-    ),
-    EstimatorRow(
-        name="boosted-memory",
-        title="boosted average, negatives from batch and memory",
-        help="boosted and memory together",
-        queue=QueueLength(512, halved_on_pairs=True),
-        says=f"{_BOOST}, a memory of {{queue:,}} that counts more and more",
-        temperature_modes=("constant",),
-        temperature_refusal=_CONSTANT,
-        losses={
-            "images": "sogclr.losses:MemoryContrastiveLoss",
-            "pairs": "sogclr.losses:TwoTowerMemoryContrastiveLoss",
-        },
-        known_pairs=False,
-    ),
 )
 
 # ------------------------------------------------------------------------------------------------------------- methods
+_POSITIVE = ("num_negatives",)
 _GLOBAL = {"images": "sogclr.losses:GlobalContrastiveLoss", "pairs": "sogclr.losses:TwoTowerGlobalContrastiveLoss"}
 
 METHODS = _table(
@@ -119,6 +61,7 @@ METHODS = _table(
         name="sogclr",
         title="SogCLR",
         help="the global contrastive loss",
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="moving-average",
     ),
@@ -127,6 +70,7 @@ METHODS = _table(
         title="iSogCLR",
         help="SogCLR with a learned temperature for each sample",
         temperature_mode="per-sample",
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="moving-average",
     ),
@@ -135,6 +79,7 @@ METHODS = _table(
         title="SCENT",
         help="SogCLR with an adaptive gamma",
         defaults={"gamma_schedule": "adaptive"},
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="moving-average",
     ),
@@ -142,6 +87,7 @@ METHODS = _table(
         name="neuclip",
         title="NeuCLIP",
         help="SogCLR with a neural normalizer",
+        options=_POSITIVE,
         losses=_GLOBAL,
         estimator="neural",
     ),
@@ -163,7 +109,8 @@ METHODS = _table(
         name="moco",
         title="MoCo",
         help="baseline for images",
-        options=("key_momentum", "key_schedule", "symmetric"),
+        options=("queue", "key_momentum", "key_schedule", "symmetric"),
+        defaults={"queue": 4096},
         says="queue of {queue:,} keys",
         losses={"images": "sogclr.losses:MoCoLoss"},
     ),
@@ -173,7 +120,7 @@ METHODS = _table(
         help="baseline for pairs",
         says="mini-batch normalizer",
         temperature_modes=("constant", "global"),
-        temperature_refusal="--temperature-mode {mode} does not go with --{row}, which learns one at most; give global",
+        temperature_refusal="--temperature-mode {mode} does not go with --method {row}, which learns one at most; give global",
         losses={"pairs": "sogclr.losses:ClipLoss"},
     ),
     Method(
@@ -184,7 +131,7 @@ METHODS = _table(
         defaults={"bias": -10.0},
         says="mini-batch normalizer",
         temperature_modes=("constant",),
-        temperature_refusal="--temperature-mode {mode} does not go with --{row}, which always learns its own scale; "
+        temperature_refusal="--temperature-mode {mode} does not go with --method {row}, which always learns its own scale; "
         "leave it out",
         losses={"pairs": "sogclr.losses:SigLipLoss"},
     ),
@@ -222,7 +169,7 @@ def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
         BadInput: an option, the estimator or the temperature's mode does not go with them.
     """
     method, estimator = options["method"], options["estimator"]
-    row, chosen, fitting = METHODS[method], estimator_of(method, estimator), estimators_for(method)
+    row, fitting = METHODS[method], estimators_for(method)
     if estimator and not fitting:
         raise BadInput(
             f"--estimator {estimator} does not go with --method {method}, which has a normalizer of its own; "
@@ -239,10 +186,9 @@ def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
             shown = f"--{name.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
             raise BadInput(f"{shown} does not go with --{what}, {_takers(name)}; leave it out")
     mode = options["temperature_mode"] or row.temperature_mode
-    for kind, one in (("estimator", chosen), ("method", row)):
-        if one and mode not in one.temperature_modes:
-            modes = " or ".join(one.temperature_modes)
-            raise BadInput(one.temperature_refusal.format(mode=mode, row=f"{kind} {one.name}", modes=modes))
+    if mode not in row.temperature_modes:
+        modes = " or ".join(row.temperature_modes)
+        raise BadInput(row.temperature_refusal.format(mode=mode, row=method, modes=modes))
 
 
 def _takers(option: str) -> str:

@@ -16,6 +16,7 @@ TemperatureMode = Literal["constant", "per-sample", "global"]
 GammaSchedule = Literal["constant", "cosine", "cosine-full", "adaptive"]
 Convention = Literal["per_view", "per_sample"]
 KeySchedule = Literal["constant", "cosine"]
+LearningRateRule = Literal["auto", "sqrt", "linear"]
 WarmStart = Literal["exact", "ema", "none"]
 
 _methods, _estimators = NameIn(METHODS), NameIn(ESTIMATORS)
@@ -56,8 +57,8 @@ class LossConfig:
     """siglip: the first bias; -10, or that of the model of --clip, when left out."""
     convention: Convention | None = None
     """How the two views share one normalizer in a moving average; per_view when left out."""
-    balanced: bool = False
-    """Weigh an anchor's attraction as its repulsion is weighed: less noise at a small gamma."""
+    num_negatives: Annotated[float | None, Range(0, above=True, note="255 is a batch of 256")] = None
+    """Put the positive in the denominator beside so many negatives, as the softmax loss of a batch with that many does, at any batch size. The fewer, the less an anchor counts that has won. SogCLR's, which leaves the positive out, when left out."""
     estimator: Annotated[
         str | None,
         _estimators,
@@ -69,7 +70,7 @@ class LossConfig:
     ] = None
     """Where the normalizer comes from, a row of `ESTIMATORS`; the method's own when left out."""
     queue: Annotated[int | None, Range(1)] = None
-    """Embeddings that are kept, for moco and the estimators dictionary, queue-average, memory and boosted-memory; of pairs, so many of each tower. When left out 4096; or 32 times the batch size (memory) or 512 (boosted-memory), of pairs half of these."""
+    """moco: keys that are kept; 4096 when left out."""
     prototypes: Annotated[int, Range(1)] = 1024
     """Of the neural normalizer."""
     prototype_lr: Annotated[float, Range(0, above=True)] = 1e-3
@@ -96,8 +97,8 @@ class OptimConfig:
     """lars, or adamw for pairs, vision transformers and weights of --pretrained, when left out."""
     lr: Annotated[float | None, Range(0, above=True)] = None
     """Peak learning rate; from --lr-rule when left out, a tenth of it for images and weights of --pretrained, a hundredth with --clip."""
-    lr_rule: Literal["sqrt", "linear"] = "sqrt"
-    """LARS: 0.075 sqrt(B), or 0.3 B/256."""
+    lr_rule: LearningRateRule = "auto"
+    """LARS: sqrt is 0.075 sqrt(B), linear 0.3 B/256; auto is sqrt, three times that for an encoder from nothing on views of at most 96 pixels."""
     weight_decay: Annotated[float | None, Range(0)] = None
     """1e-6 (lars), 1e-4 (sgd) or 0.05 (adamw) when left out; never on biases and normalisation."""
     layer_decay: Annotated[
@@ -112,8 +113,6 @@ class OptimConfig:
     """What is right before weights move: exact, each normalizer from a pass over the data, then still steps; ema: still steps alone; none. exact for pairs with --init-from, --clip, or weights for every tower (of 200,000 pairs at most on a CPU, 5 million on a GPU), else none, when left out."""
     still_steps: Annotated[int | None, Range(0)] = None
     """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A fiftieth of the run, at most 30, of adamw (ema: an epoch, at most half the run), when left out."""
-    refresh_every: Annotated[int | None, Range(1)] = None
-    """Epochs between two passes over the data that set each normalizer to its exact value again. Never when left out."""
     clip_grad: Annotated[float | None, Range(0, above=True)] = None
     """Largest norm of the gradient."""
     accumulate: Annotated[int, Range(1)] = 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import TypedDict
 
-from .objective import Convention, GammaSchedule, KeySchedule, Optimizer, TemperatureMode, WarmStart
+from .objective import Convention, GammaSchedule, KeySchedule, LearningRateRule, Optimizer, TemperatureMode, WarmStart
 from .schema import BatchNorm, Logger, Pooling, Precision, RecipeName
 
 
@@ -43,7 +43,7 @@ class TrainOptions(TypedDict, total=False):
     alpha: float
     bias: float | None
     convention: Convention | None
-    balanced: bool
+    num_negatives: float | None
     estimator: str | None
     queue: int | None
     prototypes: int
@@ -55,14 +55,13 @@ class TrainOptions(TypedDict, total=False):
     # Optimization
     optimizer: Optimizer | None
     lr: float | None
-    lr_rule: Literal["sqrt", "linear"]
+    lr_rule: LearningRateRule
     weight_decay: float | None
     layer_decay: float | None
     momentum: float
     warmup_epochs: float | None
     warm_start: WarmStart | None
     still_steps: int | None
-    refresh_every: int | None
     clip_grad: float | None
     accumulate: int
     micro_batch: int | None

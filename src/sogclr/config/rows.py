@@ -23,21 +23,6 @@ from typing import Any
 TEMPERATURE_MODES = ("constant", "per-sample", "global")
 
 
-@dataclass(frozen=True)
-class QueueLength:
-    """How many embeddings a queue keeps when `--queue` is left out: a number, or so many batches."""
-
-    length: int = 4096
-    batches: int = 0
-    halved_on_pairs: bool = False
-    """On pairs each tower has a queue, which reaches as many steps back as one that takes both views of an image."""
-
-    def of(self, batch_size: int, kind: str) -> int:
-        """Return the length for a batch size and a kind of DATA."""
-        length = self.batches * batch_size or self.length
-        return length // 2 if self.halved_on_pairs and kind == "pairs" else length
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What methods and estimators have in common."""
@@ -52,12 +37,8 @@ class Row:
     """Options of `LossConfig` that it takes beside `COMMON`; another one is refused."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What it means by options that were left out."""
-    queue: QueueLength = QueueLength()
     says: str = ""
     """What `train` says of it before the run: a format string of the options."""
-    temperature_modes: tuple[str, ...] = TEMPERATURE_MODES
-    temperature_refusal: str = "--temperature-mode {mode} does not go with --{row}; give {modes}"
-    """Said of another mode of the temperature."""
     lr: float | str = 1e-3
     """Learning rate (Adam) of parameters of its own, if it has any: a number, or the option that holds it."""
 
@@ -66,14 +47,8 @@ class Row:
 class EstimatorRow(Row):
     """A source of the normalizers."""
 
-    builder: str = ""
-    """`module:name` of the estimator. Empty where `losses` says all."""
-    kinds: tuple[str, ...] = ("images", "pairs")
-    """Kinds of DATA that it works on."""
-    losses: Mapping[str, str] = field(default_factory=dict)
-    """Kind of DATA -> `module:name` of the loss that comes with it, in place of the method's."""
-    known_pairs: bool = True
-    """Whether it can leave out what matches by another pair, and take hard negatives; a queue cannot."""
+    builder: str
+    """`module:name` of the estimator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +61,9 @@ class Method(Row):
     """Where the normalizers come from when `--estimator` is left out; None: it has a way of its own, and no choice."""
     temperature_mode: str = "constant"
     """What the temperature does when `--temperature-mode` is left out."""
+    temperature_modes: tuple[str, ...] = TEMPERATURE_MODES
+    temperature_refusal: str = "--temperature-mode {mode} does not go with --method {row}; give {modes}"
+    """Said of another mode of the temperature."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

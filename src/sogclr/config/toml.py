@@ -18,6 +18,7 @@ from ..errors import BadInput
 from .methods import ESTIMATORS, METHODS, options_of
 from .objective import LossConfig, OptimConfig
 from .ranges import NameIn, limits_of
+from .removed import without_removed
 from .schema import DataConfig, ModelConfig, PairsConfig, RunConfig, TrainConfig
 
 Section = DataConfig | ModelConfig | LossConfig | OptimConfig | RunConfig | PairsConfig
@@ -95,6 +96,7 @@ def migrate(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tables of a configuration as this version would have written them.
 
     - [recipe] is [augment] now.
+    - Options that are gone are left out; `removed` refuses to train with them.
     - [own] names parts that a run was given as objects of Python; they are no options.
     - A run's own file (it has [versions]) may hold options that its method and estimator do not take: they were written
       before they were refused, and did nothing. They are left out.
@@ -102,7 +104,7 @@ def migrate(table: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadInput: the old and the new name of a table are both there.
     """
-    new = dict(table)
+    new, _ = without_removed(table)
     if "recipe" in new:
         if "augment" in new:
             raise BadInput("the configuration has [augment] and [recipe], which is its old name; keep [augment]")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .clip import ClipLoss, SigLipLoss
 from .image_text import TwoTowerGlobalContrastiveLoss
-from .memory import MemoryContrastiveLoss, TwoTowerMemoryContrastiveLoss
 from .moco import MoCoLoss
 from .two_view import DecoupledContrastiveLoss, GlobalContrastiveLoss, NTXentLoss
 from .validation import NonFinite
@@ -13,11 +12,9 @@ __all__ = [
     "ClipLoss",
     "DecoupledContrastiveLoss",
     "GlobalContrastiveLoss",
-    "MemoryContrastiveLoss",
     "MoCoLoss",
     "NTXentLoss",
     "NonFinite",
     "SigLipLoss",
     "TwoTowerGlobalContrastiveLoss",
-    "TwoTowerMemoryContrastiveLoss",
 ]

@@ -42,7 +42,7 @@ class Anchors:
     def estimator_input(self) -> EstimatorInput:
         """Return what an estimator sees of two views: both are anchors, and both are candidates."""
         z = self.z.detach()
-        return EstimatorInput(z, z, self.index, temperatures.detached(self.temperature))
+        return EstimatorInput(z, z, temperatures.detached(self.temperature))
 
 
 class ContrastiveLoss(StatefulModule):
@@ -101,12 +101,6 @@ class ContrastiveLoss(StatefulModule):
     def nu(self) -> Tensor | None:
         """Return the normalizers of the last call, (V, B); None before it."""
         return None if self._last is None else self._last[0]
-
-    @staticmethod
-    def balance(anchors: Anchors, nu: Tensor) -> Tensor:
-        """Return (B,) zeros whose gradient weighs the attraction as the repulsion is, by w = exp(log ĝ - nu)."""
-        excess = torch.exp(anchors.log_g - nu).detach().mean(dim=0) - 1
-        return -excess * (anchors.s_pos - anchors.s_pos.detach())
 
     @property
     def statistics(self) -> dict[str, Tensor]:

@@ -72,12 +72,7 @@ def log_count(negatives: float | Tensor) -> float | Tensor:
 
 
 def log_sum_keys(
-    z: Tensor,
-    index: Tensor,
-    keys: Tensor,
-    ids: Tensor,
-    temperature: float | Tensor,
-    log_weight: Tensor | None = None,
+    z: Tensor, index: Tensor, keys: Tensor, ids: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return log of the sum over the keys b of other samples of exp(s_ab / tau_a), and how many these are.
 
@@ -85,30 +80,25 @@ def log_sum_keys(
 
     Args:
         z: (V, B, D) unit rows, the anchors of V views.
-        index: (B,) their ids, or (B, 2), a pair's image and text.
+        index: (B,) their ids.
         keys: (K, D) unit rows, without gradient.
-        ids: (K,) or (K, 2), negative where there is no key.
+        ids: (K,), negative where there is no key.
         temperature: a float, () or (B,).
-        log_weight: (K,), log of what each key's term is multiplied by, -inf to leave one out; 0 when left out. With a
-            float as the temperature.
 
     Returns:
         (V, B), -inf where there are none; and (B,), of the same dtype.
     """
     views, x = len(z), z.flatten(0, 1)
-    there = ids.view(len(ids), -1)[:, 0] >= 0
+    there = ids >= 0
     count = (there.sum() - count_same(index, ids)).to(z.dtype)
-    there = there if log_weight is None else there & torch.isfinite(log_weight)
+    each = temperature.repeat(views) if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
     if can_sync(z):
         keys, ids = keys[there], ids[there]
-        log_weight = log_weight if log_weight is None else log_weight[there]
-    else:
+    else:  # one column more: (s_ab + tau_a w_b) / tau_a
         inverse = 1 / temperature
         largest = inverse.detach().amax() if isinstance(inverse, Tensor) else inverse
         # below the least that a key's term can be by so much that it is lost in rounding
-        log_weight = torch.where(there, 0.0 if log_weight is None else log_weight, -largest - 110.0)
-    each = temperature.repeat(views) if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
-    if log_weight is not None:  # one column more: (s_ab + tau_a w_b) / tau_a
+        log_weight = torch.where(there, 0.0, -largest - 110.0)
         tau = each.detach() if isinstance(each, Tensor) else each
         x = torch.cat([x, torch.ones_like(x[:, :1]) * expand_temperature(tau, 1)], dim=1)
         keys = torch.cat([keys, log_weight[:, None].to(keys.dtype)], dim=1)

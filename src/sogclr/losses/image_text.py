@@ -15,7 +15,6 @@ from . import temperatures
 from .candidates import HardNegatives, KnownPairs, log_mean_masked, negatives_of_pairs, similarities
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import Estimator, EstimatorInput, Gamma, MovingAverage
-from .queue import EmbeddingQueue
 from .validation import (
     check_built_for,
     check_hard_negatives,
@@ -27,10 +26,6 @@ from .validation import (
 )
 
 _WHAT = "image and text embeddings"
-_NO_QUEUE = (
-    "positives, same_kind and hard negatives do not go with a queue, which knows shared ids alone; use an estimator "
-    "without one"
-)
 
 
 class ImageTextLoss(ContrastiveLoss):
@@ -200,13 +195,10 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         gamma: weight of the new estimate in (0, 1], or `sogclr.estimators.CosineGamma` or `AdaptiveGamma`; 1 is the
             mini-batch loss.
         num_texts: texts in the data set, where they have ids of their own; num_samples when left out.
-        estimator: another source of nu, copied for the texts; or two, for images and for texts. A queue
-            (`QueueNormalizer`) is one of texts for the images and one of images for the texts, and keeps both kinds of
-            ids.
-        balanced: weigh an anchor's attraction too, as in `GlobalContrastiveLoss`.
+        estimator: another source of nu, copied for the texts; or two, for images and for texts.
         reduction: `mean`, `sum` or `none` (one value a pair).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
-        positives: as of `ImageTextLoss`, as are the next two; not with a queue, and neither are hard negatives.
+        positives: as of `ImageTextLoss`, as are the next two.
         same_kind: whether images and texts are one kind with one space of ids.
         share_negatives: whether hard negatives count for all images.
         num_negatives: m: the positive stands in the denominator beside m negatives, so that the loss is the softmax loss of
@@ -234,7 +226,6 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         gamma: Gamma = 0.9,
         num_texts: int | None = None,
         estimator: Estimator | tuple[Estimator, Estimator] | None = None,
-        balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
         positives: tuple[Tensor, Tensor] | None = None,
@@ -247,7 +238,7 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         super().__init__(
             of_images, reduction, normalize, of_texts, (num_samples, texts), positives, same_kind, share_negatives
         )
-        self.balanced, self.num_negatives = balanced, check_num_negatives(num_negatives)
+        self.num_negatives = check_num_negatives(num_negatives)
         if estimator is None:
             estimator = MovingAverage(num_samples, gamma), MovingAverage(texts, gamma)
         elif not isinstance(estimator, tuple):
@@ -256,22 +247,10 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         two = "give two, estimator=(for images, for texts)"
         check_built_for(self.image_estimator, num_samples, "images", two)
         check_built_for(self.text_estimator, texts, "texts", two)
-        queues = [part for part in self.modules() if isinstance(part, EmbeddingQueue)]
-        if queues and (positives is not None or same_kind):
-            raise BadInput(_NO_QUEUE)
-        self.has_queue = len(queues) > 0
-        for queue in queues:
-            queue.keep_ids(2)
-
-    def values(self, x: Tensor, y: Tensor, x_ids: Tensor, y_ids: Tensor, hard: HardNegatives | None) -> Tensor:
-        """Return what `ImageTextLoss.values` does; refuse hard negatives where a queue has further ones."""
-        if hard is not None and self.has_queue:
-            raise BadInput(_NO_QUEUE)
-        return super().values(x, y, x_ids, y_ids, hard)
 
     def per_pair(self, anchors: Anchors, y_ids: Tensor) -> Tensor:
         """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau,  the mean over image and text: (B,)."""
-        of_images, of_texts = estimator_inputs(anchors, y_ids)
+        of_images, of_texts = _estimator_inputs(anchors)
         log_g = anchors.log_g.detach()
         nu = torch.cat(
             [
@@ -279,8 +258,7 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
                 self.text_estimator(log_g[1:], y_ids, self.training, of_texts),
             ]
         )
-        values = self.dual_values(anchors, replicated(nu)) + self.penalty(anchors.temperature)
-        return values + self.balance(anchors, nu) if self.balanced else values
+        return self.dual_values(anchors, replicated(nu)) + self.penalty(anchors.temperature)
 
     def penalty(self, tau: float | Tensor) -> float | Tensor:
         """Return rho tau; the mean of the images' and the texts' where each have their own, (2, B) -> (B,)."""
@@ -291,12 +269,12 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         ) / 2
 
 
-def estimator_inputs(anchors: Anchors, y_ids: Tensor) -> tuple[EstimatorInput, EstimatorInput]:
+def _estimator_inputs(anchors: Anchors) -> tuple[EstimatorInput, EstimatorInput]:
     """Return what the estimators see: images against texts, and texts against images."""
     x, y = torch.split(anchors.z.detach(), 1)
-    tau, ids = temperatures.detached(anchors.temperature), torch.stack([anchors.index, y_ids], dim=1)
+    tau = temperatures.detached(anchors.temperature)
     own = (tau[0], tau[1]) if isinstance(tau, Tensor) and tau.ndim else (tau, tau)
-    return EstimatorInput(x, y, ids, own[0]), EstimatorInput(y, x, ids, own[1])
+    return EstimatorInput(x, y, own[0]), EstimatorInput(y, x, own[1])
 
 
 def _two_temperatures(

@@ -1,4 +1,4 @@
-"""A queue of the last K embeddings with their samples' (or pairs') ids, so that none is its own sample's negative."""
+"""A queue of the last K embeddings with their samples' ids, so that none is its own sample's negative."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from . import functional as F
 from .rollback import StatefulModule
 
 
@@ -15,7 +14,7 @@ class EmbeddingQueue(StatefulModule):
 
     Attributes:
         keys: (K, D) float32 buffer, unit rows.
-        ids: (K,) int64 buffer, -1 where empty; (K, kinds) where rows have several (see `keep_ids`).
+        ids: (K,) int64 buffer, -1 where empty.
         pointer: () int64 buffer, the oldest place.
     """
 
@@ -31,12 +30,6 @@ class EmbeddingQueue(StatefulModule):
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
-    def keep_ids(self, kinds: int) -> None:
-        """Have every place keep so many kinds of ids, 2 or more: a pair's image and text. The queue is empty then."""
-        self.ids = torch.full((len(self.keys), kinds), -1, dtype=torch.int64, device=self.ids.device)
-        self.keys.zero_()
-        self.pointer.zero_()
-
     def check_width(self, z: Tensor) -> None:
         """Refuse embeddings, (..., D), of another width than the queue's.
 
@@ -50,7 +43,7 @@ class EmbeddingQueue(StatefulModule):
             )
 
     def push(self, z: Tensor, index: Tensor) -> None:
-        """Put (R, D) unit rows and their ids, (R,) or (R, kinds), in the oldest places.
+        """Put (R, D) unit rows and their ids, (R,), in the oldest places.
 
         A row that is not finite leaves its place empty.
         """
@@ -58,15 +51,8 @@ class EmbeddingQueue(StatefulModule):
         slots = self._slots(len(z))
         finite = torch.isfinite(z).all(dim=1)
         self.assign(self.keys, torch.where(finite[:, None], z, 0.0).to(self.keys.dtype), slots)
-        self.assign(self.ids, torch.where(finite if index.ndim == 1 else finite[:, None], index, -1), slots)
+        self.assign(self.ids, torch.where(finite, index, -1), slots)
         self.assign(self.pointer, (self.pointer + len(z)) % len(self.ids))
-
-    def log_sum(self, z: Tensor, index: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Return log of the sum over the queue's negatives of exp(s_ab / tau), and how many these are.
-
-        Args and returns as of `functional.log_sum_keys`, with the queue's keys and ids.
-        """
-        return F.log_sum_keys(z, index, self.keys.to(z.dtype), self.ids, temperature)
 
     def _slots(self, count: int) -> Tensor:
         """Return the places that the next `count` rows take: (count,) int64."""

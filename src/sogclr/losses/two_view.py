@@ -86,8 +86,6 @@ class GlobalContrastiveLoss(TwoViewLoss):
             mini-batch loss.
         convention: `per_view` or `per_sample`, see `sogclr.estimators.MovingAverage`.
         estimator: another source of nu, instead of `gamma` and `convention`.
-        balanced: weigh an anchor's attraction with w = exp(log ĝ - nu) too, as its repulsion is: the same expectation
-            where E[w] = 1, with less noise (docs/method.md).
         reduction: `mean`, `sum` or `none` (one value a sample).
         normalize: scale embeddings to norm one first; pass False only if they have it already.
         num_negatives: m: the positive stands in the denominator beside m negatives, so that the loss is the softmax loss of
@@ -115,13 +113,12 @@ class GlobalContrastiveLoss(TwoViewLoss):
         gamma: Gamma = 0.9,
         convention: Convention = "per_view",
         estimator: Estimator | None = None,
-        balanced: bool = False,
         reduction: Reduction = "mean",
         normalize: bool = True,
         num_negatives: float | None = None,
     ) -> None:
         super().__init__(temperature, reduction, normalize)
-        self.num_samples, self.balanced = num_samples, balanced
+        self.num_samples = num_samples
         self.num_negatives = check_num_negatives(num_negatives)
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
         for part in (self.estimator, temperature):
@@ -130,8 +127,7 @@ class GlobalContrastiveLoss(TwoViewLoss):
     def per_sample(self, anchors: Anchors) -> Tensor:
         """Return  -s + tau (exp(log ĝ - nu) + nu - 1) + rho tau,  the mean over the views: (B,)."""
         nu = self.estimator(anchors.log_g.detach(), anchors.index, self.training, anchors.estimator_input())
-        values = self.dual_values(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
-        return values + self.balance(anchors, nu) if self.balanced else values
+        return self.dual_values(anchors, replicated(nu)) + temperatures.penalty(self.temperature, anchors.temperature)
 
 
 class NTXentLoss(TwoViewLoss):

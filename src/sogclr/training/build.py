@@ -17,6 +17,7 @@ from ..data.pairs import Pairs
 from ..data.recipe import Recipe, recipe_from_table
 from ..data.source import Source
 from ..errors import BadInput
+from ..evaluation.warm_start import keeps_normalizers
 from ..losses import MoCoLoss
 from ..losses.contrastive import ContrastiveLoss
 from ..models.backbone import batchnorms, create_backbone, feature_width, freeze
@@ -39,7 +40,6 @@ from .reading import Reading
 from .resolve import count_steps_per_epoch, tower_rates
 from .skip import use_fused
 from .views import ImageViews, Views
-from .warm_start import exact_steps
 
 OWN_LOSS_LR = 1e-3  # of Adam, for parameters of a loss of a user's own
 
@@ -109,7 +109,7 @@ def build(
         diagnose_every=options.diagnose_every and options.diagnose_every * steps_per_epoch,
         save_every=options.save_every or 1,
         keep=options.keep,
-        exact_at=exact_steps(optim, loss, steps_per_epoch),
+        exact_start=optim.warm_start == "exact" and keeps_normalizers(loss),
         max_bad=config.data.max_bad,
         learned_temperature=config.loss.temperature_mode != "constant",
     )

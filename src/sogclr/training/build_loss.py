@@ -14,9 +14,7 @@ from ..config.schema import TrainConfig
 from ..data.pairs import Pairs
 from ..data.source import Source
 from ..losses.contrastive import ContrastiveLoss
-from ..losses.estimators import AdaptiveGamma, CosineGamma, Gamma, MovingAverage, QueueNormalizer
-from ..losses.estimators.moving_average import Convention
-from ..losses.memory import MemoryContrastiveLoss, TwoTowerMemoryContrastiveLoss
+from ..losses.estimators import AdaptiveGamma, CosineGamma, Gamma
 from ..losses.temperatures import Global, PerSample
 from .skip import use_fused
 
@@ -34,26 +32,23 @@ def build_loss(config: TrainConfig, source: Source) -> ContrastiveLoss:
     sizes = {"num_samples": len(source.images)}
     if isinstance(source, Pairs):
         sizes = {"num_samples": len(source.things(0)), "num_texts": len(source.things(1))}
-    estimator = estimator_of(options.method, options.estimator)
     values: dict[str, object] = {
         **_values(config),
         **_relation(config, source),
         **sizes,
         "temperature": _temperatures(options, list(sizes.values())),
     }
-    if estimator and estimator.builder:
+    if row.estimator:
         built = [build_estimator(config, n) for n in sizes.values()]
         values["estimator"] = built[0] if len(built) == 1 else tuple(built)
-    builders = (estimator and estimator.losses) or row.losses
-    loss = construct(builders[source.kind], values)
-    assert isinstance(loss, ContrastiveLoss), f"{builders[source.kind]} made no contrastive loss"
+    loss = construct(row.losses[source.kind], values)
+    assert isinstance(loss, ContrastiveLoss), f"{row.losses[source.kind]} made no contrastive loss"
     return loss
 
 
 def _relation(config: TrainConfig, source: Source) -> dict[str, object]:
     """Return what a loss is told of pairs beside their number: which of them match, and whose hard negatives count."""
-    estimator = estimator_of(config.loss.method, config.loss.estimator)
-    if not isinstance(source, Pairs) or (estimator and not estimator.known_pairs):
+    if not isinstance(source, Pairs):
         return {}
     found: dict[str, object] = {"share_negatives": config.pairs.share_negatives}
     if config.pairs.known_pairs:
@@ -107,29 +102,6 @@ def build_gamma(options: LossConfig, steps: int) -> Gamma:
     if options.gamma_schedule == "cosine-full":
         return CosineGamma(options.gamma, steps)
     return options.gamma
-
-
-# ---------------------------------------------------------------------------------------------- builders of the tables
-def dictionary(queue: int, dim: int) -> QueueNormalizer:
-    """Return the estimator of the batch and a queue."""
-    return QueueNormalizer(queue, dim)
-
-
-def queue_average(num_samples: int, gamma: Gamma, convention: Convention, queue: int, dim: int) -> MovingAverage:
-    """Return a moving average of what `dictionary` finds."""
-    return MovingAverage(num_samples, gamma, convention, QueueNormalizer(queue, dim))
-
-
-def memory_loss(num_samples: int, dim: int, queue: int, temperature: float) -> MemoryContrastiveLoss:
-    """Return the loss with a memory and without schedules."""
-    return MemoryContrastiveLoss(num_samples, dim, queue, temperature)
-
-
-def two_tower_memory_loss(
-    num_samples: int, num_texts: int, dim: int, queue: int, temperature: float
-) -> TwoTowerMemoryContrastiveLoss:
-    """Return the same for pairs."""
-    return TwoTowerMemoryContrastiveLoss(num_samples, dim, queue, temperature, num_texts=num_texts)
 
 
 # ------------------------------------------------------------------------------------------- what trains and carries it

@@ -12,9 +12,8 @@ from ..data.pairs import Pairs
 from ..data.source import Source
 from ..errors import BadInput
 from ..models.clip import ClipStart
-from .optim import learning_rate
+from .rates import CLIP_SHARE, learning_rate
 
-SHARE = 0.01  # of the rule's learning rate: more of it forgets what the model knows
 TEMPERATURES = (0.005, 1.0)  # a model's own is put between these
 _ITS_OWN = (
     *("pretrained", "init_from", "freeze", "train_last", "head_layers", "head_hidden"),
@@ -82,7 +81,7 @@ def fill_in(config: TrainConfig, start: ClipStart) -> TrainConfig:
         data=replace(config.data, image_size=start.image_size),
         model=replace(config.model, model=start.model, head_dim=start.dim),
         loss=_loss(config.loss, start),
-        optim=replace(optim, optimizer=optimizer, lr=optim.lr or rule * SHARE),
+        optim=replace(optim, optimizer=optimizer, lr=optim.lr or rule * CLIP_SHARE),
         inputs=asdict(inputs_from_table(start.inputs, config.inputs)),
     )
 

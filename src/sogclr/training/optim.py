@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups, learning-rate rules and the schedule. All taken from torch and timm."""
+"""Optimizers, parameter groups and the schedule. All taken from torch and timm."""
 
 from __future__ import annotations
 
@@ -14,31 +14,7 @@ from ..config.objective import OptimConfig
 from ..models.torchvision_cpu import import_timm
 from .skip import use_fused
 
-# learning rate at batch 256, by optimizer and rule; 1.2 sqrt(B/256) = 0.075 sqrt(B)
-_RATE_AT_256 = {
-    "lars": {"sqrt": 1.2, "linear": 0.3},
-    "sgd": {"sqrt": 0.06, "linear": 0.06},
-    "adamw": {"sqrt": 1e-3, "linear": 1e-3},
-}
 LR_SCALE = "rate"  # the key of a parameter group's learning-rate scale, as checkpoints hold it
-_DECAY = {"lars": 1e-6, "sgd": 1e-4, "adamw": 0.05}
-
-
-def learning_rate(optimizer: str, rule: str, batch_size: int) -> float:
-    """Return the peak learning rate: LARS 0.075 sqrt(B) or 0.3 B/256 (SimCLR, appendix B.1).
-
-    Args:
-        optimizer: lars, sgd or adamw.
-        rule: sqrt or linear.
-        batch_size: B, samples of an optimizer step.
-    """
-    share = batch_size / 256
-    return _RATE_AT_256[optimizer][rule] * (math.sqrt(share) if rule == "sqrt" else share)
-
-
-def weight_decay(optimizer: str) -> float:
-    """Return the weight decay that an optimizer, lars, sgd or adamw, has by default."""
-    return _DECAY[optimizer]
 
 
 def build_optimizer(

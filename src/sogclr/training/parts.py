@@ -75,8 +75,8 @@ class Parts:
     """Steps."""
     keep: int
     """Last checkpoints that are kept, beside the best."""
-    exact_at: Callable[[int], bool]
-    """Steps done -> whether the loss's normalizers are set to their exact values before the next."""
+    exact_start: bool
+    """Whether the loss's normalizers are set to their exact values before the first step."""
     max_bad: float
     """Largest share of unreadable samples."""
     learned_temperature: bool

@@ -10,7 +10,7 @@ import numpy as np
 from ..config.methods import METHODS, estimator_of, options_of
 from ..config.objective import LossConfig, OptimConfig
 from ..config.rows import Row
-from ..config.schema import PairsConfig, RunConfig, TrainConfig
+from ..config.schema import ModelConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
 from ..data.inputs import Inputs, inputs_from_table
 from ..data.pair_columns import Kind
@@ -22,13 +22,12 @@ from ..hardware import choose_device, choose_precision, choose_threads, cores
 from ..models.backbone import is_vision_transformer, resolve_name
 from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
-from .clip_start import SHARE, check_clip, clip_line, fill_in
+from .clip_start import check_clip, clip_line, fill_in
 from .freezing import check_freezing, choose_batchnorm, frozen_words
-from .optim import learning_rate, weight_decay
+from .rates import SMALL_VIEWS, TUNED_SHARE, learning_rate, optimizer_words, warmup, weight_decay
 from .warm_start import resolve_warm_start, usual_warm_start
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
-TUNED_SHARE = 0.1  # of the rule's learning rate, for an encoder that has weights already
 TUNED_LAYER_DECAY = 0.75  # BEiT's
 _NAMES = {"images": "images alone", "pairs": "pairs"}  # kind of DATA -> its name in a sentence
 
@@ -65,9 +64,9 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         model=replace(
             config.model, model=model, pretrained=weights, batchnorm=choose_batchnorm(config, source.kind, patches)
         ),
-        loss=resolve_loss(config.loss, config.run.batch_size, source.kind),
+        loss=resolve_loss(config.loss),
         optim=resolve_warm_start(
-            _resolve_optim(config.optim, config.run.batch_size, total / steps_per_epoch, source.kind, patches, weights),
+            _resolve_optim(config, total / steps_per_epoch, source.kind, patches, weights, size),
             usual_warm_start(config, source, run.device),
             total,
             steps_per_epoch,
@@ -93,9 +92,6 @@ def check_kind(config: TrainConfig, kind: str) -> None:
         raise BadInput(
             f"--method {loss.method} does not work on {_NAMES[kind]}, which DATA holds; give {', '.join(fitting)}"
         )
-    estimator = estimator_of(loss.method, loss.estimator)
-    if estimator and kind not in estimator.kinds:
-        raise BadInput(f"--estimator {estimator.name} does not work on {_NAMES[kind]}, which DATA holds; leave it out")
     if kind == "pairs" and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
     if kind != "pairs":
@@ -122,11 +118,6 @@ def check_kinds(config: TrainConfig, pairs: Pairs) -> None:
         _refuse_options(config, [*names, "query_prompt", "document_prompt"], "texts", "images")
     if kinds[0] != "texts":
         _refuse_options(config, ["query_prompt"], "two columns of texts", f"{kinds[0]} in its first")
-    estimator = estimator_of(config.loss.method, config.loss.estimator)
-    if pairs.negatives.size and estimator and not estimator.known_pairs:
-        raise BadInput(
-            f"--estimator {estimator.name} takes no hard negatives, which {pairs.source} holds; leave it out"
-        )
     if not pairs.negatives.size:
         _refuse_options(config, ["share_negatives"], "pairs with hard negatives", "none")
     if config.pairs.text_model is not None and config.model.init_from is not None:
@@ -171,16 +162,14 @@ def choose_cache(config: TrainConfig, source: Source) -> tuple[str, list[str]]:
 
 
 # -------------------------------------------------------------------------------------------------------- the sections
-def resolve_loss(loss: LossConfig, batch_size: int, kind: str) -> LossConfig:
-    """Return the section with the defaults of its method and estimator for this kind of DATA in the place of open options."""
+def resolve_loss(loss: LossConfig) -> LossConfig:
+    """Return the section with the defaults of its method and estimator in the place of open options."""
     method, estimator = METHODS[loss.method], estimator_of(loss.method, loss.estimator)
-    row: Row = estimator or method
     meant: dict[str, Any] = {
         "estimator": estimator.name if estimator else None,
         "temperature": 0.1,
         "temperature_mode": method.temperature_mode,
-        "queue": row.queue.of(batch_size, kind),
-        **row.defaults,
+        **(estimator.defaults if estimator else {}),
         **method.defaults,
     }
     return replace(loss, **{k: v for k, v in meant.items() if getattr(loss, k) is None})
@@ -202,20 +191,26 @@ def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
 
 
 def _resolve_optim(
-    optim: OptimConfig, batch_size: int, epochs: float, kind: str, patches: bool, weights: str | None
+    config: TrainConfig, epochs: float, kind: str, patches: bool, weights: str | None, size: int
 ) -> OptimConfig:
     """Return the section; LARS lets vision transformers (`patches`) collapse, and high rates forget what weights know."""
+    optim = config.optim
     tuned = weights is not None and (patches or kind == "images")
     optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches or tuned else "lars")
-    rule = learning_rate(optimizer, optim.lr_rule, batch_size * optim.accumulate)
+    rule = learning_rate(optimizer, optim.lr_rule, config.run.batch_size * optim.accumulate, _small(config, size))
     return replace(
         optim,
         optimizer=optimizer,
         lr=optim.lr or (rule * TUNED_SHARE if tuned and kind == "images" and optimizer == "adamw" else rule),
         layer_decay=optim.layer_decay or (TUNED_LAYER_DECAY if tuned else 1.0),
         weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
-        warmup_epochs=min(10.0, epochs / 10) if optim.warmup_epochs is None else optim.warmup_epochs,
+        warmup_epochs=warmup(epochs) if optim.warmup_epochs is None else optim.warmup_epochs,
     )
+
+
+def _small(config: TrainConfig, size: int) -> bool:
+    """Return whether an encoder begins from nothing on small views, which LARS takes a higher rate for."""
+    return size <= SMALL_VIEWS and not config.begins_trained
 
 
 def _resolve_run(config: TrainConfig, total: int, steps_per_epoch: int) -> tuple[RunConfig, int]:
@@ -241,7 +236,8 @@ def loss_words(loss: LossConfig) -> list[str]:
     row: Row = estimator_of(loss.method, loss.estimator) or METHODS[loss.method]
     taken = options_of(loss.method, loss.estimator)
     learned = f" ({loss.temperature_mode}, learned, rho {loss.rho})" if loss.temperature_mode != "constant" else ""
-    words = [f"temperature {loss.temperature:.4g}{learned}", row.says.format_map(vars(loss))]
+    paper = " (the paper's)" if loss.temperature == 0.1 and not learned else ""
+    words = [f"temperature {loss.temperature:.4g}{learned}{paper}", row.says.format_map(vars(loss))]
     if "gamma" in taken:
         adaptive = loss.gamma_schedule == "adaptive"
         words.append(
@@ -251,13 +247,14 @@ def loss_words(loss: LossConfig) -> list[str]:
         words.append(str(loss.convention))
     if "key_momentum" in taken:
         words.append(f"key momentum {loss.key_momentum}" + (" to 1" if loss.key_schedule == "cosine" else ""))
-    words += ["balanced"] if loss.balanced else []
+    words += [f"the positive beside {loss.num_negatives:,g} negatives"] if loss.num_negatives else []
     words += ["both views are queries"] if loss.symmetric else []
     return [word for word in words if word]
 
 
 def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) -> list[str]:
     run, optim, loss, pairs = config.run, config.optim, config.loss, config.pairs
+    small, total = _small(config, config.data.image_size or 0), run.max_steps or 0
     shape = f"a transformer of {pairs.text_layers} layers" if pairs.text_layers else "a bag of tokens"
     texts = config.model.clip or pairs.text_model or f"{shape}, {pairs.text_width} wide"
     kinds = source.kinds if isinstance(source, Pairs) else ("images", "images")
@@ -268,26 +265,27 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         f"weights   {_weights_words(config)}",
         f"texts     {texts}{towers}{_lr_scale_words(pairs.text_rate)}",
         f"views     {config.data.image_size} pixels",
+        f"head      {_head_words(config.model)}",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
-        f"optimizer {optim.optimizer}, lr {optim.lr:.4g}{_rate_words(config)}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
+        f"optimizer {optimizer_words(optim, run.batch_size * optim.accumulate, small, total / steps_per_epoch)}",
         f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]
     unused = (
         *(() if "images" in kinds else ("encoder", "views")),
         "" if config.model.pretrained else "weights",
+        "" if config.model.clip is None else "head",
         "" if "texts" in kinds else "texts",
     )
     return [line for line in lines if line.split()[0] not in unused]
 
 
-def _rate_words(config: TrainConfig) -> str:
-    """Return the words on a learning rate that is a share of the rule's, or differs between layers."""
-    optim = config.optim
-    rule = learning_rate(str(optim.optimizer), optim.lr_rule, config.run.batch_size * optim.accumulate)
-    shares = ((TUNED_SHARE, "pretrained"), (SHARE, "a CLIP model"))
-    share = "".join(f" ({share:g} of the rule's: {why})" for share, why in shares if optim.lr == rule * share)
-    return share + (f", times {optim.layer_decay:g} a layer down" if optim.layer_decay != 1 else "")
+def _head_words(model: ModelConfig) -> str:
+    """Return the words on the projection head."""
+    usual = ModelConfig()
+    by_rule = all(getattr(model, n) == getattr(usual, n) for n in ("head_layers", "head_hidden", "head_dim"))
+    hidden = "as wide as the encoder" if model.head_hidden is None else f"{model.head_hidden} wide"
+    return f"{model.head_layers} layers, {hidden}, then {model.head_dim}" + (" (the paper's)" if by_rule else "")
 
 
 def _weights_words(config: TrainConfig) -> str:

@@ -92,11 +92,10 @@ class Trainer:
         try:
             if self.step == 0 and distributed.any_rank(self.run.start_file.is_file()) and self.evaluate():
                 self.save(best=True)  # the start, which counts among the best
+            if self.step == 0 and parts.exact_start:
+                self.clock.pause(exact_pass(self.task, self.progress))
+                self.progress.start("training", self.total, self.step)
             while self.step < self.total:
-                # exact normalizers, at the start or again: a resumed run makes the same pass
-                if parts.exact_at(self.step):
-                    self.clock.pause(exact_pass(self.task, self.progress))
-                    self.progress.start("training", self.total, self.step)
                 # read
                 with self.clock.waiting():
                     batches = [self._without_bad(next(loader)) for _ in range(parts.accumulate)]

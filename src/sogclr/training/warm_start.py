@@ -8,7 +8,6 @@ and the first steps are made at learning rate 0.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
@@ -79,36 +78,13 @@ def resolve_warm_start(optim: OptimConfig, usual: WarmStart, total: int, steps_p
 
 
 def warm_start_lines(optim: OptimConfig, loss: nn.Module) -> list[str]:
-    """Return the line on the warm start of a resolved run and on its refreshes; none where there are none.
-
-    Raises:
-        BadInput: refreshes of normalizers that the loss does not keep.
-    """
-    keeps = keeps_normalizers(loss)
-    if optim.refresh_every and not keeps:
-        raise BadInput(
-            f"--refresh-every {optim.refresh_every} sets running normalizers to their exact values and "
-            f"{type(loss).__name__} keeps none here; leave it out"
-        )
+    """Return the line on the warm start of a resolved run; none where there is none."""
     words = []
     if optim.warm_start == "exact":
-        words.append("exact normalizers" if keeps else "no exact normalizers, as the loss keeps none")
+        words.append("exact normalizers" if keeps_normalizers(loss) else "no exact normalizers, as the loss keeps none")
     if optim.still_steps:
         words.append(f"{optim.still_steps:,} steps at rate 0")
-    if optim.refresh_every:
-        every = "epoch" if optim.refresh_every == 1 else f"{optim.refresh_every} epochs"
-        words.append(f"exact normalizers every {every}")
     return [f"warm      {', '.join(words)}"] if words else []
-
-
-def exact_steps(optim: OptimConfig, loss: nn.Module, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Return the function steps done -> whether exact normalizers are due before the next one."""
-    keeps, every = keeps_normalizers(loss), (optim.refresh_every or 0) * steps_per_epoch
-
-    def due(step: int) -> bool:
-        return keeps and (optim.warm_start == "exact" if step == 0 else every > 0 and step % every == 0)
-
-    return due
 
 
 def exact_pass(task: Task, progress: Progress) -> float:

@@ -85,17 +85,20 @@ class RunSummary:
     def method(self) -> str:
         """Return the loss in a few words."""
         loss = self.config.get("loss", {})
-        method, estimator = str(loss.get("method", "unknown")), ESTIMATORS.get(str(loss.get("estimator")))
+        method, name = str(loss.get("method", "unknown")), loss.get("estimator")
         row = METHODS.get(method)
         if row and row.estimator is None:
             return row.title
         words = [row.title if row else method]
         if loss.get("temperature_mode") == "global":
             words.append("learned temperature")
-        if estimator and estimator.title:
-            words.append(estimator.title)
-        if not estimator or "gamma" in estimator.options:
+        estimator = ESTIMATORS.get(str(name))
+        if title := estimator.title if estimator else name:
+            words.append(str(title))  # an estimator of an older version goes by its name
+        if "gamma" in (estimator.options if estimator else loss):
             words.append(_gamma_words(loss))
+        if _finite(count := loss.get("num_negatives")):
+            words.append(f"positive beside {count:,g} negatives")
         return ", ".join(words)
 
     def series(self, kind: str, key: str) -> list[tuple[float, float]]:

@@ -8,22 +8,18 @@ are of. To add one, write a file with an `Estimator`, which writes what state it
 
 from __future__ import annotations
 
-from .boosted import BoostedAverage
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .mini_batch import MiniBatch
 from .moving_average import Convention, MovingAverage
 from .protocol import Estimator, EstimatorInput
 from .prototypes import PrototypeNormalizer
-from .queue_normalizer import QueueNormalizer
 
-Dictionary, Neural = QueueNormalizer, PrototypeNormalizer  # their first names
+Neural = PrototypeNormalizer  # its first name
 
 __all__ = [
     "AdaptiveGamma",
-    "BoostedAverage",
     "Convention",
     "CosineGamma",
-    "Dictionary",
     "Estimator",
     "EstimatorInput",
     "Gamma",
@@ -31,5 +27,4 @@ __all__ = [
     "MovingAverage",
     "Neural",
     "PrototypeNormalizer",
-    "QueueNormalizer",
 ]

@@ -13,7 +13,6 @@ from ..functional import log_mean, merge_duplicates, moving_average
 from . import sharded as shards
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .protocol import Estimator, EstimatorInput
-from .queue_normalizer import QueueNormalizer
 
 Convention = Literal["per_view", "per_sample"]
 
@@ -29,7 +28,6 @@ class MovingAverage(Estimator):
         gamma: weight of the NEW value, in (0, 1]; or a `CosineGamma` or `AdaptiveGamma`.
         convention: `per_sample` averages ĝ over the views and gives both the same nu (the paper); `per_view` blends
             each view with the old u_i on its own and stores the average (the authors' code).
-        dictionary: where ĝ comes from, instead of the batch alone: `QueueNormalizer(size, dim)`, batch and queue.
         sharded: divide log_u among the ranks of the process group by id, see `divide`.
 
     Attributes:
@@ -47,7 +45,6 @@ class MovingAverage(Estimator):
         num_samples: int,
         gamma: Gamma = 0.9,
         convention: Convention = "per_view",
-        dictionary: QueueNormalizer | None = None,
         sharded: bool = False,
     ) -> None:
         super().__init__()
@@ -60,7 +57,6 @@ class MovingAverage(Estimator):
         if convention not in ("per_view", "per_sample"):
             raise BadInput(f"convention must be 'per_view' or 'per_sample' and was {convention!r}")
         self.num_samples, self.gamma, self.convention = num_samples, gamma, convention
-        self.dictionary = dictionary
         self.part = shards.Part.own(num_samples) if sharded else None
         empty = torch.full((num_samples,), -math.inf) if self.part is None else self.part.empty()
         self.register_buffer("log_u", empty)
@@ -100,8 +96,6 @@ class MovingAverage(Estimator):
 
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         """Return log u_i after the update, (V, B); see `Estimator.forward` for the arguments."""
-        if self.dictionary is not None:
-            log_g = self.dictionary(log_g, index, update, contrast)
         old = self.read(index).to(log_g.dtype)
         gamma = self.rate(old)
         if self.convention == "per_view":

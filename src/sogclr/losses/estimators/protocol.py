@@ -21,8 +21,6 @@ class EstimatorInput:
     """(V, B, D) unit rows."""
     candidates: Tensor
     """(W, B, D) unit rows."""
-    ids: Tensor
-    """(B,), or (B, kinds) where rows have several: what shares an id is no negative."""
     temperature: float | Tensor
     """Of the anchors: a float, () or (B,)."""
 

@@ -125,6 +125,8 @@ def adapt_config(config: TrainConfig, lines: list[str], source: Source, own: Own
     if own.loss is not None:
         replaced["loss"] = f"{name_of(own.loss)}, given"
         config = replace(config, loss=replace(config.loss, temperature_mode=_temperature_mode(own.loss)))
+    if not own.head:
+        replaced["head"] = f"that of {name_of(own.model)}"
     if own.transform is not None:
         replaced["views"] = f"of {name_of(own.transform)}, given"
     return config, [f"{line[:10]}{replaced.get(line[:10].strip(), line[10:])}" for line in lines]

@@ -1,0 +1,77 @@
+"""What a run's learning rate, weight decay and warm-up are where they are left open, and the words that say by which rule."""
+
+from __future__ import annotations
+
+import math
+
+from ..config.objective import OptimConfig
+
+# learning rate at batch 256, by optimizer and rule; 1.2 sqrt(B/256) = 0.075 sqrt(B)
+_RATE_AT_256 = {
+    "lars": {"sqrt": 1.2, "linear": 0.3},
+    "sgd": {"sqrt": 0.06, "linear": 0.06},
+    "adamw": {"sqrt": 1e-3, "linear": 1e-3},
+}
+# SimCLR's rates are for views of 224 pixels. On views of at most so many LARS gets so many times the rate: linear accuracy and F2 are better with it for
+# every method of docs/results/with_a_resnet.md (28 pixels, B = 16, 6 and 30 epochs); SogCLR's authors took 13 times for CIFAR-10 (examples/recipes).
+SMALL_VIEWS, SMALL_FACTOR = 96, 3.0
+TUNED_SHARE = 0.1  # of the rule's learning rate, for an encoder that has weights already
+CLIP_SHARE = 0.01  # the same for a CLIP model: more of it forgets what the model knows
+_DECAY = {"lars": 1e-6, "sgd": 1e-4, "adamw": 0.05}
+
+
+def learning_rate(optimizer: str, rule: str, batch_size: int, small: bool = False) -> float:
+    """Return the peak learning rate: LARS 0.075 sqrt(B) or 0.3 B/256 (SimCLR, appendix B.1).
+
+    Args:
+        optimizer: lars, sgd or adamw.
+        rule: auto, sqrt or linear; auto is sqrt, and knows of small views.
+        batch_size: B, samples of an optimizer step.
+        small: whether an encoder begins from nothing on views of at most `SMALL_VIEWS` pixels.
+    """
+    share = batch_size / 256
+    if rule == "linear":
+        return _RATE_AT_256[optimizer]["linear"] * share
+    return small_factor(optimizer, rule, small) * _RATE_AT_256[optimizer]["sqrt"] * math.sqrt(share)
+
+
+def small_factor(optimizer: str, rule: str, small: bool) -> float:
+    """Return what the rate is multiplied by for small views; args as of `learning_rate`."""
+    return SMALL_FACTOR if small and rule == "auto" and optimizer == "lars" else 1.0
+
+
+def weight_decay(optimizer: str) -> float:
+    """Return the weight decay that an optimizer, lars, sgd or adamw, has by default."""
+    return _DECAY[optimizer]
+
+
+def warmup(epochs: float) -> float:
+    """Return the warm-up of a run of so many epochs: 10, or a tenth of it if that is less."""
+    return min(10.0, epochs / 10)
+
+
+def optimizer_words(optim: OptimConfig, batch_size: int, small: bool, epochs: float) -> str:
+    """Return the words on a resolved section, with the rule that each value is by; none where it is by no rule.
+
+    Args:
+        optim: resolved.
+        batch_size: B, samples of an optimizer step.
+        small: as of `learning_rate`.
+        epochs: of the whole run.
+    """
+    name, rate = str(optim.optimizer), optim.lr or 0.0
+    rule = learning_rate(name, optim.lr_rule, batch_size, small)
+    at_256 = _RATE_AT_256[name]["linear" if optim.lr_rule == "linear" else "sqrt"]
+    formula = f"{at_256:g} B/256" if optim.lr_rule == "linear" else f"{at_256 / 16:g} sqrt(B)"
+    if (factor := small_factor(name, optim.lr_rule, small)) != 1:
+        formula = f"{factor:g} x {formula}: views of at most {SMALL_VIEWS} pixels"
+    said = {rule: formula}
+    for share, why in ((TUNED_SHARE, "pretrained"), (CLIP_SHARE, "a CLIP model")):
+        said[rule * share] = f"{share:g} of the rule's: {why}"
+    layers = f", times {optim.layer_decay:g} a layer down" if optim.layer_decay != 1 else ""
+    decay = f" ({name}'s)" if optim.weight_decay == weight_decay(name) else ""
+    usual = " (a tenth of the run, 10 at most)" if optim.warmup_epochs == warmup(epochs) else ""
+    return (
+        f"{name}, lr {rate:.4g}{f' ({said[rate]})' if rate in said else ''}{layers}, "
+        f"weight decay {optim.weight_decay:g}{decay}, {optim.warmup_epochs:g} warm-up epochs{usual}"
+    )
