@@ -180,7 +180,7 @@ def log_sums(rank, ranks):
         results[name] = {"value": value.detach(), "rows": torch.stack(grads[:2]), "taus": list(grads[2:])}
 
     def one(x, y, tau):
-        return rank_sums.log_sum_negatives(x, y, index, tau)
+        return rank_sums.log_sum_negatives((x, y), index, tau)
 
     def two(x, y, *tau):
         return torch.stack(rank_sums.log_sum_between(x, y, index, tau if len(tau) == 2 else tau[0]))
