@@ -165,6 +165,7 @@ METHODS = _table(
         help="baseline for images",
         options=("key_momentum", "key_schedule", "symmetric"),
         says="queue of {queue:,} keys",
+        many_views=False,  # a query and a key
         losses={"images": "sogclr.losses:MoCoLoss"},
     ),
     Method(

@@ -86,6 +86,8 @@ class Method(Row):
     """Where the normalizers come from when `--estimator` is left out; None: it has a way of its own, and no choice."""
     temperature_mode: str = "constant"
     """What the temperature does when `--temperature-mode` is left out."""
+    many_views: bool = True
+    """Whether it can contrast more than two views of an image."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -169,8 +169,8 @@ class CropDataset(Dataset[Batch]):
         used[source.images_of(ids)] = True
         widths, heights = (v[used].astype(np.int64) for v in (source.images.widths, source.images.heights))
         # Only images that are never decoded smaller than they are, so that keeping them changes no pixel.
-        small = len(widths) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
-        self._keep = bool(decoded is None and small and 3 * int((widths * heights).sum()) <= cache_bytes)
+        undiminished = len(widths) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
+        self._keep = bool(decoded is None and undiminished and 3 * int((widths * heights).sum()) <= cache_bytes)
         self._kept: dict[int, Image.Image] = {}  # by image id: pairs with an image in common have one
 
     def __getitem__(self, request: Request) -> Batch:

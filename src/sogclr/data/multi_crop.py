@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from .recipe import Recipe
 
@@ -36,7 +37,7 @@ def crops_refusal(crops: str) -> str | None:
         return f"was {crops}, one view, and a positive is another view of the same image; give 2 or more in all"
     if min(sides) < 8:
         return f"was {crops}, with a side of {min(sides)} pixels; give sides of 8 or more"
-    if any(a <= b for a, b in zip(sides, sides[1:], strict=False)):
+    if any(a <= b for a, b in pairwise(sides)):
         return f"was {crops}; give each side once, the largest first"
     return None
 
@@ -64,9 +65,7 @@ def crop_groups(crops: str | None, views: int, size: int, recipe: Recipe) -> lis
     least, most = recipe.crop_scale
     between = min(_WIDEST_SMALL * least, most)
     scales = [(between, most), *[(_LEAST_SMALL * least, between)] * (len(parts) - 1)]
-    return [
-        CropGroup(*part, replace(recipe, crop_scale=scale)) for part, scale in zip(parts, scales, strict=True)
-    ]
+    return [CropGroup(*part, replace(recipe, crop_scale=scale)) for part, scale in zip(parts, scales, strict=True)]
 
 
 def views_words(groups: list[CropGroup], samples: int) -> str:

@@ -59,7 +59,9 @@ class MoCoLoss(TwoViewLoss):
     def values(self, views: Sequence[Tensor], index: Tensor) -> Tensor:
         """Return the (B,) losses of queries against keys, (B, D) each, and push the keys."""
         if len(views) != 2:
-            raise BadInput(f"MoCo's loss takes a query and a key of each sample and was given {len(views)} views; give two")
+            raise BadInput(
+                f"MoCo's loss takes a query and a key of each sample and was given {len(views)} views; give two"
+            )
         z0, z1 = views
         self.queue.check_width(z0)
         check_not_negative(index)

@@ -68,9 +68,14 @@ def check_views(first: Tensor, others: Sequence[Tensor], index: Tensor, num_samp
         NonFinite: as `check_pairs`.
     """
     if not len(others):
-        raise BadInput("a positive is another view of the same sample and there is 1 view; give embeddings of 2 or more")
+        raise BadInput(
+            "a positive is another view of the same sample and there is 1 view; give embeddings of 2 or more"
+        )
     what = VIEWS if len(others) == 1 else f"the {len(others) + 1} views' embeddings"
-    return [check_pairs(first, z, index, num_samples, what) for z in others][0]
+    checked = index
+    for z in others:
+        checked = check_pairs(first, z, index, num_samples, what)
+    return checked
 
 
 def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor, what: str) -> None:

@@ -13,6 +13,7 @@ from ..config.rows import Row
 from ..config.schema import PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
 from ..data.inputs import Inputs, inputs_from_table
+from ..data.multi_crop import full_side, views_words
 from ..data.pair_columns import Kind
 from ..data.pairs import Pairs
 from ..data.recipe import named_recipe, recipe_from_table
@@ -25,6 +26,7 @@ from ..models.pretrained import describe_weights, license_of, resolve_pretrained
 from .clip_start import SHARE, check_clip, clip_line, fill_in
 from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .optim import learning_rate, weight_decay
+from .reading import check_views, view_groups
 from .warm_start import resolve_warm_start, usual_warm_start
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
@@ -47,7 +49,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     config = config if start is None else fill_in(config, start)
     model, weights = resolve_pretrained(config.model.model, config.model.pretrained)
     of_weights, weights_size = describe_weights(model, weights)
-    size = config.data.image_size or weights_size or image_size_for(source)
+    size = config.data.image_size or full_side(config.data.crops) or weights_size or image_size_for(source)
     model, why = resolve_name(model, size)
     inputs = inputs_from_table(Inputs(**of_weights), config.inputs)
     patches = is_vision_transformer(model)
@@ -98,6 +100,7 @@ def check_kind(config: TrainConfig, kind: str) -> None:
         raise BadInput(f"--estimator {estimator.name} does not work on {_NAMES[kind]}, which DATA holds; leave it out")
     if kind == "pairs" and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
+    check_views(config, kind)
     if kind != "pairs":
         _refuse_options(config, [f.name for f in fields(PairsConfig)], "pairs", "images")
 
@@ -267,7 +270,7 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         f"encoder   {config.model.model} ({why}){towers}{frozen_words(config.model)}{_lr_scale_words(pairs.image_rate)}",
         f"weights   {_weights_words(config)}",
         f"texts     {texts}{towers}{_lr_scale_words(pairs.text_rate)}",
-        f"views     {config.data.image_size} pixels",
+        f"views     {views_words(view_groups(config), run.batch_size)}",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
         f"optimizer {optim.optimizer}, lr {optim.lr:.4g}{_rate_words(config)}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
