@@ -165,7 +165,7 @@ def probe_width(model: nn.Module, shape: tuple[int, ...]) -> int:
     except (RuntimeError, AssertionError) as error:  # timm asserts the size of an image
         raise BadInput(
             f"{name_of(model)} cannot take images (2, {', '.join(map(str, shape))}): {error}; give a model for images of "
-            "this shape, or --image-size"
+            "this shape, or another side"
         ) from error
     finally:
         model.train(mode)
