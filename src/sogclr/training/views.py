@@ -73,8 +73,10 @@ class ImageViews:
         self.manifest, self.info, self.reading = manifest, info, reading
         self.scored = "training images" if held_out is None else "validation images"
         self.evaluated = held_out or Scored(manifest, labels, scored_ids(manifest.usable, labels, reading.seed))
-        self.augments = [Augmentation(g.recipe, g.size, info.mean, info.std, reading.seed) for g in reading.groups]
-        self.augment, self.counts = self.augments[0], tuple(g.views for g in reading.groups)
+        self.augment, *self.of_small = (
+            Augmentation(g.recipe, g.size, info.mean, info.std, reading.seed) for g in reading.groups
+        )
+        self.counts = tuple(g.views for g in reading.groups)
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield batches from `start` on, V crops of each image, uint8 (V, B, S, S, 3)."""
@@ -91,7 +93,7 @@ class ImageViews:
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
         """Return the V views of each size of all images, (V B, 3, S, S), augmented on the device."""
         ids, found, view = batch.index.numpy(), [], 0
-        for augment, crops in zip(self.augments, (batch.crops, *batch.small), strict=True):
+        for augment, crops in zip((self.augment, *self.of_small), (batch.crops, *batch.small), strict=True):
             on_device = crops.to(device, non_blocking=True)
             found.append(torch.cat([augment(c, ids, batch.epoch, view + k) for k, c in enumerate(on_device)]))
             view += len(crops)
