@@ -18,11 +18,20 @@ def batch_normalizer(z: list[Tensor], ids: list[int], view: int, row: int, tau: 
     """ĝ_a: mean of exp(s_ab / tau) over all views of all other samples in the batch."""
     terms = [
         torch.exp(torch.dot(z[view][row], z[v][other]) / tau)
-        for v in range(2)
+        for v in range(len(z))
         for other in range(len(ids))
         if ids[other] != ids[row]
     ]
     return torch.stack(terms).mean()
+
+
+def positives(z: list[Tensor], view: int, row: int) -> list[Tensor]:
+    """The similarities of a view with the other views of its sample."""
+    return [torch.dot(z[view][row], z[other][row]) for other in range(len(z)) if other != view]
+
+
+def mean_positive(z: list[Tensor], view: int, row: int) -> Tensor:
+    return torch.stack(positives(z, view, row)).mean()
 
 
 class SlowQueue:
@@ -52,22 +61,22 @@ class SlowGlobalLoss:
         gamma = self.gamma(old) if callable(self.gamma) else self.gamma
         return (1 - gamma) * old + gamma * g
 
-    def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        z, ids = [unit(z0), unit(z1)], index.tolist()
+    def __call__(self, *views_and_index: Tensor) -> Tensor:
+        *views, index = views_and_index
+        z, ids = [unit(v) for v in views], index.tolist()
         total, stored = torch.zeros((), dtype=torch.float64), defaultdict(list)
         for row, i in enumerate(ids):
-            g = [batch_normalizer(z, ids, view, row, self.tau) for view in range(2)]
+            g = [batch_normalizer(z, ids, view, row, self.tau) for view in range(len(z))]
             fresh = [float(x.detach()) for x in g]
             if self.convention == "per_view":
                 u = [self.blend(self.u.get(i), x) for x in fresh]
             else:
-                u = [self.blend(self.u.get(i), sum(fresh) / 2)] * 2
-            stored[i].append(sum(u) / 2)
-            positive = torch.dot(z[0][row], z[1][row])
-            for x, value in zip(g, u, strict=True):
-                total = total - positive + self.tau * (x / value + math.log(value) - 1)
+                u = [self.blend(self.u.get(i), sum(fresh) / len(z))] * len(z)
+            stored[i].append(sum(u) / len(z))
+            for view, (x, value) in enumerate(zip(g, u, strict=True)):
+                total = total - mean_positive(z, view, row) + self.tau * (x / value + math.log(value) - 1)
         self.u |= {i: sum(values) / len(values) for i, values in stored.items()}
-        return total / (2 * len(ids))
+        return total / (len(z) * len(ids))
 
 
 class SlowNeural:
@@ -77,17 +86,18 @@ class SlowNeural:
         self.tau, self.restart, self.eps, self.step, self.ready = tau, restart, eps, 0, False
         self.c = torch.zeros(prototypes, dim, dtype=torch.float64, requires_grad=True)
 
-    def __call__(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        z, ids = [unit(z0), unit(z1)], index.tolist()
+    def __call__(self, *views_and_index: Tensor) -> Tensor:
+        *views, index = views_and_index
+        z, ids = [unit(v) for v in views], index.tolist()
         c, total = self.c.clone(), torch.zeros((), dtype=torch.float64)
         for row in range(len(ids)):
-            for view in range(2):
+            for view in range(len(z)):
                 g = batch_normalizer(z, ids, view, row, self.tau)
                 value = g.detach()
                 if self.ready:
                     anchor = z[view][row].detach()
                     value = self.eps + torch.stack([torch.exp(anchor @ k / self.tau) for k in c]).mean()
-                total = total - z[0][row] @ z[1][row] + self.tau * (g / value + torch.log(value) - 1)
+                total = total - mean_positive(z, view, row) + self.tau * (g / value + torch.log(value) - 1)
         rows = torch.cat(z).detach()
         since = self.step if not self.ready else self.step % self.restart
         with torch.no_grad():
@@ -96,7 +106,7 @@ class SlowNeural:
                     self.c[k] = row
         self.step += 1
         self.ready = self.step * len(rows) >= len(self.c)
-        return total / (2 * len(ids))
+        return total / (len(z) * len(ids))
 
 
 class SlowMoCo:
@@ -116,27 +126,29 @@ class SlowMoCo:
         return total / len(ids)
 
 
-def slow_ntxent(z0: Tensor, z1: Tensor, index: Tensor, tau: float) -> Tensor:
-    z, ids = [unit(z0), unit(z1)], index.tolist()
+def slow_ntxent(*views_and_index: Tensor, tau: float) -> Tensor:
+    *views, index = views_and_index
+    z, ids = [unit(v) for v in views], index.tolist()
     total = torch.zeros((), dtype=torch.float64)
     for row, i in enumerate(ids):
-        positive = torch.exp(torch.dot(z[0][row], z[1][row]) / tau)
-        others = 2 * sum(other != i for other in ids)
-        for view in range(2):
+        others = len(z) * sum(other != i for other in ids)
+        for view in range(len(z)):
             negatives = others * batch_normalizer(z, ids, view, row, tau)
-            total = total - torch.log(positive / (positive + negatives))
-    return total / (2 * len(ids))
+            of_pairs = [torch.exp(s / tau) for s in positives(z, view, row)]
+            total = total - sum(torch.log(e / (e + negatives)) for e in of_pairs) / len(of_pairs)
+    return total / (len(z) * len(ids))
 
 
-def slow_decoupled(z0: Tensor, z1: Tensor, index: Tensor, tau: float) -> Tensor:
-    z, ids = [unit(z0), unit(z1)], index.tolist()
+def slow_decoupled(*views_and_index: Tensor, tau: float) -> Tensor:
+    *views, index = views_and_index
+    z, ids = [unit(v) for v in views], index.tolist()
     total = torch.zeros((), dtype=torch.float64)
     for row, i in enumerate(ids):
-        others = 2 * sum(other != i for other in ids)
-        for view in range(2):
+        others = len(z) * sum(other != i for other in ids)
+        for view in range(len(z)):
             g = batch_normalizer(z, ids, view, row, tau)
-            total = total - torch.dot(z[0][row], z[1][row]) / tau + torch.log(others * g)
-    return total / (2 * len(ids))
+            total = total - mean_positive(z, view, row) / tau + torch.log(others * g)
+    return total / (len(z) * len(ids))
 
 
 def exact_objective(z: Tensor, tau: float) -> float:

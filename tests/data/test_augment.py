@@ -128,9 +128,10 @@ def test_boxes_do_not_depend_on_company():
 
 
 def test_decoding_smaller_keeps_every_crop_large_enough():
-    assert largest_shrink(np.array([[0.0, 0, 100, 200], [5, 5, 70, 90]]), 32) == 2
-    assert largest_shrink(np.array([[0.0, 0, 10, 20]]), 32) == 1
-    assert largest_shrink(np.array([[0.0, 0, 900, 320]]), 32) == 10
+    assert largest_shrink(np.array([[0.0, 0, 100, 200], [5, 5, 70, 90]]), [32, 32]) == 2
+    assert largest_shrink(np.array([[0.0, 0, 10, 20]]), [32]) == 1
+    assert largest_shrink(np.array([[0.0, 0, 900, 320]]), [32]) == 10
+    assert largest_shrink(np.array([[0.0, 0, 100, 200], [5, 5, 70, 90]]), [32, 16]) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- augmentation

@@ -44,6 +44,9 @@ NAMES = (
     "global_tau",
     "sharded",
     "sharded_adaptive",
+    "views",
+    "views_ntxent",
+    "views_isogclr",
 )
 UNEVEN = (
     "per_view",
@@ -56,13 +59,16 @@ UNEVEN = (
     "siglip",
     "captions",
     "fsdp",
+    "views",
+    "views_ntxent",
 )
 DIVIDED = ("sharded", "sharded_adaptive", "captions")
 SIZES = {2: [[13, 3], [8, 8], [1, 15], [16, 0]], 4: [[7, 1, 0, 8], [4, 4, 4, 4], [1, 1, 1, 13], [0, 0, 9, 7]]}
 
 
 def build(name):
-    """The loss of a name; with `sharded`, its log u divided among the ranks."""
+    """The loss of a name; with `sharded`, its log u divided among the ranks, with `views`, of three views."""
+    name = {"views": "per_view"}.get(name, name.removeprefix("views_"))
     return {
         "sharded": lambda: GlobalContrastiveLoss(N, 0.2, estimator=MovingAverage(N, 0.3, sharded=True)),
         "sharded_adaptive": lambda: GlobalContrastiveLoss(
@@ -100,13 +106,15 @@ def run(name, rank, ranks, sizes=None):
     learned = torch.optim.SGD(loss.parameters(), lr=0.05) if list(loss.parameters()) else None
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
-        x0, x1 = (torch.randn(BATCH, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+        views = 3 if name.startswith("views") else 2
+        x = [torch.randn(BATCH, 6, generator=generator, dtype=torch.float64) for _ in range(views)]
         index = torch.randint(0, N, (BATCH,), generator=generator)  # repeats, also across ranks
         split = sizes[step] if sizes else [BATCH // ranks] * ranks
         mine = slice(sum(split[:rank]), sum(split[: rank + 1]))
         optimizer.zero_grad()
         texts = (index[mine] % 9,) if name == "captions" else ()
-        value = loss(*model(torch.cat([x0[mine], x1[mine]])).chunk(2), index[mine], *texts)
+        z = model(torch.cat([rows[mine] for rows in x])).chunk(views)
+        value = loss(*z, index[mine], *texts) if views == 2 else loss.of_views(z, index[mine])
         value.backward()
         optimizer.step()
         if learned is not None:
@@ -161,7 +169,7 @@ def log_sums(rank, ranks):
         results[name] = {"value": value.detach(), "rows": torch.stack(grads[:2]), "taus": list(grads[2:])}
 
     def one(x, y, tau):
-        return rank_sums.log_sum_negatives(x, y, index, tau)
+        return rank_sums.log_sum_negatives((x, y), index, tau)
 
     def two(x, y, *tau):
         return torch.stack(rank_sums.log_sum_between(x, y, index, tau if len(tau) == 2 else tau[0]))

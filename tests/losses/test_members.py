@@ -6,18 +6,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference import SlowGlobalLoss, SlowMoCo, SlowNeural, slow_decoupled
+from reference import SlowGlobalLoss, SlowMoCo, SlowNeural, slow_decoupled, slow_ntxent
 
 import sogclr
 from sogclr.config.methods import ESTIMATORS
 from sogclr.config.rows import construct
 from sogclr.errors import BadInput
-from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss
+from sogclr.losses import DecoupledContrastiveLoss, GlobalContrastiveLoss, MoCoLoss, NTXentLoss
 from sogclr.losses.estimators import AdaptiveGamma, MovingAverage, Neural
 from sogclr.losses.queue import EmbeddingQueue
 
 N, D, TAU = 12, 5, 0.2
 PAIRS = {
+    "per_view": (lambda: GlobalContrastiveLoss(N, TAU, 0.3), lambda: SlowGlobalLoss(TAU, 0.3)),
+    "per_sample": (
+        lambda: GlobalContrastiveLoss(N, TAU, 0.3, "per_sample"),
+        lambda: SlowGlobalLoss(TAU, 0.3, "per_sample"),
+    ),
     "adaptive": (
         lambda: GlobalContrastiveLoss(N, TAU, AdaptiveGamma(-1.0)),
         lambda: SlowGlobalLoss(TAU, lambda u: math.exp(-1) * u / (1 + math.exp(-1) * u)),
@@ -31,36 +36,38 @@ PAIRS = {
         lambda: SlowNeural(TAU, 17, D, restart=6),
     ),
     "moco": (lambda: MoCoLoss(D, 23, TAU), lambda: SlowMoCo(TAU, 23)),
-    "dcl": (lambda: DecoupledContrastiveLoss(TAU), lambda: lambda *batch: slow_decoupled(*batch, TAU)),
+    "dcl": (lambda: DecoupledContrastiveLoss(TAU), lambda: lambda *batch: slow_decoupled(*batch, tau=TAU)),
+    "ntxent": (lambda: NTXentLoss(TAU), lambda: lambda *batch: slow_ntxent(*batch, tau=TAU)),
 }
+MANY = [(name, views) for name in PAIRS for views in (2, 3, 4) if views == 2 or name != "moco"]
 
 
-def batches(steps=15, b=5):
+def batches(steps=15, b=5, views=2):
     """Seen and unseen samples mixed; every fourth batch may hold one twice."""
     generator = np.random.default_rng(3)
     for step in range(steps):
         index = torch.from_numpy(generator.choice(N, b, replace=step % 4 == 3))
         if (index != index[0]).any():
-            yield *(torch.from_numpy(generator.standard_normal((b, D))).requires_grad_() for _ in range(2)), index
+            yield *(torch.from_numpy(generator.standard_normal((b, D))).requires_grad_() for _ in range(views)), index
 
 
-@pytest.mark.parametrize("name", list(PAIRS))
-def test_value_and_gradient_over_many_steps(name):
+@pytest.mark.parametrize(("name", "views"), MANY)
+def test_value_and_gradient_over_many_steps(name, views):
     """Of the embeddings, and of the prototypes where there are any; both sides then take a step with their own."""
     fast, slow = (make() for make in PAIRS[name])
     learned = [[*fast.parameters()], [slow.c] if hasattr(slow, "c") else []]
-    for z0, z1, index in batches():
-        values = [fast(z0, z1, index), slow(z0, z1, index)]
+    for *z, index in batches(views=views):
+        values = [fast(*z, index) if views == 2 else fast.of_views(z, index), slow(*z, index)]
         assert values[0].item() == pytest.approx(values[1].item(), rel=1e-5, abs=1e-6)  # the state is float32
         grads = [
-            torch.autograd.grad(value, [z0, z1, *mine], allow_unused=True, materialize_grads=True)
+            torch.autograd.grad(value, [*z, *mine], allow_unused=True, materialize_grads=True)
             for value, mine in zip(values, learned, strict=True)
         ]
         for got, want in zip(*grads, strict=True):
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
         with torch.no_grad():
             for mine, its in zip(learned, grads, strict=True):
-                for parameter, grad in zip(mine, its[2:], strict=True):
+                for parameter, grad in zip(mine, its[views:], strict=True):
                     parameter -= 0.5 * grad
     for a, b in zip(*learned, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)

@@ -112,6 +112,7 @@ METHODS = _table(
         options=("queue", "key_momentum", "key_schedule", "symmetric"),
         defaults={"queue": 4096},
         says="queue of {queue:,} keys",
+        many_views=False,  # a query and a key
         losses={"images": "sogclr.losses:MoCoLoss"},
     ),
     Method(

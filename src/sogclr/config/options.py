@@ -15,6 +15,8 @@ class TrainOptions(TypedDict, total=False):
     validation: str | None
     labels: str
     image_size: int | None
+    views: int
+    crops: str | None
     recipe: RecipeName
     background: str
     max_bad: float

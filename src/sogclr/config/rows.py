@@ -64,6 +64,8 @@ class Method(Row):
     temperature_modes: tuple[str, ...] = TEMPERATURE_MODES
     temperature_refusal: str = "--temperature-mode {mode} does not go with --method {row}; give {modes}"
     """Said of another mode of the temperature."""
+    many_views: bool = True
+    """Whether it can contrast more than two views of an image."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

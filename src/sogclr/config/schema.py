@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
+from ..data.multi_crop import crops_refusal, full_side
 from ..data.remote import is_url
 from ..errors import BadInput
 from .objective import LossConfig, OptimConfig
@@ -76,6 +77,10 @@ class DataConfig:
     """Used for evaluation only: auto, folder, none, or a CSV file of path,label."""
     image_size: Annotated[int | None, Range(8)] = None
     """Side of the views, pixels. Chosen from the images (32, 64, 96 or 224) when left out."""
+    views: Annotated[int, Range(2, note="a positive is another view of the same image")] = 2
+    """Views of each image in a batch, all anchors and negatives alike: so many rows for each image of --batch-size."""
+    crops: Annotated[str | None, Check(crops_refusal)] = None
+    """Multi-crop, instead of --views and --image-size: views of several sides, as 2x224,4x96, the largest first. Views of one side when left out."""
     recipe: RecipeName = "auto"
     """Augmentation: auto is simclr, below 96 pixels small, and for pairs caption. Single values: the [augment] table of a configuration file."""
     background: str = "white"
@@ -89,6 +94,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.crops is not None and self.views != 2:
+            raise BadInput(
+                f"--crops {self.crops} says how many views there are, as --views {self.views} does; keep one"
+            )
+        side = full_side(self.crops)
+        if side and self.image_size not in (None, side):
+            raise BadInput(
+                f"--crops {self.crops} has full-size views of {side} pixels and --image-size is {self.image_size}; "
+                "leave --image-size out"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,7 +203,7 @@ def crop_boxes(recipe: Recipe, uniforms: np.ndarray, widths: np.ndarray, heights
     return np.stack([left, top, np.minimum(left + w, width), np.minimum(top + h, height)], axis=1)
 
 
-def largest_shrink(boxes: np.ndarray, size: int) -> int:
-    """Return how many times smaller an image may be decoded with all boxes (V, 4) still `size` pixels wide and high."""
-    shortest = min(min(right - left, bottom - top) for left, top, right, bottom in boxes.tolist())
-    return max(1, int(shortest // size))
+def largest_shrink(boxes: np.ndarray, sizes: Sequence[int]) -> int:
+    """Return how many times smaller an image may be decoded with each box, (V, 4), still its size wide and high, pixels."""
+    sides = (min(right - left, bottom - top) for left, top, right, bottom in boxes.tolist())
+    return max(1, int(min(side // size for side, size in zip(sides, sizes, strict=True))))

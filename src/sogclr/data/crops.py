@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from ..errors import BadImage
 from .augment_params import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
 from .decoded import DecodedImages
 from .images import ImageFile, OpenImage, central_box, opened, resized_crop, warnings_off
+from .multi_crop import CropGroup
 from .recipe import Recipe
 from .remote import CONNECTIONS, RemotePath
 from .sampler import Request
@@ -31,10 +33,13 @@ class Batch(NamedTuple):
     """uint8 (I V, B', S, S, 3): V crops of each of a sample's I images."""
     bad: list[tuple[int, str]]
     """Ids of this batch whose file could not be read, and why."""
+    small: tuple[torch.Tensor, ...] = ()
+    """Of multi-crop: the views of each smaller size, as `crops`."""
 
     def first(self, count: int) -> Batch:
         """Return the first `count` samples."""
-        return self._replace(index=self.index[:count], crops=self.crops[:, :count])
+        small = tuple(crops[:, :count] for crops in self.small)
+        return self._replace(index=self.index[:count], crops=self.crops[:, :count], small=small)
 
 
 class Cropper(Protocol):
@@ -58,18 +63,27 @@ class Cropper(Protocol):
 
 
 class RandomCrops:
-    """The V random crops of each image: a function of (seed, epoch, id, which of its images) and of the image's size."""
+    """The V random crops of each image: a function of (seed, epoch, id, which of its images) and of the image's size.
+
+    Args:
+        recipe: how the full-size crops are drawn.
+        views: how many these are.
+        seed: of the run.
+        small: smaller crops, which come after them.
+    """
 
     interpolation = "bilinear"
 
-    def __init__(self, recipe: Recipe, views: int, seed: int) -> None:
-        self.recipe, self.views, self.seed = recipe, views, seed
+    def __init__(self, recipe: Recipe, views: int, seed: int, small: Sequence[CropGroup] = ()) -> None:
+        self.recipes = [recipe] * views + [group.recipe for group in small for _ in range(group.views)]
+        self.views, self.seed = len(self.recipes), seed
 
     def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
         """Draw the boxes: float64 (n, V, 4), pixels."""
         first = image * self.views
         of_view = [uniforms(self.seed, epoch, ids, v, CROP_SLOTS) for v in range(first, first + self.views)]
-        return np.stack([crop_boxes(self.recipe, u, widths, heights) for u in of_view], axis=1)
+        drawn = zip(self.recipes, of_view, strict=True)
+        return np.stack([crop_boxes(recipe, u, widths, heights) for recipe, u in drawn], axis=1)
 
 
 class CentralCrop:
@@ -113,7 +127,7 @@ def evaluation_crop(
         return resized_crop(pixels, whole, size, interpolation)
     with opened(image) as file:
         box = np.array(central_box(file.width, file.height, crop_fraction, squash))
-        pixels = file.pixels(background, largest_shrink(box[None], size))
+        pixels = file.pixels(background, largest_shrink(box[None], [size]))
         box *= [pixels.width / file.width, pixels.height / file.height] * 2  # a JPEG may be decoded smaller
     left, top, right, bottom = box.tolist()
     return resized_crop(pixels, (left, top, right, bottom), size, interpolation)
@@ -130,6 +144,7 @@ class CropDataset(Dataset[Batch]):
         background: what transparent pixels are laid on.
         cache_bytes: the most that decoded images may take.
         decoded: of `source.images`: where images are taken from instead of their files, as far as it has them.
+        small: the last of the cropper's views, whose crops are smaller.
     """
 
     def __init__(
@@ -141,24 +156,29 @@ class CropDataset(Dataset[Batch]):
         background: str,
         cache_bytes: int,
         decoded: DecodedImages | None = None,
+        small: Sequence[CropGroup] = (),
     ) -> None:
         self.decoded = decoded
-        self.source, self.cropper, self.size, self.background = source, cropper, size, background
+        self.source, self.cropper, self.background = source, cropper, background
+        full = cropper.views - sum(group.views for group in small)
+        self.groups = [(full, size), *((group.views, group.size) for group in small)]  # (views, pixels)
+        self.places = [(g, v) for g, (views, _) in enumerate(self.groups) for v in range(views)]  # of each view
+        self.sizes = [self.groups[g][1] for g, _ in self.places]
         self._remote = isinstance(source.images.root, RemotePath)
         used = np.zeros(len(source.images), bool)
         used[source.images_of(ids)] = True
         widths, heights = (v[used].astype(np.int64) for v in (source.images.widths, source.images.heights))
         # Only images that are never decoded smaller than they are, so that keeping them changes no pixel.
-        small = len(widths) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
-        self._keep = bool(decoded is None and small and 3 * int((widths * heights).sum()) <= cache_bytes)
+        undiminished = len(widths) > 0 and widths.min() > 0 and np.minimum(widths, heights).max() < 2 * size
+        self._keep = bool(decoded is None and undiminished and 3 * int((widths * heights).sum()) <= cache_bytes)
         self._kept: dict[int, Image.Image] = {}  # by image id: pairs with an image in common have one
 
     def __getitem__(self, request: Request) -> Batch:
         ids, image_ids = request.ids, self.source.images_of(request.ids)
-        per_sample, views, how = image_ids.shape[1], self.cropper.views, self.cropper.interpolation
+        per_sample, how = image_ids.shape[1], self.cropper.interpolation
         # all boxes at once, where the headers were right
         expected = [self._boxes_of(request.epoch, ids, image_ids[:, k], k) for k in range(per_sample)]
-        crops = np.empty((per_sample * views, len(ids), self.size, self.size, 3), dtype=np.uint8)
+        crops = [np.empty((per_sample * v, len(ids), side, side, 3), dtype=np.uint8) for v, side in self.groups]
         bad: list[tuple[int, str]] = []
         good: list[int] = []
         fetched = self._fetch(image_ids) if self._remote and self.decoded is None else {}
@@ -171,15 +191,16 @@ class CropDataset(Dataset[Batch]):
                         )
                         if image.size != (width, height):
                             boxes = boxes * ([image.width / width, image.height / height] * 2)
-                        for v, box in enumerate(boxes.tolist(), k * views):
-                            crops[v, len(good)] = resized_crop(image, tuple(box), self.size, how)
+                        for (g, v), box in zip(self.places, boxes.tolist(), strict=True):
+                            views, side = self.groups[g]
+                            crops[g][k * views + v, len(good)] = resized_crop(image, tuple(box), side, how)
                 except BadImage as error:
                     bad.append((id, str(error)))
                 else:
                     good.append(id)
         index = torch.tensor(good, dtype=torch.int64)
-        whole = torch.from_numpy(crops)
-        return Batch(request.step, request.epoch, index, whole[:, : len(good)].contiguous() if bad else whole, bad)
+        whole, *small = (torch.from_numpy(c[:, : len(good)].copy() if bad else c) for c in crops)
+        return Batch(request.step, request.epoch, index, whole, bad, tuple(small))
 
     def _boxes_of(self, epoch: int, ids: np.ndarray, image_ids: np.ndarray, image: int) -> np.ndarray:
         """Return the boxes (n, V, 4) of images of the sizes that their headers told."""
@@ -240,7 +261,7 @@ class CropDataset(Dataset[Batch]):
         with opened(found_file) as file:
             width, height = file.width, file.height
             boxes = boxes_at(width, height)
-            pixels = file.pixels(self.background, largest_shrink(boxes, self.size))
+            pixels = file.pixels(self.background, largest_shrink(boxes, self.sizes))
         if self._keep and boxes is expected:
             self._kept[image_id] = pixels
         return pixels, width, height, boxes

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..errors import RunFailed
 from .crops import Batch, CentralCrop, CropDataset, RandomCrops
 from .decoded import DecodedImages
 from .images import background_colour
+from .multi_crop import CropGroup
 from .recipe import Recipe
 from .sampler import Request, ResumableSampler
 from .source import Source
@@ -43,6 +44,7 @@ def training_loader(
     part: tuple[int, int] = (0, 1),
     decoded: DecodedImages | None = None,
     once: bool = False,
+    small: Sequence[CropGroup] = (),
 ) -> Iterator[Batch]:
     """Yield endless batches from `start_step` on: the same for any number of workers, wherever it starts.
 
@@ -61,15 +63,16 @@ def training_loader(
         part: (k, parts): only the k-th of so many equal parts of each batch is read.
         decoded: of `source.images`: where images are taken from instead of their files, as far as it has them.
         once: yield each sample once instead, in the order of the ids and as epoch 0 crops it; part k is each k-th batch.
+        small: smaller crops of each image, beside the V.
 
     Raises:
         BadInput: fewer ids than a batch, a batch of 1, no such colour.
     """
     background_colour(background)
     sampler = ResumableSampler(ids, batch_size, seed, start_step, part)
-    cropper = RandomCrops(recipe, views, seed)
+    cropper = RandomCrops(recipe, views, seed, small)
     cache_bytes = _CACHE_BYTES // max(1, workers)
-    dataset = CropDataset(source, sampler.ids, cropper, image_size, background, cache_bytes, decoded)
+    dataset = CropDataset(source, sampler.ids, cropper, image_size, background, cache_bytes, decoded, small)
     requests = one_pass(sampler.ids, batch_size)[part[0] :: part[1]] if once else sampler
     return read_batches(dataset, requests, workers, pin_memory)
 
@@ -153,7 +156,7 @@ def read_batches(
     if workers == 0:
         for request in requests:
             batch = dataset[request]
-            yield batch._replace(crops=batch.crops.pin_memory()) if pin_memory else batch
+            yield _pinned(batch) if pin_memory else batch
         return
     loader = _Loader(
         _InWorker(dataset),
@@ -195,6 +198,11 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pinned(batch: Batch) -> Batch:
+    small = tuple(crops.pin_memory() for crops in batch.small)
+    return batch._replace(crops=batch.crops.pin_memory(), small=small)
 
 
 def _as_it_is(batch: object) -> object:

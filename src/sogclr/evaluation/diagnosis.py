@@ -27,14 +27,15 @@ def diagnose(
     settle: int = 0,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    views_per_batch: int = 2,
 ) -> dict[str, float]:
     """Compare many batches of a loss, at fixed weights and fixed state, with the exact objective over all samples given.
 
-    A batch is `batch_size` samples drawn without replacement, each in two distinct views drawn at random. The mean
+    A batch is `batch_size` samples drawn without replacement, each in two (or more) distinct views drawn at random. The mean
     gradient costs one pass through the encoder whatever `batches` is, for the encoder is linear in what comes from above.
 
     Args:
-        loss: `loss(z0, z1, index)`; a copy in evaluation mode is used, so its state stays. Losses on the scale of
+        loss: `loss(z0, z1, index)`, or of more views `loss.of_views(z, index)`; a copy in evaluation mode is used, so its state stays. Losses on the scale of
             F / tau (`per_temperature`) are multiplied by tau first.
         encoder: (N, ...) -> (N, D), in evaluation mode (see `sogclr.exact.frozen`).
         views: (V, n, ...), V of 2 or more.
@@ -48,6 +49,7 @@ def diagnose(
             error is then the estimator's own, without what moving weights and batch statistics added in training.
         dtype: float64 computes in that.
         seed: of the draws.
+        views_per_batch: how many of a sample's views a batch holds, 2 or more. What is exact is over all V, whatever it is.
 
     Returns:
         `F1`, `F2` (the exact objectives), `gradient_norm` (of the exact gradient of the variant); relative to that norm
@@ -61,12 +63,14 @@ def diagnose(
     """
     count, n = views.shape[:2]
     _check_sizes(n, batch_size, batches, single_batches)
+    if not 2 <= views_per_batch <= count:
+        raise BadInput(f"views_per_batch must be from 2 to the {count} views of a sample and was {views_per_batch}")
     encoder, loss = exact.convert(encoder, dtype), copy.deepcopy(loss).eval()
     z = exact.embed_views(encoder, views)
     index = (torch.arange(n) if index is None else index).to(z.device)
     tau = temperature_of(loss, index) if temperature is None else temperature
     truth = flatten(exact.pull_back(encoder, views, exact.embedding_gradient(z, tau, variant)))
-    sampler = _BatchSampler(n, count, batch_size, seed)
+    sampler = _BatchSampler(n, count, batch_size, seed, views_per_batch)
     _settle(loss, z, index, sampler, settle * max(1, n // batch_size))
     mean, singles, errors = _average(loss, encoder, views, z, index, tau, sampler, batches, single_batches)
     return {
@@ -94,7 +98,7 @@ def _settle(loss: nn.Module, z: Tensor, index: Tensor, sampler: _BatchSampler, s
     loss.train()
     for _ in range(steps):
         rows, pair = (t.to(z.device) for t in sampler())
-        loss(*z[pair, rows], index[rows])
+        _value(loss, z[pair, rows], index[rows])
     loss.eval()
 
 
@@ -115,10 +119,10 @@ def _average(
     mean, singles, errors = torch.zeros_like(z), [], []
     for number in range(batches):
         rows, pair = (t.to(z.device) for t in sampler())
-        # gradient of the loss by the batch's embeddings, (2, B, D)
+        # gradient of the loss by the batch's embeddings, (V, B, D)
         x = z[pair, rows].requires_grad_()
         with torch.enable_grad():
-            grad = torch.autograd.grad(loss(*x, index[rows]) * scale, x)[0]
+            grad = torch.autograd.grad(_value(loss, x, index[rows]) * scale, x)[0]
         mean[pair, rows] += grad / batches
         if number < single_batches:
             inputs = views[pair.to(views.device), rows.to(views.device)]
@@ -126,6 +130,12 @@ def _average(
         if isinstance(nu := getattr(loss, "nu", None), Tensor):
             errors.append(nu - log_g[rows])
     return flatten(exact.pull_back(encoder, views, mean)), torch.stack(singles), errors
+
+
+def _value(loss: nn.Module, z: Tensor, index: Tensor) -> Tensor:
+    """Return the loss of a batch in V views, (V, B, D)."""
+    value: Tensor = loss(*z, index) if len(z) == 2 else loss.of_views(z, index)  # type: ignore[operator]
+    return value
 
 
 def _moments(mean: Tensor, singles: Tensor, truth: Tensor, batches: int) -> dict[str, float]:
@@ -152,14 +162,17 @@ def _normalizer_error(errors: list[Tensor]) -> dict[str, float]:
 
 
 class _BatchSampler:
-    """Batches of samples with two distinct views of each: rows (B,) and their views (2, B)."""
+    """Batches of samples with two or more distinct views of each: rows (B,) and their views (W, B)."""
 
-    def __init__(self, n: int, views: int, batch_size: int, seed: int) -> None:
-        self.n, self.views, self.batch_size = n, views, batch_size
+    def __init__(self, n: int, views: int, batch_size: int, seed: int, per_batch: int = 2) -> None:
+        self.n, self.views, self.batch_size, self.per_batch = n, views, batch_size, per_batch
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         rows = torch.randperm(self.n, generator=self.generator)[: self.batch_size]
+        if self.per_batch > 2:
+            order = torch.rand(self.views, self.batch_size, generator=self.generator).argsort(dim=0)
+            return rows, order[: self.per_batch]
         v0 = torch.randint(self.views, (self.batch_size,), generator=self.generator)
         step = torch.randint(1, self.views, (self.batch_size,), generator=self.generator)
         return rows, torch.stack([v0, (v0 + step) % self.views])

@@ -7,7 +7,7 @@ too, and each rank forms the whole gradient of its own rows, as anchors and as c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,25 +69,25 @@ def _own(count: int, sizes: list[int] | None) -> slice:
     return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 
-def log_sum_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
-    """Return log of the sum over N(a) of exp(s_ab / tau_a) of two views, each rank computing that of its own anchors.
+def log_sum_negatives(views: Sequence[Tensor], index: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return log of the sum over N(a) of exp(s_ab / tau_a) of V views, each rank computing that of its own anchors.
 
     Args:
-        z0: (G, D) unit rows of all ranks, gathered: the first view.
-        z1: (G, D), the second.
+        views: V of (G, D), unit rows of all ranks, gathered.
         index: (G,) their ids.
         temperature: a number, () or (G,), one a sample, the same on all ranks.
 
     Returns:
-        (2, G), the same on all ranks. If all go on to the same loss, the gradient of this rank's rows is complete, that
+        (V, G), the same on all ranks. If all go on to the same loss, the gradient of this rank's rows is complete, that
         of the other rows is zero, and that of the temperature is complete.
     """
-    z, ids = torch.cat([z0, z1]), index.repeat(2)
+    count = len(views)
+    z, ids = torch.cat(list(views)), index.repeat(count)
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
-        temperature = temperature.repeat(2)
+        temperature = temperature.repeat(count)
     if world_size() == 1:
-        return kernels.log_sum_negatives(z, ids, temperature).view(2, -1)
-    return _strips(z, None, ids, None, _one_each(temperature, len(z)), None, 2)[0].view(2, -1)
+        return kernels.log_sum_negatives(z, ids, temperature).view(count, -1)
+    return _strips(z, None, ids, None, _one_each(temperature, len(z)), None, count)[0].view(count, -1)
 
 
 def log_sum_between(

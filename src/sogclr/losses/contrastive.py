@@ -24,7 +24,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True)
 class Anchors:
-    """What a loss sees of the batch of all ranks: B samples, and V views of each that are anchors, 1 for MoCo, else 2."""
+    """What a loss sees of the batch of all ranks: B samples, and V views of each that are anchors, 1 for MoCo."""
 
     z: Tensor
     """(V, B, D) unit rows."""
@@ -33,14 +33,21 @@ class Anchors:
     temperature: float | Tensor
     """A float, () or (B,); or, where images and texts have their own, (2, B)."""
     s_pos: Tensor
-    """(B,): similarity of the two views."""
+    """(B,): similarity of the two views; of more the mean over all pairs of them."""
     log_g: Tensor
     """(V, B): log ĝ over the negatives in the batch."""
     negatives: float | Tensor = 0.0
     """How many negatives each anchor has: a number, (B,) or (V, B)."""
+    positives: Tensor | None = None
+    """(V - 1, V, B), of more than two views: similarity of each with each of the others."""
+
+    @property
+    def pairs(self) -> Tensor:
+        """Return the similarity of every pair of views: (B,) of two, (V - 1, V, B) of more."""
+        return self.s_pos if self.positives is None else self.positives
 
     def estimator_input(self) -> EstimatorInput:
-        """Return what an estimator sees of two views: both are anchors, and both are candidates."""
+        """Return what an estimator sees of views: all are anchors, and all are candidates."""
         z = self.z.detach()
         return EstimatorInput(z, z, temperatures.detached(self.temperature))
 
@@ -90,7 +97,7 @@ class ContrastiveLoss(StatefulModule):
         self.record(anchors, nu)
         if self.num_negatives is None:
             return F.dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature)
-        return F.softmax_dual_loss(anchors.s_pos, anchors.log_g, nu, anchors.temperature, self.num_negatives)
+        return F.softmax_dual_loss(anchors.pairs, anchors.log_g, nu, anchors.temperature, self.num_negatives)
 
     def record(self, anchors: Anchors, nu: Tensor, **more: Tensor) -> None:
         """Keep what `statistics` is made from; `more` stands beside its entries, or for one of them."""

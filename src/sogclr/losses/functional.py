@@ -43,9 +43,9 @@ def count_different(ids: Tensor) -> Tensor:
     return len(ids) - count_same(ids, ids)
 
 
-def negatives_of(index: Tensor) -> Tensor:
-    """Return how many negatives an anchor of each sample has, (B,) int64: both views of every sample of another id."""
-    return 2 * count_different(index)
+def negatives_of(index: Tensor, views: int = 2) -> Tensor:
+    """Return how many negatives an anchor of each sample has, (B,) int64: all views of every sample of another id."""
+    return views * count_different(index)
 
 
 def log_mean_negatives(z0: Tensor, z1: Tensor, index: Tensor, temperature: float | Tensor) -> Tensor:
@@ -114,8 +114,8 @@ def expand_temperature(temperature: float | Tensor, views: int = 2) -> float | T
 
 
 def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
-    """Return s_{a,p(a)}, (B,), of the (B, D) unit rows of two views."""
-    return (z0 * z1).sum(dim=1)
+    """Return s_{a,p(a)}, (..., B), of the (..., B, D) unit rows of two views."""
+    return (z0 * z1).sum(dim=-1)
 
 
 def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Tensor) -> Tensor:
@@ -126,10 +126,10 @@ def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Ten
     w = exp(log ĝ - nu), p the weights of the negatives: log ĝ - (sum of p s) / tau where nu = log ĝ.
 
     Args:
-        s_pos: (B,) similarities of the positives.
-        log_g: (2, B) log ĝ.
-        nu: (2, B), constant; a learned nu is trained by this very value (`estimators.PrototypeNormalizer`).
-        temperature: a float, (), (B,) or (2, B).
+        s_pos: (B,) similarities of the positives, of more than two views their means.
+        log_g: (V, B) log ĝ.
+        nu: (V, B), constant; a learned nu is trained by this very value (`estimators.PrototypeNormalizer`).
+        temperature: a float, (), (B,) or (V, B).
 
     Returns:
         (B,), one value a sample.
@@ -146,21 +146,21 @@ def softmax_dual_loss(
     denominator, and an anchor that has won already counts less, by 1 - p with p = exp(s / tau) / (exp(s / tau) + m g).
     With nu = log ĝ it and its gradient are that softmax loss; as m grows it becomes `dual_loss`.
 
-    Args as of `dual_loss`, and
+    Args as of `dual_loss`, with s_pos (V - 1, V, B) too, of more views: the mean is over each with each of the others. And
 
         negatives: m, greater than 0.
     """
     ahead = s_pos / temperature - nu - math.log(negatives)
     weight = torch.sigmoid(-ahead).detach()
     values = softplus(ahead, threshold=_LINEAR) + nu + weight * (torch.exp(log_g - nu) - 1)
-    return -s_pos + (temperature * values).mean(dim=0)
+    return -s_pos.view(-1, s_pos.shape[-1]).mean(dim=0) + (temperature * values).flatten(0, -2).mean(dim=0)
 
 
 def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
     """Return NT-Xent, the mean over the views a of  -s/tau + log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ).
 
     Args:
-        s_pos: (B,) similarities of the positives.
+        s_pos: (B,) similarities of the positives; or (V - 1, V, B), of each of V views with each of the others.
         log_g: (V, B) log ĝ.
         negatives: a number, (B,) or (V, B): how many negatives each anchor has.
         temperature: a float, (), (B,) or (V, B).
@@ -169,7 +169,7 @@ def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, tempera
         (B,), one value a sample.
     """
     excess = log_g - (s_pos / temperature - log_count(negatives))
-    return softplus(excess, threshold=_LINEAR).mean(dim=0)
+    return softplus(excess, threshold=_LINEAR).flatten(0, -2).mean(dim=0)
 
 
 _LINEAR = 40.0  # from here on log(1 + exp(x)) is x in float64 too

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from ..errors import BadInput
 from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, Reduction, replicated
@@ -53,8 +56,13 @@ class MoCoLoss(TwoViewLoss):
         super().__init__(temperature, reduction, normalize)
         self.queue = EmbeddingQueue(queue, dim)
 
-    def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """Return the (B,) losses of queries z0 against keys z1, (B, D) each, and push the keys."""
+    def values(self, views: Sequence[Tensor], index: Tensor) -> Tensor:
+        """Return the (B,) losses of queries against keys, (B, D) each, and push the keys."""
+        if len(views) != 2:
+            raise BadInput(
+                f"MoCo's loss takes a query and a key of each sample and was given {len(views)} views; give two"
+            )
+        z0, z1 = views
         self.queue.check_width(z0)
         check_not_negative(index)
         z1 = z1.detach()

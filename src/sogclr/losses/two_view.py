@@ -1,6 +1,8 @@
-"""Losses on two views of each image: the global contrastive loss (SogCLR, arXiv 2202.12387), NT-Xent and DCL."""
+"""Losses on two or more views of each image: the global contrastive loss (SogCLR, arXiv 2202.12387), NT-Xent and DCL."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,17 @@ from . import functional as F
 from . import temperatures
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import Convention, Estimator, Gamma, MovingAverage
-from .validation import check_built_for, check_negatives, check_num_negatives, check_pairs
+from .validation import check_built_for, check_negatives, check_num_negatives, check_views
+
+
+def positive_similarities(views: Sequence[Tensor]) -> Tensor:
+    """Return the similarity of each of V views, (B, D) unit rows, with each of the others: (V - 1, V, B)."""
+    z = torch.stack(list(views))
+    return torch.stack([F.positive_similarity(z, z.roll(-k, dims=0)) for k in range(1, len(z))])
 
 
 class TwoViewLoss(ContrastiveLoss):
-    """What the losses on two views have in common: checks, unit rows, float32, ids, ranks.
+    """What the losses on views have in common: checks, unit rows, float32, ids, ranks.
 
     A loss adds `per_sample`, or `values` where it sees more than the batch's negatives.
     """
@@ -40,30 +48,51 @@ class TwoViewLoss(ContrastiveLoss):
             BadInput: shapes, dtypes or ids are wrong.
             NonFinite: an embedding is not finite (CPU).
         """
-        index, sizes = check_on_all_ranks(check_pairs, z0, z1, index, self.num_samples)
-        with uneven_batch(sizes), no_autocast(z0):
+        return self.of_views((z0, z1), index)
+
+    def of_views(self, views: Tensor | Sequence[Tensor], index: Tensor) -> Tensor:
+        """Return the loss of a batch in V views of each sample, and update the state in training mode.
+
+        Every view is an anchor, its positives are the V - 1 other views of its sample, its negatives are all V views of
+        the other samples. The loss is the mean over anchors and, of each, over its positives; of two views it is
+        `loss_fn(z0, z1, index)` to the last bit. Crops of several sizes are views like any others.
+
+        Args:
+            views: (V, B, D) floating, or V of (B, D), V of 2 or more.
+            index: (B,) int64 or int32, ids of the samples.
+
+        Returns:
+            As `forward`, of whose conditions all hold.
+
+        Raises:
+            BadInput: as `forward`, or there is one view alone.
+            NonFinite: as `forward`.
+        """
+        index, sizes = check_on_all_ranks(check_views, views[0], views[1:], index, self.num_samples)
+        with uneven_batch(sizes), no_autocast(views[0]):
             index = gather(index)
             check_negatives(index)
-            values = self.values(gather(self.rows(z0)), gather(self.rows(z1)), index)
+            values = self.values([gather(self.rows(z)) for z in views], index)
         return self.reduce(values)
 
-    def values(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
-        """Return the (B,) losses of the (B, D) unit rows of all ranks, with ids (B,)."""
-        tau = temperatures.temperature_at(self.temperature, index, z0)
+    def values(self, views: Sequence[Tensor], index: Tensor) -> Tensor:
+        """Return the (B,) losses of V views, (B, D) unit rows of all ranks each, with ids (B,)."""
+        tau = temperatures.temperature_at(self.temperature, index, views[0])
         tau = replicated(tau) if isinstance(tau, Tensor) else tau
-        negatives = F.negatives_of(index).to(z0.dtype)
-        log_g = log_sum_negatives(z0, z1, index, tau) - negatives.log()
-        s_pos = F.positive_similarity(z0, z1)
-        return self.per_sample(Anchors(torch.stack([z0, z1]), index, tau, s_pos, log_g, negatives))
+        negatives = F.negatives_of(index, len(views)).to(views[0].dtype)
+        log_g = log_sum_negatives(views, index, tau) - negatives.log()
+        positives = positive_similarities(views) if len(views) > 2 else None
+        s_pos = F.positive_similarity(views[0], views[1]) if positives is None else positives.mean(dim=(0, 1))
+        return self.per_sample(Anchors(torch.stack(list(views)), index, tau, s_pos, log_g, negatives, positives))
 
     def per_sample(self, anchors: Anchors) -> Tensor:
         """Return the loss of each sample, and record what `statistics` is made from.
 
         Args:
-            anchors: the batch of all ranks: B samples, (2, B) anchors.
+            anchors: the batch of all ranks: B samples, (V, B) anchors.
 
         Returns:
-            (B,), differentiable in `s_pos`, `log_g` and `temperature` of the anchors.
+            (B,), differentiable in `s_pos`, `positives`, `log_g` and `temperature` of the anchors.
         """
         raise NotImplementedError
 
@@ -103,7 +132,12 @@ class GlobalContrastiveLoss(TwoViewLoss):
         >>> int(torch.isfinite(loss_fn.estimator.log_u).sum())
         8
 
-    Source: arXiv 2202.12387, Algorithm 1.
+    More views of each sample, (V, B, D), all in one encoder pass; NT-Xent and DCL take them too:
+
+        >>> z = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss_fn.of_views(z, index=torch.arange(8)).backward()
+
+    Source: arXiv 2202.12387, Algorithm 1; many views at once: 2403.05490.
     """
 
     def __init__(
@@ -155,7 +189,7 @@ class NTXentLoss(TwoViewLoss):
     def per_sample(self, anchors: Anchors) -> Tensor:
         """Return  log( exp(s/tau) + sum over N(a) of exp(s_ab/tau) ) - s/tau, the mean over the views: (B,)."""
         self.record(anchors, anchors.log_g)
-        return F.ntxent_loss(anchors.s_pos, anchors.log_g, anchors.negatives, anchors.temperature)
+        return F.ntxent_loss(anchors.pairs, anchors.log_g, anchors.negatives, anchors.temperature)
 
 
 class DecoupledContrastiveLoss(TwoViewLoss):

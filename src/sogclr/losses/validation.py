@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +52,30 @@ def check_pairs(
     if finite and z0.device.type == "cpu":
         check_finite(z0, z1, index)
     return index.to(device=z0.device, dtype=torch.int64, non_blocking=True)
+
+
+def check_views(first: Tensor, others: Sequence[Tensor], index: Tensor, num_samples: int | None) -> Tensor:
+    """Return `index` after the checks of `check_pairs`, of all views of a batch.
+
+    Args:
+        first: (B, D) floating.
+        others: V - 1 of (B, D) floating.
+        index: (B,) int64 or int32, on any device.
+        num_samples: as of `check_pairs`.
+
+    Raises:
+        BadInput: as `check_pairs`, or there is one view alone.
+        NonFinite: as `check_pairs`.
+    """
+    if not len(others):
+        raise BadInput(
+            "a positive is another view of the same sample and there is 1 view; give embeddings of 2 or more"
+        )
+    what = VIEWS if len(others) == 1 else f"the {len(others) + 1} views' embeddings"
+    checked = index
+    for z in others:
+        checked = check_pairs(first, z, index, num_samples, what)
+    return checked
 
 
 def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor, what: str) -> None:

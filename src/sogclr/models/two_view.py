@@ -1,4 +1,4 @@
-"""The model that two views of an image train: a backbone with a projection head."""
+"""The model that views of an image train: a backbone with a projection head."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class ContrastiveModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (N, head_dim) for images (N, 3, S, S), not normalised: the loss does that."""
+    def forward(self, images: Tensor, *small: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return (N, head_dim) for images (N, 3, S, S), not normalised: the loss does that; a tuple of images of several sizes."""
         embeddings: Tensor = self.head(self.backbone(images))
-        return embeddings
+        return (embeddings, *(self.head(self.backbone(x)) for x in small)) if small else embeddings
 
     def train(self, mode: bool = True) -> ContrastiveModel:
         """Set training mode, except for frozen modules."""

@@ -14,7 +14,6 @@ from ..data.decoded import require_decoded
 from ..data.labels import Labels, read_labels
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
-from ..data.recipe import Recipe, recipe_from_table
 from ..data.source import Source
 from ..errors import BadInput
 from ..evaluation.warm_start import keeps_normalizers
@@ -36,7 +35,7 @@ from .own.parts import OwnLoss, OwnParts, probe_width
 from .own.views import OwnViews
 from .pair_task import PairTask
 from .parts import OnMetrics, Parts
-from .reading import Reading
+from .reading import Reading, view_groups
 from .resolve import count_steps_per_epoch, tower_rates
 from .skip import use_fused
 from .views import ImageViews, Views
@@ -141,14 +140,17 @@ def _without_weights(config: TrainConfig, run: RunFolder) -> TrainConfig:
 def _reading(config: TrainConfig, source: Source) -> Reading:
     """Return how samples are read: from decoded images where the configuration asks for them, else from files."""
     data, cached = config.data, config.data.cache != "none"
+    full, *small = view_groups(config)
     return Reading(
-        recipe=recipe_from_table(Recipe(), config.augment),
-        image_size=data.image_size or 0,
+        recipe=full.recipe,
+        image_size=full.size,
         batch_size=config.run.batch_size,
         seed=config.run.seed,
         workers=data.workers or 0,
         background=data.background,
         decoded=require_decoded(source.images, data.background, data.cache) if cached else None,
+        views=full.views,
+        small=tuple(small),
     )
 
 
@@ -174,6 +176,8 @@ def _image_task(
             f"{info.name} takes images of 3 channels and the views have {shape[0]}; give a model of your own"
         )
     model = build_image_model(config, own, shape)
+    for group in reading.small:
+        probe_width(model.backbone, (shape[0], group.size, group.size))
     _to_device(model, config, device)
     loss = own_loss(own.loss, source) if own.loss is not None else build_loss(config, source)
     image_task = (source, views, model, loss.to(device), info, device)

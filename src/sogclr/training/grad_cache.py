@@ -60,7 +60,12 @@ class GradCache:
         self._precision: AbstractContextManager[None] | torch.autocast = nullcontext()
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Return the embeddings of all rows, cut off from the graph; a tuple where the model gives one."""
+        """Return the embeddings of all rows, cut off from the graph; a tuple where the model gives one.
+
+        Inputs of unlike numbers of rows, views of several sizes, are encoded by themselves.
+        """
+        if len({len(x) for x in inputs}) > 1:
+            return tuple(self(x) for x in inputs)
         kept = [b.clone() for b in self.model.buffers()]
         parts, several, kind = [], False, inputs[0].device.type
         self._precision = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))

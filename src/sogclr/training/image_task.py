@@ -1,4 +1,4 @@
-"""Training on images alone: two views of each, one encoder with its head; and MoCo, which adds an encoder of keys."""
+"""Training on images alone: views of each, one encoder with its head; and MoCo, which adds an encoder of keys."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..data.source import Source
 from ..evaluation.exact import eval_mode
 from ..evaluation.warm_start import set_view_normalizers
 from ..losses import GlobalContrastiveLoss
+from ..losses.two_view import TwoViewLoss
 from ..models.encoder import EncoderInfo, save_encoder
 from ..models.features import broadcast_buffers
 from ..models.two_view import ContrastiveModel
@@ -29,13 +30,13 @@ from .views import Views
 
 
 class ImageTask(Task):
-    """Images for the trainer: two views of each, one encoder with its head, the losses on two views.
+    """Images for the trainer: views of each, one encoder with its head, the losses on views.
 
     Args:
         source: the images.
-        views: makes two views of each.
+        views: makes the views of each.
         model: backbone and head, on `device`.
-        loss: called with (z0, z1, ids), on `device`.
+        loss: called with (z0, z1, ids), or of more views `loss.of_views(z, ids)`, on `device`.
         info: what the encoder file says of itself.
         device: where the model is.
     """
@@ -59,7 +60,7 @@ class ImageTask(Task):
         """Compute nothing: all is there before the first step."""
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
-        """Yield batches from `start` on, two views of each image."""
+        """Yield batches from `start` on, the views of each image."""
         return self.views.batches(start, pin_memory)
 
     def blank_batch(self) -> Batch:
@@ -72,18 +73,26 @@ class ImageTask(Task):
 
     # --------------------------------------------------------------------------------------------------------- one step
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return both views of all images, (2B, C, S, S): the first views before the second."""
-        return (self.views.inputs(batch, self.device),)
+        """Return the V views of each size of all images, (V B, C, S, S): the first views before the second."""
+        return self.views.inputs(batch, self.device)
 
     def ids(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the images' ids, (B,)."""
         return (batch.index,)
 
     def loss(self, encode: Encode, inputs: tuple[Tensor, ...], ids: tuple[Tensor, ...]) -> Tensor:
-        """Return the loss of one forward pass for both views."""
-        (views,) = inputs
-        z0, z1 = encode(views).chunk(2)
-        return self._loss(z0, z1, *ids)
+        """Return the loss of one forward pass for all views."""
+        views = self._embed(encode, inputs)
+        if len(views) == 2:
+            return self._loss(views[0], views[1], *ids)
+        assert isinstance(self.loss_fn, TwoViewLoss), "the loss takes more than two views"
+        return self.loss_fn.of_views(views, *ids)
+
+    def _embed(self, encode: Encode, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return the embeddings of every view, (B, D) each."""
+        outputs = encode(*inputs)
+        of_sizes = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [z for rows, count in zip(of_sizes, self.views.counts, strict=True) for z in rows.chunk(count)]
 
     def _loss(self, z0: Tensor, z1: Tensor, index: Tensor) -> Tensor:
         value: Tensor = self.loss_fn(z0, z1, index)
@@ -98,7 +107,7 @@ class ImageTask(Task):
         return transfer_state(self.loss_fn, loss_state, {"estimator.log_u": names, "temperature.tau": names})
 
     def set_exact_normalizers(self, progress: Progress) -> None:
-        """Set u of every readable image to the exact mean of g over two views, those of epoch 0, in evaluation mode."""
+        """Set u of every readable image to the exact mean of g over its views, those of epoch 0, in evaluation mode."""
         assert isinstance(self.loss_fn, GlobalContrastiveLoss), "the loss keeps normalizers"
         broadcast_buffers(self.model)
         report, total, done = progress.callback("embeddings of all images"), len(self.source.usable), 0
@@ -106,8 +115,8 @@ class ImageTask(Task):
         with eval_mode(self.model), torch.inference_mode():
             for batch in self.views.one_pass():
                 if len(batch.index):
-                    z = self.model(self.views.inputs(batch, self.device)).float()
-                    rows.append(z.view(2, len(batch.index), -1).cpu().numpy())
+                    z = torch.stack(self._embed(self.model, self.inputs(batch)))
+                    rows.append(z.float().cpu().numpy())
                     ids.append(batch.index.numpy().copy())
                 done += distributed.world_size() * (len(batch.index) + len(batch.bad))
                 report(min(done, total), total)

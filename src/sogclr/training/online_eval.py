@@ -24,7 +24,7 @@ from ..models.two_view import ContrastiveModel
 from .reading import Reading
 
 IMAGES = 2000  # enough for kNN to a percent, and a small part of an epoch
-DIAGNOSED, DIAGNOSED_VIEWS = 512, 4  # images and views of each over which the diagnosis is exact
+DIAGNOSED = 512  # images over which the diagnosis is exact, in twice the views of a batch
 DIAGNOSED_BYTES = 1 << 30  # of their pixels: fewer images where they are large
 VIEWED = 512  # of them at the least, for the alignment of two views
 
@@ -143,7 +143,8 @@ def online_diagnosis(
         device: where the model is.
     """
     # which images
-    most = DIAGNOSED_BYTES // (DIAGNOSED_VIEWS * 3 * 4 * reading.image_size**2)
+    count_views = 2 * reading.views
+    most = DIAGNOSED_BYTES // (count_views * 3 * 4 * reading.image_size**2)
     count = min(len(manifest.usable), DIAGNOSED, max(2, most))
     draw = np.random.Generator(np.random.Philox(key=reading.seed + 1))
     ids = np.sort(draw.choice(manifest.usable, count, replace=False))
@@ -155,13 +156,22 @@ def online_diagnosis(
         reading.image_size,
         len(ids),
         reading.seed,
-        views=DIAGNOSED_VIEWS,
+        views=count_views,
         background=reading.background,
     )
     batch = next(loader)
     crops = batch.crops.to(device)
-    views = torch.stack([augment(crops[v], batch.index.numpy(), 0, v) for v in range(DIAGNOSED_VIEWS)])
+    views = torch.stack([augment(crops[v], batch.index.numpy(), 0, v) for v in range(count_views)])
     # the diagnosis
     size = min(reading.batch_size, len(ids))
     with eval_mode(model):
-        return diagnose(loss, model, views, index=batch.index, batch_size=size, batches=200, single_batches=16)
+        return diagnose(
+            loss,
+            model,
+            views,
+            index=batch.index,
+            batch_size=size,
+            batches=200,
+            single_batches=16,
+            views_per_batch=reading.views,
+        )

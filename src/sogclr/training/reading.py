@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from .. import distributed
+from ..config.methods import METHODS
+from ..config.schema import TrainConfig
 from ..data.crops import Batch
 from ..data.decoded import DecodedImages
 from ..data.loader import training_loader
-from ..data.recipe import Recipe
+from ..data.multi_crop import CropGroup, crop_groups
+from ..data.recipe import Recipe, recipe_from_table
 from ..data.source import Source
+from ..errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class Reading:
     """What transparent pixels are laid on."""
     decoded: DecodedImages | None = None
     """Where images are taken from instead of their files."""
+    views: int = 2
+    """Of each image, of `image_size` pixels; of pairs one is read."""
+    small: tuple[CropGroup, ...] = ()
+    """Smaller views of each image beside them, of multi-crop."""
+
+    @property
+    def groups(self) -> list[CropGroup]:
+        """Return the views of each image, the largest first."""
+        return [CropGroup(self.views, self.image_size, self.recipe), *self.small]
 
     def batches(self, source: Source, start: int, views: int, pin_memory: bool, once: bool = False) -> Iterator[Batch]:
         """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (images x views, B, S, S, 3).
@@ -53,10 +66,36 @@ class Reading:
             part=distributed.shard(),
             decoded=self.decoded,
             once=once,
+            small=self.small,
         )
 
     def blank_batch(self, source: Source, views: int) -> Batch:
         """Return black crops of two samples, of which only the shapes count."""
-        side, ids = self.image_size, source.usable[:2]
-        crops = views * source.images_of(ids).shape[1]
-        return Batch(0, 0, torch.from_numpy(ids), torch.zeros(crops, 2, side, side, 3, dtype=torch.uint8), [])
+        ids = source.usable[:2]
+        sizes = [(views * source.images_of(ids).shape[1], self.image_size), *((g.views, g.size) for g in self.small)]
+        crops, *small = (torch.zeros(count, 2, side, side, 3, dtype=torch.uint8) for count, side in sizes)
+        return Batch(0, 0, torch.from_numpy(ids), crops, [], tuple(small))
+
+
+def view_groups(config: TrainConfig) -> list[CropGroup]:
+    """Return the views of each image of a resolved configuration, the largest first."""
+    data = config.data
+    return crop_groups(data.crops, data.views, data.image_size or 0, recipe_from_table(Recipe(), config.augment))
+
+
+def check_views(config: TrainConfig, kind: str) -> None:
+    """Check that more than two views of an image go with the kind of DATA and the method.
+
+    Raises:
+        BadInput: they do not.
+    """
+    data, method = config.data, config.loss.method
+    option = f"--views {data.views}" if data.crops is None else f"--crops {data.crops}"
+    if data.crops is None and data.views == 2:
+        return
+    if kind != "images":
+        raise BadInput(f"{option} is for images alone and {data.data} holds {kind}; leave it out")
+    if not METHODS[method].many_views:
+        raise BadInput(f"{option} does not go with --method {method}, which contrasts two views; leave it out")
+    if "," in option and config.run.diagnose_every:
+        raise BadInput(f"--diagnose-every needs views of one size and {option} has several; leave one out")

@@ -13,6 +13,7 @@ from ..config.rows import Row
 from ..config.schema import ModelConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
 from ..data.inputs import Inputs, inputs_from_table
+from ..data.multi_crop import full_side, views_words
 from ..data.pair_columns import Kind
 from ..data.pairs import Pairs
 from ..data.recipe import named_recipe, recipe_from_table
@@ -25,6 +26,7 @@ from ..models.pretrained import describe_weights, license_of, resolve_pretrained
 from .clip_start import check_clip, clip_line, fill_in
 from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .rates import SMALL_VIEWS, TUNED_SHARE, learning_rate, optimizer_words, warmup, weight_decay
+from .reading import check_views, view_groups
 from .warm_start import resolve_warm_start, usual_warm_start
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
@@ -46,7 +48,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     config = config if start is None else fill_in(config, start)
     model, weights = resolve_pretrained(config.model.model, config.model.pretrained)
     of_weights, weights_size = describe_weights(model, weights)
-    size = config.data.image_size or weights_size or image_size_for(source)
+    size = config.data.image_size or full_side(config.data.crops) or weights_size or image_size_for(source)
     model, why = resolve_name(model, size)
     inputs = inputs_from_table(Inputs(**of_weights), config.inputs)
     patches = is_vision_transformer(model)
@@ -94,6 +96,7 @@ def check_kind(config: TrainConfig, kind: str) -> None:
         )
     if kind == "pairs" and config.run.diagnose_every:
         raise BadInput("--diagnose-every measures losses on two views of an image, and DATA holds pairs; leave it out")
+    check_views(config, kind)
     if kind != "pairs":
         _refuse_options(config, [f.name for f in fields(PairsConfig)], "pairs", "images")
 
@@ -264,7 +267,7 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         f"encoder   {config.model.model} ({why}){towers}{frozen_words(config.model)}{_lr_scale_words(pairs.image_rate)}",
         f"weights   {_weights_words(config)}",
         f"texts     {texts}{towers}{_lr_scale_words(pairs.text_rate)}",
-        f"views     {config.data.image_size} pixels",
+        f"views     {views_words(view_groups(config), run.batch_size)}",
         f"head      {_head_words(config.model)}",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",

@@ -1,4 +1,4 @@
-"""Where the two views of an image come from: image files, cropped by readers and augmented on the device."""
+"""Where the views of an image come from: image files, cropped by readers and augmented on the device."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from .reading import Reading
 
 
 class Views(Protocol):
-    """Two views of every image of a data set: a function of (seed, epoch, id)."""
+    """Views of every image of a data set: a function of (seed, epoch, id)."""
 
     scored: str
     """What the online scores are of, in the plural."""
+    counts: tuple[int, ...]
+    """How many views of an image there are of each size, the largest first."""
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield this rank's part of batch `start` and of all that follow, without end."""
         ...
 
     def one_pass(self) -> Iterator[Batch]:
-        """Yield this rank's part of all samples, each once, in the two views of epoch 0."""
+        """Yield this rank's part of all samples, each once, in the views of epoch 0."""
         ...
 
     def blank_batch(self) -> Batch:
         """Return a batch of two samples without content, of which only the shapes count."""
         ...
 
-    def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return both views of all images, (2B, C, S, S): the first views before the second."""
+    def inputs(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the V views of each size of all images, (V B, C, S, S): the first views before the second."""
         ...
 
     def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
@@ -71,24 +73,31 @@ class ImageViews:
         self.manifest, self.info, self.reading = manifest, info, reading
         self.scored = "training images" if held_out is None else "validation images"
         self.evaluated = held_out or Scored(manifest, labels, scored_ids(manifest.usable, labels, reading.seed))
-        self.augment = Augmentation(reading.recipe, reading.image_size, info.mean, info.std, reading.seed)
+        self.augment, *self.of_small = (
+            Augmentation(g.recipe, g.size, info.mean, info.std, reading.seed) for g in reading.groups
+        )
+        self.counts = tuple(g.views for g in reading.groups)
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
-        """Yield batches from `start` on, two crops of each image, uint8 (2, B, S, S, 3)."""
-        return self.reading.batches(self.manifest, start, 2, pin_memory)
+        """Yield batches from `start` on, V crops of each image, uint8 (V, B, S, S, 3)."""
+        return self.reading.batches(self.manifest, start, self.reading.views, pin_memory)
 
     def one_pass(self) -> Iterator[Batch]:
-        """Yield two crops of each image, once, as epoch 0 draws them."""
-        return self.reading.batches(self.manifest, 0, 2, False, once=True)
+        """Yield the crops of each image, once, as epoch 0 draws them."""
+        return self.reading.batches(self.manifest, 0, self.reading.views, False, once=True)
 
     def blank_batch(self) -> Batch:
         """Return two black images."""
-        return self.reading.blank_batch(self.manifest, 2)
+        return self.reading.blank_batch(self.manifest, self.reading.views)
 
-    def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return both views of all images, (2B, 3, S, S), augmented on the device."""
-        crops, ids = batch.crops.to(device, non_blocking=True), batch.index.numpy()
-        return torch.cat([self.augment(crops[view], ids, batch.epoch, view) for view in (0, 1)])
+    def inputs(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the V views of each size of all images, (V B, 3, S, S), augmented on the device."""
+        ids, found, view = batch.index.numpy(), [], 0
+        for augment, crops in zip((self.augment, *self.of_small), (batch.crops, *batch.small), strict=True):
+            on_device = crops.to(device, non_blocking=True)
+            found.append(torch.cat([augment(c, ids, batch.epoch, view + k) for k, c in enumerate(on_device)]))
+            view += len(crops)
+        return tuple(found)
 
     def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
         """Return the accuracy of kNN with labels, label-free scores without."""

@@ -72,7 +72,8 @@ def _shown(value: object) -> str:
 
 def _times(summary: RunSummary) -> list[list[str]]:
     seconds, rate, wait = summary.seconds(), summary.per_second(), summary.data_wait()
-    views = ", two views each" if summary.unit == "images" else ""
+    crops, views = summary.get("data", "crops"), summary.get("data", "views") or 2
+    views = f", {crops or ('two' if views == 2 else views)} views each" if summary.unit == "images" else ""
     return [
         ["training, in all", clock(seconds) if seconds else "not timed"],
         ["of it, online evaluation", clock(summary.evaluation_seconds())],

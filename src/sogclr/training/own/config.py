@@ -12,8 +12,10 @@ from ...config.objective import LossConfig, TemperatureMode
 from ...config.schema import TrainConfig
 from ...data.source import Source
 from ...errors import BadInput
+from ...losses import MoCoLoss
 from ...losses.contrastive import ContrastiveLoss
 from ...losses.temperatures import Global, PerSample
+from ...losses.two_view import TwoViewLoss
 from ..parts import OnMetrics
 from .data import view_side
 from .parts import PARTS, OwnParts, name_of, own_name
@@ -121,6 +123,7 @@ def adapt_config(config: TrainConfig, lines: list[str], source: Source, own: Own
     if config.data.validation is not None and (own.dataset is not None or own.transform is not None):
         part = "dataset=" if own.dataset is not None else "transform="
         raise BadInput(f"validation={config.data.validation!r} does not go with {part}; leave it out")
+    _check_views(config, own)
     replaced: dict[str, str] = {}
     if own.loss is not None:
         replaced["loss"] = f"{name_of(own.loss)}, given"
@@ -130,6 +133,20 @@ def adapt_config(config: TrainConfig, lines: list[str], source: Source, own: Own
     if own.transform is not None:
         replaced["views"] = f"of {name_of(own.transform)}, given"
     return config, [f"{line[:10]}{replaced.get(line[:10].strip(), line[10:])}" for line in lines]
+
+
+def _check_views(config: TrainConfig, own: OwnParts) -> None:
+    """Refuse more than two views of an image with parts of the user's own that are for two."""
+    data = config.data
+    option = f"views={data.views}" if data.crops is None else f"crops={data.crops!r}"
+    two_views = own.loss is not None and (not isinstance(own.loss, TwoViewLoss) or isinstance(own.loss, MoCoLoss))
+    for name, given in (
+        ("dataset", own.dataset),
+        ("transform", own.transform),
+        ("loss", own.loss if two_views else None),
+    ):
+        if given is not None and (data.crops is not None or data.views > 2):
+            raise BadInput(f"{option} does not go with {name}=, which is for two views of an image; leave it out")
 
 
 def _temperature_mode(loss: nn.Module) -> TemperatureMode:

@@ -162,10 +162,10 @@ def probe_width(model: nn.Module, shape: tuple[int, ...]) -> int:
     model.eval()
     try:
         features = model(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # timm asserts the size of an image
         raise BadInput(
             f"{name_of(model)} cannot take images (2, {', '.join(map(str, shape))}): {error}; give a model for images of "
-            "this shape, or --image-size"
+            "this shape, or another side"
         ) from error
     finally:
         model.train(mode)

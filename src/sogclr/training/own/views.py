@@ -94,6 +94,7 @@ class OwnViews:
     """
 
     scored = "training images"
+    counts: tuple[int, ...] = (2,)
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class OwnViews:
                 except BadImage:
                     continue
                 batch = Batch(0, 0, torch.tensor([id]), views[:, None], [])
-                return tuple(self.inputs(batch, torch.device("cpu")).shape[1:])
+                return tuple(self.inputs(batch, torch.device("cpu"))[0].shape[1:])
         raise BadInput("none of the first 100 images can be read; give others")
 
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
@@ -139,12 +140,12 @@ class OwnViews:
         batch = self.reader[Request(0, 0, self.source.usable[:2])]
         return batch._replace(crops=torch.zeros_like(batch.crops))
 
-    def inputs(self, batch: Batch, device: torch.device) -> Tensor:
+    def inputs(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
         """Return both views of all samples, (2B, C, H, W): the first views before the second."""
         crops = batch.crops.to(device, non_blocking=True)
         if crops.dtype != torch.uint8:  # views already
-            return crops.float().flatten(0, 1)
-        return torch.cat([self.augment(crops[v], batch.index.numpy(), batch.epoch, v) for v in (0, 1)])
+            return (crops.float().flatten(0, 1),)
+        return (torch.cat([self.augment(crops[v], batch.index.numpy(), batch.epoch, v) for v in (0, 1)]),)
 
     @torch.inference_mode()
     def evaluate(self, model: ContrastiveModel, device: torch.device) -> dict[str, float]:
@@ -160,7 +161,7 @@ class OwnViews:
         try:
             batches = [self.reader[Request(0, 0, part)] for part in np.array_split(ids, -(-len(ids) // 64))]
             rows = [
-                model.backbone(self.inputs(b, device)).float().view(2, len(b.index), -1)
+                model.backbone(*self.inputs(b, device)).float().view(2, len(b.index), -1)
                 for b in batches
                 if len(b.index)
             ]
