@@ -126,13 +126,13 @@ class OwnViews:
         """Yield batches from `start` on, two views of each sample."""
         reading = self.reading
         sampler = ResumableSampler(self.source.usable, reading.batch_size, reading.seed, start, distributed.shard())
-        return read_batches(self.reader, sampler, reading.workers, pin_memory)
+        return read_batches(self.reader, sampler.passes(), reading.workers, pin_memory)
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield two views of each sample, once, as epoch 0 draws them."""
         rank, ranks = distributed.shard()
         requests = one_pass(self.source.usable, self.reading.batch_size)[rank::ranks]
-        return read_batches(self.reader, requests, min(self.reading.workers, len(requests)), False)
+        return read_batches(self.reader, [requests], min(self.reading.workers, len(requests)), False)
 
     def blank_batch(self) -> Batch:
         """Return two samples, of which only the shapes count."""
