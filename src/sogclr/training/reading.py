@@ -12,7 +12,9 @@ from ..data.crops import Batch
 from ..data.decoded import DecodedImages
 from ..data.loader import training_loader
 from ..data.recipe import Recipe
+from ..data.sampler import Order, ResumableSampler
 from ..data.source import Source
+from .neighbours import Neighbours
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,17 @@ class Reading:
     """What transparent pixels are laid on."""
     decoded: DecodedImages | None = None
     """Where images are taken from instead of their files."""
+    neighbours: Neighbours | None = None
+    """Makes the order of an epoch; None for the random one."""
+
+    @property
+    def order(self) -> Order | None:
+        """Return what makes the order of an epoch, if it is not the random one."""
+        return None if self.neighbours is None else self.neighbours.order
+
+    def sampler(self, source: Source, start: int) -> ResumableSampler:
+        """Return the ids of this rank's part of batch `start` and of all that follow."""
+        return ResumableSampler(source.usable, self.batch_size, self.seed, start, distributed.shard(), self.order)
 
     def batches(self, source: Source, start: int, views: int, pin_memory: bool, once: bool = False) -> Iterator[Batch]:
         """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (images x views, B, S, S, 3).
@@ -53,6 +66,7 @@ class Reading:
             part=distributed.shard(),
             decoded=self.decoded,
             once=once,
+            order=self.order,
         )
 
     def blank_batch(self, source: Source, views: int) -> Batch:

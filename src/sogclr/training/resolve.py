@@ -24,6 +24,7 @@ from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .clip_start import SHARE, check_clip, clip_line, fill_in
 from .freezing import check_freezing, choose_batchnorm, frozen_words
+from .neighbours import check_neighbours, neighbour_lines
 from .optim import learning_rate, weight_decay
 from .warm_start import resolve_warm_start, usual_warm_start
 
@@ -57,6 +58,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     check_freezing(config, source.kind)
     steps_per_epoch = count_steps_per_epoch(config, source)
     total = min(config.run.epochs * steps_per_epoch, config.run.max_steps or config.run.epochs * steps_per_epoch)
+    check_neighbours(config, source, total)
     run, workers = _resolve_run(config, total, steps_per_epoch)
     cache, cache_lines = choose_cache(config, source)
     resolved = replace(
@@ -270,6 +272,7 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         f"views     {config.data.image_size} pixels",
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
+        *neighbour_lines(run, source.kind),
         f"optimizer {optim.optimizer}, lr {optim.lr:.4g}{_rate_words(config)}, weight decay {optim.weight_decay:g}, {optim.warmup_epochs:g} warm-up epochs",
         f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]
