@@ -211,6 +211,7 @@ def test_the_mean_of_two_unit_embeddings_is_kept_where_it_is_finite():
     ("options", "sentence"),
     [
         ({"batch_size": 2}, "half a batch with near samples and --batch-size was 2; give 4 or more"),
+        ({"batch_size": 110}, "among 128 images or more and an epoch has 110; leave it out"),
         ({"epochs": 1}, "begins with the second epoch and this run ends in its first, of 25 batches; leave it out"),
         ({"max_steps": 8, "accumulate": 3}, "this run ends in its first"),
     ],

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .. import distributed
 from ..config.schema import RunConfig, TrainConfig
-from ..data.neighbour_order import COLUMNS, group_size, neighbour_order, random_signs
+from ..data.neighbour_order import COLUMNS, LEAF, group_size, neighbour_order, random_signs
 from ..data.source import Source
 from ..errors import BadInput
 from ..kernels import ranks
@@ -121,7 +121,7 @@ def check_neighbours(config: TrainConfig, source: Source, total: int) -> None:
         total: its steps.
 
     Raises:
-        BadInput: they would never begin, or a batch is too small for two groups.
+        BadInput: they would never begin, or a batch or an epoch is too small for groups.
     """
     run = config.run
     if run.batches != "neighbours":
@@ -131,6 +131,11 @@ def check_neighbours(config: TrainConfig, source: Source, total: int) -> None:
             f"--batches neighbours fills half a batch with near samples and --batch-size was {run.batch_size}; give 4 or more"
         )
     first = len(source.usable) // run.batch_size
+    if first * run.batch_size < 2 * LEAF:
+        raise BadInput(
+            f"--batches neighbours looks for near ones among {2 * LEAF} {source.kind} or more and an epoch has "
+            f"{first * run.batch_size}; leave it out"
+        )
     if total * config.optim.accumulate <= first:
         raise BadInput(
             f"--batches neighbours begins with the second epoch and this run ends in its first, of {first:,} batches; "
