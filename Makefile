@@ -103,6 +103,7 @@ results: .venv/with-research .venv-integrations/installed
 	$(BIN)/python -m research.normalizer
 	$(BIN)/python -m benchmarks.state_cost
 	$(BIN)/python -m benchmarks.sharded_state
+	$(BIN)/python -m benchmarks.neighbour_batches
 	$(BIN)/python -m benchmarks.traffic
 	$(BIN)/python -m research.tried
 	$(BIN)/python -m research.strength

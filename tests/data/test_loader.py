@@ -345,3 +345,19 @@ def test_recipes_without_room_for_doubt_are_the_same_in_both_views(tmp_path):
     whole = replace(Recipe(), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     batch = next(training_loader(found, found.usable, whole, 16, 2, 0))
     assert torch.equal(batch.crops[0], batch.crops[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_order_is_asked_for_before_all_batches_of_the_epoch_before_were_taken(workers, folder):
+    manifest, taken, asked = Manifest.scan(folder), [], {}
+
+    def order(ids, epoch):
+        asked[epoch] = len(taken)
+        return np.sort(ids)
+
+    batches = training_loader(manifest, manifest.usable, RECIPE, 16, 8, 3, workers=workers, start_step=1, order=order)
+    each = len(manifest.usable) // 8
+    while len(taken) < 2 * each:
+        taken.append(next(batches).step)
+    assert taken == list(range(1, 2 * each + 1))
+    assert asked == {0: 0, 1: each - 1, 2: 2 * each - 1}

@@ -90,3 +90,21 @@ def test_the_parts_of_a_batch_in_their_order_are_the_batch(parts):
         assert {(piece.step, piece.epoch) for piece in pieces} == {(request.step, request.epoch)}
     with pytest.raises(BadInput, match="a batch of 8 cannot be split into 3 equal parts"):
         ResumableSampler(np.arange(30), 8, seed=3, part=(0, 3))
+
+
+def test_an_order_is_asked_for_when_its_epoch_begins_and_not_before():
+    asked = []
+
+    def backwards(ids, epoch):
+        asked.append(epoch)
+        return np.sort(ids)[::-1]
+
+    sampler = ResumableSampler(np.arange(10), 4, seed=0, start_step=3, order=backwards)
+    passes = iter(sampler.passes())
+    first = list(next(passes))
+    assert asked == [1]
+    assert [request.step for request in first] == [3]
+    assert first[0].ids.tolist() == [5, 4, 3, 2]
+    assert [request.step for request in next(passes)] == [4, 5]
+    assert asked == [1, 2]
+    assert [request.step for request in islice(sampler, 4)] == [3, 4, 5, 6]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from .objective import Convention, GammaSchedule, KeySchedule, LearningRateRule, Optimizer, TemperatureMode, WarmStart
-from .schema import BatchNorm, Logger, Pooling, Precision, RecipeName
+from .schema import Batches, BatchNorm, Logger, Pooling, Precision, RecipeName
 
 
 class TrainOptions(TypedDict, total=False):
@@ -72,6 +72,7 @@ class TrainOptions(TypedDict, total=False):
     epochs: int
     max_steps: int | None
     batch_size: int
+    batches: Batches
     seed: int
     device: str
     precision: Precision

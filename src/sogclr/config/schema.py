@@ -21,6 +21,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 RecipeName = Literal["auto", "simclr", "small", "character", "caption"]
 BatchNorm = Literal["auto", "train", "frozen"]
 Pooling = Literal["mean", "cls"]
+Batches = Literal["random", "neighbours"]
 Logger = Literal["none", "wandb", "mlflow", "trackio"]
 
 BASIC_OPTIONS: tuple[str, ...] = (
@@ -151,6 +152,8 @@ class RunConfig:
     """Stop after this many steps, if that is sooner than --epochs."""
     batch_size: Annotated[int, Range(1)] = 256
     """Images (or pairs) in a batch, of all processes together."""
+    batches: Batches = "random"
+    """What is in a batch together: random samples; or neighbours, from the second epoch on: groups of samples whose embeddings are near, so that hard negatives meet."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Of the weights, the order of the data and the augmentation: the same seed is the same run."""
     device: str = "auto"

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .decoded import DecodedImages
 from .images import background_colour
 from .multi_crop import CropGroup
 from .recipe import Recipe
-from .sampler import Request, ResumableSampler
+from .sampler import Order, Request, ResumableSampler
 from .source import Source
 
 _CACHE_BYTES = 256 << 20
@@ -45,6 +46,7 @@ def training_loader(
     decoded: DecodedImages | None = None,
     once: bool = False,
     small: Sequence[CropGroup] = (),
+    order: Order | None = None,
 ) -> Iterator[Batch]:
     """Yield endless batches from `start_step` on: the same for any number of workers, wherever it starts.
 
@@ -64,17 +66,18 @@ def training_loader(
         decoded: of `source.images`: where images are taken from instead of their files, as far as it has them.
         once: yield each sample once instead, in the order of the ids and as epoch 0 crops it; part k is each k-th batch.
         small: smaller crops of each image, beside the V.
+        order: makes an epoch's order when it begins; None for the random one.
 
     Raises:
         BadInput: fewer ids than a batch, a batch of 1, no such colour.
     """
     background_colour(background)
-    sampler = ResumableSampler(ids, batch_size, seed, start_step, part)
+    sampler = ResumableSampler(ids, batch_size, seed, start_step, part, order)
     cropper = RandomCrops(recipe, views, seed, small)
     cache_bytes = _CACHE_BYTES // max(1, workers)
     dataset = CropDataset(source, sampler.ids, cropper, image_size, background, cache_bytes, decoded, small)
-    requests = one_pass(sampler.ids, batch_size)[part[0] :: part[1]] if once else sampler
-    return read_batches(dataset, requests, workers, pin_memory)
+    passes = [one_pass(sampler.ids, batch_size)[part[0] :: part[1]]] if once else sampler.passes()
+    return read_batches(dataset, passes, workers, pin_memory)
 
 
 def one_pass(ids: np.ndarray, batch_size: int) -> list[Request]:
@@ -116,7 +119,7 @@ def evaluation_loader(
     requests = one_pass(ids, batch_size)
     cropper = CentralCrop(crop_fraction, interpolation, squash)
     dataset = CropDataset(source, ids, cropper, image_size, background, cache_bytes=0)
-    return read_batches(dataset, requests, min(workers, len(requests)), pin_memory=False)
+    return read_batches(dataset, [requests], min(workers, len(requests)), pin_memory=False)
 
 
 # ---------------------------------------------------------------------------------------------------- worker processes
@@ -138,14 +141,23 @@ class _Loader(DataLoader[Batch | RunFailed]):
         """Leave out torch's warning of more workers than cores: how many there are is the caller's choice."""
 
 
+class _OfPass:
+    """The requests of the pass that is read."""
+
+    requests: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
 def read_batches(
-    dataset: Dataset[Batch], requests: Iterable[Request], workers: int, pin_memory: bool
+    dataset: Dataset[Batch], passes: Iterable[Iterable[Request]], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """Yield the batch of each request, in their order.
 
     Args:
         dataset: request -> batch.
-        requests: as many as there are.
+        passes: requests, as many as there are. No pass is asked for before all batches of the last one have been taken.
         workers: processes that make the batches; 0 makes them in this one.
         pin_memory: page-locked batches, where there is a GPU.
 
@@ -154,14 +166,14 @@ def read_batches(
     """
     pin_memory = pin_memory and torch.cuda.is_available()  # torch warns about pinning without a device
     if workers == 0:
-        for request in requests:
+        for request in chain.from_iterable(passes):
             batch = dataset[request]
             yield _pinned(batch) if pin_memory else batch
         return
     loader = _Loader(
         _InWorker(dataset),
         batch_size=None,
-        sampler=requests,
+        sampler=(of_pass := _OfPass()),
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
@@ -169,15 +181,16 @@ def read_batches(
         generator=torch.Generator(),  # its base seed would otherwise come from the global generator
         persistent_workers=True,
     )
-    with _signals_held(), warnings.catch_warnings():
-        # Python 3.12 warns of every fork beside threads; these workers use none of the parent's threads or locks.
-        warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
-        batches = iter(loader)
     try:
-        for batch in batches:
-            if isinstance(batch, RunFailed):
-                raise batch
-            yield batch
+        for of_pass.requests in passes:
+            with _signals_held(), warnings.catch_warnings():
+                # Python 3.12 warns of every fork beside threads; these workers use none of the parent's threads or locks.
+                warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
+                batches = iter(loader)  # from the second pass on the same workers
+            for batch in batches:
+                if isinstance(batch, RunFailed):
+                    raise batch
+                yield batch
     except (RuntimeError, ConnectionError) as error:
         if not isinstance(error, ConnectionError) and not str(error).startswith("DataLoader worker"):
             raise

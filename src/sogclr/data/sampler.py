@@ -1,13 +1,16 @@
-"""The order of samples: a function of (seed, epoch) alone, so that a run can start again at any step."""
+"""The order of samples: a function of (seed, epoch), or made of it when an epoch begins, so that a run can start again at any step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import BadInput
+
+Order = Callable[[np.ndarray, int], np.ndarray]
+"""(int64 (n,) ids in a random order, epoch) -> the same ids in the order of that epoch, of which the first whole batches are used."""
 
 
 class Request(NamedTuple):
@@ -28,6 +31,7 @@ class ResumableSampler:
         seed: any integer.
         start_step: the first step to give.
         part: (k, parts): of each batch only the k-th of so many equal parts, in the batch's order.
+        order: makes an epoch's order, once all batches before it have been asked for; None for the random one.
 
     Raises:
         BadInput: a batch of 1, fewer ids than a batch, repeated ids.
@@ -40,7 +44,13 @@ class ResumableSampler:
     """
 
     def __init__(
-        self, ids: np.ndarray, batch_size: int, seed: int, start_step: int = 0, part: tuple[int, int] = (0, 1)
+        self,
+        ids: np.ndarray,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        part: tuple[int, int] = (0, 1),
+        order: Order | None = None,
     ) -> None:
         ids = np.asarray(ids, dtype=np.int64)
         if batch_size < 2:
@@ -63,14 +73,14 @@ class ResumableSampler:
             raise BadInput(
                 f"a batch of {batch_size} cannot be split into {part[1]} equal parts; give a multiple of that"
             )
-        self.ids, self.part = ids, part
+        self.ids, self.part, self.order = ids, part, order
         self.batch_size = batch_size
         self.seed = seed
         self.start_step = start_step
         self.steps_per_epoch = len(ids) // batch_size
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """Return the ids in the order of that epoch, int64 (n,).
+        """Return the ids in the random order of that epoch, int64 (n,).
 
         Sorted random numbers rather than `Generator.permutation`: raw Philox output is fixed by its definition,
         while NumPy may change how it shuffles, and a run must resume under another NumPy.
@@ -79,11 +89,26 @@ class ResumableSampler:
         return self.ids[np.argsort(bits.random_raw(len(self.ids)), kind="stable")]
 
     def __iter__(self) -> Iterator[Request]:
-        step, each = self.start_step, self.batch_size // self.part[1]
+        for requests in self.epochs():
+            yield from requests
+
+    def epochs(self) -> Iterator[Iterator[Request]]:
+        """Yield the requests of an epoch at a time: those of the first one from `start_step` on."""
+        step = self.start_step
         while True:
-            epoch = step // self.steps_per_epoch
-            order = self.permutation(epoch)
-            for position in range(step % self.steps_per_epoch, self.steps_per_epoch):
-                first = position * self.batch_size + self.part[0] * each
-                yield Request(step, epoch, order[first : first + each])
-                step += 1
+            yield self._epoch(step)
+            step += self.steps_per_epoch - step % self.steps_per_epoch
+
+    def passes(self) -> Iterable[Iterable[Request]]:
+        """Return what can be read ahead, in one piece each: all that follows, or an epoch where the next one's order is not made yet."""
+        return [self] if self.order is None else self.epochs()
+
+    def _epoch(self, step: int) -> Iterator[Request]:
+        each, epoch = self.batch_size // self.part[1], step // self.steps_per_epoch
+        ids = self.permutation(epoch)
+        if self.order is not None:
+            ids = self.order(ids, epoch)
+        for position in range(step % self.steps_per_epoch, self.steps_per_epoch):
+            first = position * self.batch_size + self.part[0] * each
+            yield Request(step, epoch, ids[first : first + each])
+            step += 1

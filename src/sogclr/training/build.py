@@ -28,6 +28,7 @@ from ..run_folder import RunFolder
 from .build_loss import build_loss, build_loss_optimizers
 from .build_pairs import build_pair_model
 from .image_task import ImageTask, MoCoTask
+from .neighbours import build_neighbours
 from .online_eval import Scored, all_of
 from .optim import build_optimizer, warmup_cosine
 from .own.data import ManifestImages
@@ -151,6 +152,7 @@ def _reading(config: TrainConfig, source: Source) -> Reading:
         decoded=require_decoded(source.images, data.background, data.cache) if cached else None,
         views=full.views,
         small=tuple(small),
+        neighbours=build_neighbours(config, source),
     )
 
 
@@ -181,15 +183,18 @@ def _image_task(
     _to_device(model, config, device)
     loss = own_loss(own.loss, source) if own.loss is not None else build_loss(config, source)
     image_task = (source, views, model, loss.to(device), info, device)
-    if not isinstance(loss, MoCoLoss):
-        return ImageTask(*image_task)
-    return MoCoTask(
-        *image_task,
-        momentum=config.loss.key_momentum,
-        rising=config.loss.key_schedule == "cosine",
-        total=config.run.max_steps or 1,
-        symmetric=config.loss.symmetric,
-    )
+    if isinstance(loss, MoCoLoss):
+        task: ImageTask = MoCoTask(
+            *image_task,
+            momentum=config.loss.key_momentum,
+            rising=config.loss.key_schedule == "cosine",
+            total=config.run.max_steps or 1,
+            symmetric=config.loss.symmetric,
+        )
+    else:
+        task = ImageTask(*image_task)
+    task.neighbours = reading.neighbours
+    return task
 
 
 def build_views(

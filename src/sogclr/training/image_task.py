@@ -195,11 +195,12 @@ class MoCoTask(ImageTask):
         return (self.keys,)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the encoder of keys."""
-        return {"keys": self.keys.state_dict()}
+        """Return the state of the encoder of keys, and of neighbours."""
+        return super().state_dict() | {"keys": self.keys.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state of the encoder of keys."""
+        """Load the state of the encoder of keys, and of neighbours."""
+        super().load_state_dict(state)
         self.keys.load_state_dict(state["keys"])
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:

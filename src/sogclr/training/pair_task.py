@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import distributed
 from ..data.augment import Augmentation
 from ..data.crops import Batch
 from ..data.pairs import Pairs
-from ..data.sampler import ResumableSampler
 from ..evaluation.exact import eval_mode
 from ..evaluation.image_text import score_pairs
 from ..evaluation.warm_start import set_pair_normalizers
@@ -71,6 +69,7 @@ class PairTask(Task):
         self.clip = clip
         self.pairs, self.text, self.model, self.loss_fn = pairs, text, model, loss
         self.info, self.reading, self.features, self.device = info, reading, features, device
+        self.neighbours = reading.neighbours
         self.augment = Augmentation(reading.recipe, reading.image_size, info.mean, info.std, reading.seed)
         self.frozen: dict[int, np.ndarray] = {}
         """Column -> features of its frozen tower."""
@@ -117,9 +116,8 @@ class PairTask(Task):
         reading = self.reading
         if self._read_columns():
             return reading.batches(self.pairs, start, 1, pin_memory)
-        sampler = ResumableSampler(self.pairs.usable, reading.batch_size, reading.seed, start, distributed.shard())
         images = {k: features for k, features in self.frozen.items() if self.pairs.kinds[k] == "images"}
-        return lookup_loader(sampler, self.pairs, images)
+        return lookup_loader(reading.sampler(self.pairs, start), self.pairs, images)
 
     def blank_batch(self) -> Batch:
         """Return two pairs with black images."""

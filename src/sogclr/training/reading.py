@@ -15,8 +15,10 @@ from ..data.decoded import DecodedImages
 from ..data.loader import training_loader
 from ..data.multi_crop import CropGroup, crop_groups
 from ..data.recipe import Recipe, recipe_from_table
+from ..data.sampler import Order, ResumableSampler
 from ..data.source import Source
 from ..errors import BadInput
+from .neighbours import Neighbours
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,22 @@ class Reading:
     """Of each image, of `image_size` pixels; of pairs one is read."""
     small: tuple[CropGroup, ...] = ()
     """Smaller views of each image beside them, of multi-crop."""
+    neighbours: Neighbours | None = None
+    """Makes the order of an epoch; None for the random one."""
 
     @property
     def groups(self) -> list[CropGroup]:
         """Return the views of each image, the largest first."""
         return [CropGroup(self.views, self.image_size, self.recipe), *self.small]
+
+    @property
+    def order(self) -> Order | None:
+        """Return what makes the order of an epoch, if it is not the random one."""
+        return None if self.neighbours is None else self.neighbours.order
+
+    def sampler(self, source: Source, start: int) -> ResumableSampler:
+        """Return the ids of this rank's part of batch `start` and of all that follow."""
+        return ResumableSampler(source.usable, self.batch_size, self.seed, start, distributed.shard(), self.order)
 
     def batches(self, source: Source, start: int, views: int, pin_memory: bool, once: bool = False) -> Iterator[Batch]:
         """Yield this rank's part of batch `start` and of all that follow: crops, uint8 (images x views, B, S, S, 3).
@@ -67,6 +80,7 @@ class Reading:
             decoded=self.decoded,
             once=once,
             small=self.small,
+            order=self.order,
         )
 
     def blank_batch(self, source: Source, views: int) -> Batch:

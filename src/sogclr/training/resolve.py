@@ -25,6 +25,7 @@ from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .clip_start import check_clip, clip_line, fill_in
 from .freezing import check_freezing, choose_batchnorm, frozen_words
+from .neighbours import check_neighbours, neighbour_lines
 from .rates import SMALL_VIEWS, TUNED_SHARE, learning_rate, optimizer_words, warmup, weight_decay
 from .reading import check_views, view_groups
 from .warm_start import resolve_warm_start, usual_warm_start
@@ -58,6 +59,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     check_freezing(config, source.kind)
     steps_per_epoch = count_steps_per_epoch(config, source)
     total = min(config.run.epochs * steps_per_epoch, config.run.max_steps or config.run.epochs * steps_per_epoch)
+    check_neighbours(config, source, total)
     run, workers = _resolve_run(config, total, steps_per_epoch)
     cache, cache_lines = choose_cache(config, source)
     resolved = replace(
@@ -272,6 +274,7 @@ def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) 
         f"loss      {loss.method}, {', '.join(loss_words(loss))}",
         f"batches   {run.batch_size} of {len(source):,} {source.kind}, {steps_per_epoch:,} steps an epoch, {run.max_steps:,} steps in all",
         f"optimizer {optimizer_words(optim, run.batch_size * optim.accumulate, small, total / steps_per_epoch)}",
+        *neighbour_lines(run, source.kind),
         f"hardware  {run.device}, {run.precision}, torch threads: {run.threads}, reader processes: {config.data.workers}, cores: {cores()}",
     ]
     unused = (

@@ -97,8 +97,9 @@ class TrainStep:
             for batch in batches:
                 # forward
                 inputs = task.inputs(batch)
+                watched = task.neighbours.watch(encode, batch.index) if task.neighbours else encode
                 with self.autocast():
-                    loss = task.loss(encode, inputs, task.ids(batch))
+                    loss = task.loss(watched, inputs, task.ids(batch))
                 statistics.append(loss_fn.statistics)
                 # backward
                 torch.autograd.backward(self.scaler.scale(loss / len(batches)))

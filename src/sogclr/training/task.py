@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..data.crops import Batch
 from ..progress import Progress
 from ..run_folder import RunFolder
+from .neighbours import Neighbours
 
 Encode = Callable[..., Any]
 """The model as it is called in training: inputs -> embeddings, or a tuple of them."""
@@ -26,6 +27,8 @@ class Task(Protocol):
     """What its samples are, in the plural."""
     scored: str
     """What its online scores are of, in the plural."""
+    neighbours: Neighbours | None = None
+    """Makes the order of an epoch, from embeddings of training; None for a random order."""
 
     # ------------------------------------------------------------------------------------------------ batches
     def prepare(self, progress: Progress) -> None:
@@ -67,12 +70,14 @@ class Task(Protocol):
 
     # ------------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Return what the task adds to a checkpoint, by the checkpoint's own keys: `keys`, the state of an encoder of keys."""
-        return {"keys": None}
+        """Return what the task adds to a checkpoint: `keys`, the state of an encoder of keys; `neighbours`, if they make the order."""
+        keys: dict[str, Any] = {"keys": None}
+        return keys if self.neighbours is None else keys | {"neighbours": self.neighbours.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned, from a whole checkpoint."""
-        return None
+        if self.neighbours is not None:
+            self.neighbours.load_state_dict(state["neighbours"])
 
     def transfer(self, source: RunFolder, loss_state: dict[str, Tensor]) -> int:
         """Copy what the loss of another run, whose weights the model has, kept for the samples that both runs have.

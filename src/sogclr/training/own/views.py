@@ -17,7 +17,7 @@ from ...data.crops import Batch, RandomCrops
 from ...data.images import resized_crop
 from ...data.labels import Labels
 from ...data.loader import one_pass, read_batches
-from ...data.sampler import Request, ResumableSampler
+from ...data.sampler import Request
 from ...data.source import Source
 from ...errors import BadImage, BadInput
 from ...evaluation.scores import compute
@@ -126,14 +126,13 @@ class OwnViews:
     def batches(self, start: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield batches from `start` on, two views of each sample."""
         reading = self.reading
-        sampler = ResumableSampler(self.source.usable, reading.batch_size, reading.seed, start, distributed.shard())
-        return read_batches(self.reader, sampler, reading.workers, pin_memory)
+        return read_batches(self.reader, reading.sampler(self.source, start).passes(), reading.workers, pin_memory)
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield two views of each sample, once, as epoch 0 draws them."""
         rank, ranks = distributed.shard()
         requests = one_pass(self.source.usable, self.reading.batch_size)[rank::ranks]
-        return read_batches(self.reader, requests, min(self.reading.workers, len(requests)), False)
+        return read_batches(self.reader, [requests], min(self.reading.workers, len(requests)), False)
 
     def blank_batch(self) -> Batch:
         """Return two samples, of which only the shapes count."""
