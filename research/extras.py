@@ -21,17 +21,17 @@ from .trainer_runs import DRAWINGS, FASHION, PHOTOGRAPHS, SCORES, Job, Places, m
 
 BATCH, EPOCHS, SEEDS = 16, 12, 6
 BASE = "SogCLR"
-SIMCLR = {"method": "simclr"}
+SOGCLR, SIMCLR = {"method": "sogclr", "gamma": 0.9}, {"method": "simclr"}
 FOUR_VIEWS = {"views": 4, "batch_size": BATCH // 2, "epochs": EPOCHS // 2}
 NEIGHBOURS = {"batches": "neighbours"}
 ROWS: dict[str, dict[str, Any]] = {
-    BASE: {},
+    BASE: SOGCLR,
     "SimCLR": SIMCLR,
-    "SogCLR, 4 views": FOUR_VIEWS,
+    "SogCLR, 4 views": SOGCLR | FOUR_VIEWS,
     "SimCLR, 4 views": SIMCLR | FOUR_VIEWS,
-    "SogCLR, m = 30": {"num_negatives": 30.0},
-    "SogCLR, 4 views, m = 30": FOUR_VIEWS | {"num_negatives": 30.0},
-    "SogCLR, neighbours": NEIGHBOURS,
+    "SogCLR, m = 30": SOGCLR | {"num_negatives": 30.0},
+    "SogCLR, 4 views, m = 30": SOGCLR | FOUR_VIEWS | {"num_negatives": 30.0},
+    "SogCLR, neighbours": SOGCLR | NEIGHBOURS,
     "SimCLR, neighbours": SIMCLR | NEIGHBOURS,
 }
 """Row -> options of `sogclr.train` beside the same of all."""
