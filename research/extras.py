@@ -30,6 +30,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "SogCLR, 4 views": SOGCLR | FOUR_VIEWS,
     "SimCLR, 4 views": SIMCLR | FOUR_VIEWS,
     "SogCLR, m = 30": SOGCLR | {"num_negatives": 30.0},
+    "SogCLR, m = 150": SOGCLR | {"num_negatives": 150.0},
     "SogCLR, 4 views, m = 30": SOGCLR | FOUR_VIEWS | {"num_negatives": 30.0},
     "SogCLR, neighbours": SOGCLR | NEIGHBOURS,
     "SimCLR, neighbours": SIMCLR | NEIGHBOURS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..data.source import kind_of
 from ..errors import BadImage, BadInput
 from ..progress import ProgressCallback, progress_bar
 from ..run_folder import RunFolder
+from .advise import advise as find_advice
 from .inspection import EncoderInspection, ImagesInspection, Inspection, PairsInspection, RunInspection
 
 
@@ -27,6 +29,8 @@ def inspect(
     *,
     decode: bool = False,
     columns: str | None = None,
+    advise: bool = False,
+    minutes: float = 2.0,
     quiet: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Inspection:
@@ -36,6 +40,8 @@ def inspect(
         path: A run, DATA as of `sogclr train` (also by URL), or an encoder file.
         decode: Decode every image, to find the truncated ones too.
         columns: Two columns of a table of pairs, as for `sogclr train`.
+        advise: Train shortly at several batch sizes, and say what to train with and how long it takes.
+        minutes: How long --advise measures.
         quiet: Show no progress.
         progress: Called with (files read, files to read), in the place of a bar.
 
@@ -49,15 +55,26 @@ def inspect(
     if not place.exists() and kind_of(place).samples != "pairs":
         raise BadInput(f"there is nothing at {path}; give a run, a folder or .txt list of images, or an encoder file")
     if isinstance(place, Path) and RunFolder(place).config_file.is_file():
-        if decode:
-            raise BadInput(f"{path} is a run and --decode reads images; give the folder of images")
+        if decode or advise:
+            option = "--decode reads" if decode else "--advise trains on"
+            raise BadInput(f"{path} is a run and {option} images; give the folder of images")
         return _inspect_run(RunFolder(place))
     if isinstance(place, Path) and place.suffix == ".safetensors":
         return _inspect_encoder(place)
     with progress_bar("reading images", quiet, progress) as show:
         if kind_of(place).samples == "pairs":
-            return _inspect_pairs(place, ColumnNames(columns=columns), decode, show)
-        return _inspect_images(place, Manifest.scan(place, progress=show), decode, show)
+            found: ImagesInspection = _inspect_pairs(place, ColumnNames(columns=columns), decode, show)
+        else:
+            found = _inspect_images(place, Manifest.scan(place, progress=show), decode, show)
+    if not advise:
+        return found
+    if isinstance(found, PairsInspection):
+        kind, count = "pairs", found.pairs
+    else:
+        kind, count = "images", found.images - len(found.bad)
+    with progress_bar("seconds of short trainings", quiet, progress) as show:
+        given = {} if columns is None else {"columns": columns}
+        return replace(found, advice=find_advice(path, kind, count, minutes, show, **given))
 
 
 # -------------------------------------------------------------------------------------------------------------- images

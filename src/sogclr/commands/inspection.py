@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from rich import box
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..progress import RichText
+from .advise import Advice
 
 FILES_SHOWN = 20  # on a screen; the JSON has all
 CLASSES_SHOWN = 12
@@ -29,7 +30,8 @@ class Inspection(RichText):
 
     def to_json(self) -> dict[str, object]:
         """Return one JSON object."""
-        kept = {name: value for name, value in vars(self).items() if value is not None or name in self.nullable}
+        values = {name: asdict(v) if isinstance(v, Advice) else v for name, v in vars(self).items()}
+        kept = {name: value for name, value in values.items() if value is not None or name in self.nullable}
         return {"kind": self.kind, **kept}
 
     def rows(self) -> dict[str, str]:
@@ -68,6 +70,8 @@ class ImagesInspection(Inspection):
     """Path -> what is odd about it."""
     shorter_side: dict[str, float] | None
     """`smallest`, `median` and `largest`, pixels; None where no header was read."""
+    advice: Advice | None = None
+    """What to train with, where that was asked for."""
 
     def rows(self) -> dict[str, str]:
         """Return the lines of the table."""
@@ -84,7 +88,7 @@ class ImagesInspection(Inspection):
             rows["pixels"] = (
                 f"shorter sides from {side['smallest']:,} to {side['largest']:,}, the median is {side['median']:g}"
             )
-        return rows
+        return rows | (self.advice.rows(self.kind) if self.advice else {})
 
     def files(self) -> dict[str, dict[str, str]]:
         """Return the files to list."""
