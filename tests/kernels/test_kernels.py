@@ -319,6 +319,24 @@ def test_gradient_of_rows_is_their_share_of_the_whole():
             torch.testing.assert_close(d_temperature, temperature.grad[mine], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("weights", ["constant", "with a graph"])
+def test_a_second_derivative_is_refused_and_never_silently_zero(kernel, weights):
+    z, (ids, weight) = rows(20, seed=1), ids_and_weights(20)
+    x, y = rows(20, seed=2), rows(12, seed=3)
+    y_ids = torch.arange(12) + 50
+    for sums, inputs in (
+        ((kernels.log_sum_negatives(z, ids, 0.2, kernel),), (z,)),
+        (kernels.log_sum_between(x, y, ids, y_ids, 0.2, kernel), (x, y)),
+    ):
+        total = sum((s.exp() if weights == "with a graph" else s * weight[: len(s)]).sum() for s in sums)
+        first = torch.autograd.grad(total, inputs, create_graph=True)
+        assert all(g.requires_grad for g in first)
+        for g in first:
+            with pytest.raises(BadInput, match="no second derivative"):
+                torch.autograd.grad(g.sum(), inputs, retain_graph=True)
+
+
 def test_needs_no_shift_looks_at_the_rows():
     z = rows(10).detach()
     assert dense.needs_no_shift(z, z)
