@@ -194,13 +194,14 @@ def moving_average(log_u: Tensor, log_g: Tensor, gamma: float | Tensor) -> Tenso
     Returns:
         The shape of `log_g`.
     """
-    keep: float | Tensor
-    take: float | Tensor
     if isinstance(gamma, Tensor):
-        keep, take = torch.log1p(-gamma), gamma.log()
-    else:
-        keep, take = math.log1p(-gamma) if gamma < 1 else -math.inf, math.log(gamma)
-    blended = torch.logaddexp(log_u + keep, log_g + take)
+        return blend(log_u, log_g, torch.log1p(-gamma), gamma.log())
+    return blend(log_u, log_g, math.log1p(-gamma) if gamma < 1 else -math.inf, math.log(gamma))
+
+
+def blend(log_u: Tensor, log_g: Tensor, log_keep: float | Tensor, log_take: float | Tensor) -> Tensor:
+    """Return what `moving_average` does, from log(1 - gamma) and log gamma, floats, () or (B,)."""
+    blended = torch.logaddexp(log_u + log_keep, log_g + log_take)
     return torch.where(log_u == -math.inf, log_g, blended)
 
 

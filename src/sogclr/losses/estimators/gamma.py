@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ...errors import BadInput
 
@@ -52,6 +53,10 @@ class AdaptiveGamma:
     def __call__(self, step: Tensor, log_u: Tensor) -> Tensor:
         """Return the gamma of samples with `log_u`, (B,), before the update, -inf where unseen: (B,)."""
         return torch.sigmoid(self.alpha + log_u)
+
+    def logs(self, log_u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log(1 - gamma) and log gamma, (B,) each: float32's gamma itself is 1 from alpha + log u = 17 on."""
+        return logsigmoid(-self.alpha - log_u), logsigmoid(self.alpha + log_u)
 
     def __repr__(self) -> str:
         return f"AdaptiveGamma(alpha={self.alpha})"

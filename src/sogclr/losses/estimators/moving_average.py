@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
-from ..functional import log_mean, merge_duplicates, moving_average
+from ..functional import blend, log_mean, merge_duplicates, moving_average
 from . import sharded as shards
 from .gamma import AdaptiveGamma, CosineGamma, Gamma
 from .protocol import Estimator, EstimatorInput
@@ -97,12 +97,11 @@ class MovingAverage(Estimator):
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         """Return log u_i after the update, (V, B); see `Estimator.forward` for the arguments."""
         old = self.read(index).to(log_g.dtype)
-        gamma = self.rate(old)
         if self.convention == "per_view":
-            nu = moving_average(old, log_g, gamma)
+            nu = self._blend(old, log_g)
             new = log_mean(nu)
         else:
-            new = moving_average(old, log_mean(log_g), gamma)
+            new = self._blend(old, log_mean(log_g))
             nu = new.expand_as(log_g)
         if update:
             stored = merge_duplicates(new, index)
@@ -120,6 +119,11 @@ class MovingAverage(Estimator):
             index: (n,) int64 ids; of a divided log_u all ranks call, with the same.
         """
         self._write(index, merge_duplicates(log_g, index).to(self.log_u.dtype))
+
+    def _blend(self, log_u: Tensor, log_g: Tensor) -> Tensor:
+        if isinstance(self.gamma, AdaptiveGamma):
+            return blend(log_u, log_g, *self.gamma.logs(log_u))
+        return moving_average(log_u, log_g, self.rate(log_u))
 
     def _write(self, index: Tensor, new: Tensor) -> None:
         if self.part is None:
