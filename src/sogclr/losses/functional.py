@@ -20,7 +20,14 @@ from .validation import all_distinct
 
 
 def normalize(z: Tensor) -> Tensor:
-    """Return (..., D) embeddings scaled to norm one, in float32, or float64 for float64 input."""
+    """Return (..., D) embeddings scaled to norm one, in float32, or float64 for float64 input.
+
+    A row of zeros stays one. Its gradient is 1e12 times that of a row of norm one, which float16 does not hold: there rows
+    below its smallest normal number, 6e-5, count as zeros and get no gradient.
+    """
+    if z.dtype == torch.float16:
+        length = torch.linalg.vector_norm(z.detach().float(), dim=-1, keepdim=True)
+        z = torch.where(length < torch.finfo(torch.float16).tiny, 0.0, z.float())
     return torch.nn.functional.normalize(at_least_float32(z), dim=-1)
 
 

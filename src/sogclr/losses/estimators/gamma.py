@@ -63,3 +63,22 @@ class AdaptiveGamma:
 
 
 Gamma = float | CosineGamma | AdaptiveGamma
+
+
+def checked_gamma(gamma: Gamma) -> Gamma:
+    """Return a schedule as it is, and a number.
+
+    Raises:
+        BadInput: it is neither, or a number outside of (0, 1].
+    """
+    if isinstance(gamma, CosineGamma | AdaptiveGamma):
+        return gamma
+    try:
+        number = float(gamma)
+    except (TypeError, ValueError):
+        raise BadInput(f"gamma must be a number, a CosineGamma or an AdaptiveGamma and was {gamma!r}") from None
+    if not 0 < number <= 1:
+        raise BadInput(
+            f"gamma must be in (0, 1] and was {gamma}; it is the weight of the new estimate, 0.9 in the paper"
+        )
+    return number
