@@ -16,7 +16,7 @@ from ..data.recipe import named_recipe
 from ..errors import BadInput
 from ..evaluation.knn import TEMPERATURE
 from ..evaluation.label_free import refuse_non_finite
-from ..evaluation.linear import DRAWS, protocol, stratified
+from ..evaluation.linear import few_label_protocol, protocol, stratified
 from ..evaluation.scores import LabelledSplit, compute
 from ..evaluation.worth import worth_of_scores
 from ..models.encoder import Encoder, EncoderInfo
@@ -208,7 +208,7 @@ def _protocol(fit: int, width: int, classes: int, k: int) -> dict[str, str]:
     return {
         "knn": f"cosine, weighted, k={min(k, fit)}, T={TEMPERATURE}",
         "linear": protocol(fit, width, classes),
-        "few_labels": f"mean over {DRAWS} draws, logistic regression on standardised features",
+        "few_labels": few_label_protocol(width, classes),
     }
 
 

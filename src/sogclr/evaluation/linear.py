@@ -30,7 +30,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the regularisation, tha
 FEW = (1, 10)  # labels per class
 DRAWS = 5  # of which labels these are
 FEW_STRENGTH = 0.1  # C for a few labels per class, where nothing can be held out
-_ROWS = 8192  # whose logits are computed at a time
+_ROWS = 8192  # that are standardised, and whose logits are computed, at a time
 EPOCHS, BATCH_SIZE, LR, MOMENTUM = 90, 1024, 0.1 * 1024 / 256, 0.9  # of SGD
 
 
@@ -42,9 +42,9 @@ def linear_score(split: LabelledSplit) -> float:
 
 def few_label_scores(split: LabelledSplit) -> dict[str, float]:
     """Return `few_label_top1` of a split with 1 and with 10 labels a class: the means, and beside each its `_std`."""
-    found: dict[str, float] = {}
+    arrays, found = (split.train_x, split.train_y, split.test_x, split.test_y), dict[str, float]()
     for few in FEW:
-        mean, std = few_label_top1(split.train_x, split.train_y, split.test_x, split.test_y, few, seed=split.seed)
+        mean, std = few_label_top1(*arrays, few, seed=split.seed, device=split.device)
         found |= {f"linear_top1_{few}_per_class": mean, f"linear_top1_{few}_per_class_std": std}
     return found
 
@@ -54,6 +54,13 @@ def protocol(rows: int, features: int, classes: int) -> str:
     if small(rows, features, classes):
         return f"logistic regression (LBFGS) on standardised features, C from {STRENGTHS} on a held-out fifth"
     return f"SGD, {EPOCHS} epochs, batch {BATCH_SIZE}, lr {LR:g}, momentum {MOMENTUM}, no weight decay"
+
+
+def few_label_protocol(features: int, classes: int) -> str:
+    """Return in words how `few_label_scores` fits: with which solver for how many labels a class."""
+    large = [str(few) for few in FEW if not small(few * classes, features, classes)]
+    words = f"mean over {DRAWS} draws, logistic regression on standardised features"
+    return words + (f"; with {' and '.join(large)} a class SGD, as for all labels" if large else "")
 
 
 def linear_top1(
@@ -100,6 +107,7 @@ def few_label_top1(
     *,
     draws: int = DRAWS,
     seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> tuple[float, float]:
     """Return the accuracy with `per_class` labels of each class: mean and standard deviation over random draws.
 
@@ -112,19 +120,22 @@ def few_label_top1(
         test_y: int64 (t,), >= 0.
         per_class: labels of each class.
         draws: how many times they are drawn.
-        seed: of the draws.
+        seed: of the draws, and of the order of SGD.
+        device: where SGD runs.
 
     Raises:
         BadInput: as `linear_top1`.
     """
     classes = _check(train_x, train_y, test_x, test_y)
     scaling = Scaling.of(train_x)
-    train, test = scaling(train_x), scaling(test_x)
-    scores = []
+    test, scores = scaling(test_x), []
     for draw in range(draws):
         generator = np.random.Generator(np.random.Philox(key=[seed, draw]))
         rows = np.concatenate([generator.permutation(np.flatnonzero(train_y == c))[:per_class] for c in classes])
-        scores.append(fit_logistic(train[rows], train_y[rows], FEW_STRENGTH).accuracy(test, test_y))
+        train, labels = scaling(train_x[rows]), train_y[rows]
+        by_lbfgs = small(len(rows), train.shape[1], len(classes))
+        fitted = fit_logistic(train, labels, FEW_STRENGTH) if by_lbfgs else fit_sgd(train, labels, seed, device)
+        scores.append(fitted.accuracy(test, test_y))
     return float(np.mean(scores)), float(np.std(scores))
 
 
@@ -165,13 +176,16 @@ class Scaling:
 
         A feature that varies a thousand times less than the median one is rounding, and is not blown up to the size of the others.
         """
-        std = x.std(axis=0, dtype=np.float64)
+        mean = sum(x[part].sum(axis=0, dtype=np.float64) for part in _parts(x)) / len(x)
+        std = np.sqrt(sum(np.square(x[part] - mean).sum(axis=0) for part in _parts(x)) / len(x))
         typical = float(np.median(std[std > 0])) if (std > 0).any() else 1.0
-        return cls(x.mean(axis=0, dtype=np.float64), np.maximum(std, 1e-3 * typical))
+        return cls(mean, np.maximum(std, 1e-3 * typical))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return float32 (n, D) standardised features."""
-        scaled: np.ndarray = ((x - self.mean) / self.std).astype(np.float32)
+        scaled = np.empty(x.shape, np.float32)
+        for part in _parts(x):  # float64 of some rows alone: of ImageNet's features all would be 42 GB
+            scaled[part] = (x[part] - self.mean) / self.std
         return scaled
 
 
@@ -193,8 +207,12 @@ class Linear:
 
     def accuracy(self, x: np.ndarray, y: np.ndarray) -> float:
         """Return the fraction of float (n, D) features whose class, int64 (n,), has the largest logit."""
-        parts = [self.logits(x[k : k + _ROWS]).argmax(1) for k in range(0, len(x), _ROWS)]
+        parts = [self.logits(x[part]).argmax(1) for part in _parts(x)]
         return float((self.classes[np.concatenate(parts)] == y).mean())
+
+
+def _parts(x: np.ndarray) -> list[slice]:
+    return [slice(k, k + _ROWS) for k in range(0, len(x), _ROWS)]
 
 
 def small(rows: int, features: int, classes: int) -> bool:
