@@ -128,8 +128,8 @@ def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
 def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Tensor) -> Tensor:
     """Return the mean over the views a of  -s_{a,p(a)} + tau (exp(log ĝ_a - nu_a) + nu_a - 1).
 
-    Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, and equals
-    -s + tau log ĝ where nu = log ĝ. Its derivative by tau is  w + nu - 1 - w (sum of p s) / tau  with
+    Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, from above for a nu that is
+    independent of the batch, and equals -s + tau log ĝ where nu = log ĝ. Its derivative by tau is  w + nu - 1 - w (sum of p s) / tau  with
     w = exp(log ĝ - nu), p the weights of the negatives: log ĝ - (sum of p s) / tau where nu = log ĝ.
 
     Args:

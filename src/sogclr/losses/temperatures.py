@@ -24,7 +24,7 @@ from .arguments import check_num_samples
 
 
 class PerSample(nn.Module):
-    """One learned temperature a sample (iSogCLR).
+    """One learned temperature a sample (iSogCLR's; its two towers' code has another u, see docs/method.md).
 
     The gradient is sparse: only the samples of the batch have one, so it costs O(B) a step, and samples that are not
     visited do not move. Use an optimizer that takes sparse gradients and keeps no momentum for absent rows:
@@ -87,7 +87,9 @@ class PerSample(nn.Module):
 
 
 class Global(nn.Module):
-    """One learned temperature for all (FastCLIP v3, arXiv 2407.01445): F + rho tau is minimised over tau as well.
+    """One learned temperature for all (FastCLIP v3's, arXiv 2407.01445): F + rho tau is minimised over tau as well.
+
+    FastCLIP's u has the positive inside, which this does not change: docs/method.md.
 
     Put its one parameter into any optimizer, without weight decay.
 

@@ -107,7 +107,8 @@ class GlobalContrastiveLoss(TwoViewLoss):
         u_i <- (1 - gamma) u_i + gamma ĝ_i
 
     ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is
-    SogCLR's; the value is an estimate of the global objective itself, so it can be watched.
+    SogCLR's; the value is an estimate of the global objective itself, so it can be watched. (nu holds gamma ĝ, which makes it
+    a little too low at a small batch: docs/method.md.)
 
     Args:
         num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
