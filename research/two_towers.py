@@ -264,6 +264,8 @@ proportion to √B; the same for every method). Three seeds of weights and order
   `lowest objective` at the rate of the grid where it is lowest; that is what the figure shows.
 - CLIP, SogCLR: tau 0.1. SigLIP learns scale (from 10) and bias (from −10). SogCLR's gamma is 1 (nothing is remembered; the positive is left out of the denominator), 0.9, or falls from 1 to 0.2 over the first half.
   iSogCLR: gamma 0.9, a temperature for each image and each text, from 0.1. FastCLIP v3: one learned temperature, from 0.1, gamma as above.
+  What these two have of their papers is the temperature. Their u is SogCLR's, where the papers' code averages exp((s − s_pos)/tau), with the positive inside
+  ([method](../method.md)): another estimator, which was not run.
   Both with rho 1, chosen beforehand in a try at B = 64 with another seed. These two and SigLIP are measured at tau 0.1 too, which is not
   what they minimise.
 """

@@ -24,6 +24,28 @@ def data(tmp_path_factory):
     return write_digits(tmp_path_factory.mktemp("data") / "digits", per_digit=2)
 
 
+JITTER = {"pytorch": (0.4, 0.4, 0.2, 0.1), "tensorflow": (0.8, 0.8, 0.8, 0.2)}
+BLUR = {"pytorch": 1.0, "tensorflow": 0.5}
+OF = {  # the authors' code, and its numbers: their table, and their figure of batch sizes
+    "imagenet-resnet50": ("pytorch", {"69.0"}),
+    "imagenet-resnet50-100-epochs": ("pytorch", set()),
+    "imagenet-resnet50-b128": ("tensorflow", {"67.8"}),
+    "imagenet-resnet50-simclr": ("tensorflow", {"66.5"}),
+    "imagenet100-resnet50": ("pytorch", {"80.0"}),
+}
+
+
+@pytest.mark.parametrize("name", OF)
+def test_a_number_and_the_augmentation_are_of_one_code(name):
+    code, numbers = OF[name]
+    file = next(file for file in FILES if file.stem == name)
+    augment = read_table(file)["augment"]
+    assert tuple(augment[k] for k in ("brightness", "contrast", "saturation", "hue")) == JITTER[code]
+    assert augment["blur"] == BLUR[code]
+    rows = [line.split() for line in file.read_text().splitlines() if "(no run yet)" in line]
+    assert {row[-4] for row in rows} == numbers
+
+
 def test_the_files_are_those_that_are_expected():
     assert {file.stem for file in FILES} == set(PAPER)
 

@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 import sogclr as package
 from sogclr import cli
-from sogclr.commands.eval_result import comparison
+from sogclr.commands.eval_result import EvalSettings, comparison
 from sogclr.commands.evaluate import evaluate
 from sogclr.commands.evaluate_images import RawPixels, split_labelled, untrained
+from sogclr.commands.random_crops import random_crops
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
+from sogclr.evaluation import linear
 from sogclr.evaluation.knn import knn_predict
 from sogclr.models.encoder import EncoderInfo, load_encoder
 
@@ -79,6 +81,47 @@ def test_knn_of_the_raw_pixels_is_what_a_user_would_compute(digits_run, digits_d
     result = evaluate(digits_run, digits_data, workers=0, baselines=True, k=7)
     assert result.baselines["raw_pixels"]["knn_top1"] == pytest.approx(expected)
     assert result.protocol["knn"] == "cosine, weighted, k=7, T=0.07"
+
+
+def test_the_published_probe_is_fitted_on_new_crops_in_each_epoch(digits_run, digits_data, monkeypatch):
+    for name, value in {"EPOCHS": 20, "BATCH_SIZE": 40, "LR": 0.1}.items():
+        monkeypatch.setattr(linear, name, value)
+    quick = evaluate(digits_run, digits_data, workers=0, seed=1)
+    result, again = (evaluate(digits_run, digits_data, workers=0, seed=1, protocol="published") for _ in range(2))
+    assert again == result
+    assert result.keys() - quick.keys() == {"linear_top1_published"}
+    assert all(result[key] == quick[key] for key in quick)
+    assert result["linear_top1_published"] > 0.5  # 0.1 is chance
+    words = "SGD, 20 epochs, batch 40, lr 0.1, momentum 0.9, no weight decay; raw features, a random crop and flip of"
+    assert result.protocol["linear_published"].startswith(words)
+    assert "published" in rendered(result)
+
+
+def test_its_crops_are_those_of_the_images(digits_run, digits_data, monkeypatch):
+    monkeypatch.setattr(linear, "EPOCHS", 2)
+    monkeypatch.setattr(linear, "BATCH_SIZE", 50)
+    manifest, encoder = Manifest.scan(digits_data), load_encoder(digits_run / "encoder.safetensors")
+    split = split_labelled(manifest, "auto", 0)
+    settings = EvalSettings("auto", False, 20, 0, (), 7, 0, torch.device("cpu"), lambda *_: None)
+    batches, steps = random_crops(encoder, manifest, split.fit, split.values, settings)
+    found = list(batches)
+    assert steps == len(found) == 4  # 120 images: two batches of 50 an epoch
+    assert {(tuple(z.shape), z.dtype) for z, _ in found} == {((50, encoder.num_features), torch.float32)}
+    for first, second in ((found[:2], found[2:]),):
+        counts = [torch.bincount(torch.cat([y for _, y in epoch]), minlength=10) for epoch in (first, second)]
+        assert all(int(count.max()) <= 12 for count in counts)  # 12 images a class, each once at most
+        nearest = torch.cdist(torch.cat([z for z, _ in first]), torch.cat([z for z, _ in second])).amin(dim=1)
+        assert float(nearest.min()) > 0  # no crop comes again
+
+
+def test_the_published_probe_needs_classes(digits_run, tmp_path):
+    flat, _ = flat_with_csv(tmp_path)
+    with pytest.raises(BadInput, match="--protocol published needs classes"):
+        evaluate(digits_run, flat, workers=0, protocol="published")
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(BadInput, match=r"--protocol published is for images with classes, and .* holds pairs"):
+        evaluate(digits_run, tmp_path, protocol="published")
 
 
 @pytest.mark.parametrize("names", [("training", "val"), ("train", "validation")])

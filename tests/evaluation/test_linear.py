@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from sogclr.errors import BadInput
 from sogclr.evaluation import linear
-from sogclr.evaluation.linear import few_label_top1, linear_top1, protocol, stratified
+from sogclr.evaluation.linear import few_label_protocol, few_label_top1, linear_top1, protocol, stratified
 
 
 def separable(rows, classes=4, width=8, seed=0, offset=0.0):
@@ -83,6 +85,44 @@ def test_few_labels_are_drawn_from_each_class():
     assert few_label_top1(x, y, test_x, test_y, 10_000, draws=2) == (1.0, 0.0)  # more than there are
     (x, y), (test_x, test_y) = noise(400), noise(400, seed=1)
     assert few_label_top1(x, y, test_x, test_y, 1, seed=1) != few_label_top1(x, y, test_x, test_y, 1, seed=2)
+
+
+def test_few_labels_of_many_classes_are_fitted_as_all_labels_are(solver):
+    """At 1,000 classes ten labels a class are more than LBFGS is given for all."""
+    (x, y), (test_x, test_y) = separable(200), separable(100, seed=1)
+    assert few_label_top1(x, y, test_x, test_y, 10)[0] == 1.0
+    assert ("1 and 10 a class SGD" in few_label_protocol(8, 4)) == (solver == "sgd")
+
+
+def test_1000_classes_are_too_many_for_lbfgs():
+    assert few_label_protocol(512, 1000).endswith("features; with 10 a class SGD, as for all labels")
+    assert few_label_protocol(2048, 1000).endswith("features; with 1 and 10 a class SGD, as for all labels")
+
+
+@pytest.mark.parametrize("call", [linear_top1, lambda *a: few_label_top1(*a, 10)])
+def test_features_are_copied_once_at_most(call, monkeypatch):
+    """Standardised in float64 as a whole they took four times as much. NumPy tells tracemalloc what it allocates."""
+    for name, value in {"LARGEST_FOR_LBFGS": 0, "EPOCHS": 1, "_ROWS": 256}.items():
+        monkeypatch.setattr(linear, name, value)
+    x, y = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32), np.arange(20_000) % 4
+    test_x, test_y = x[:64].copy(), y[:64]
+    call(x[:64], y[:64], test_x, test_y)  # what is imported at the first call
+    tracemalloc.start()
+    try:
+        call(x, y, test_x, test_y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * x.nbytes
+
+
+def test_standardised_features_have_mean_0_and_standard_deviation_1(monkeypatch):
+    monkeypatch.setattr(linear, "_ROWS", 7)
+    x = 30 + 2 * noise(100)[0]
+    scaling = linear.Scaling.of(x)
+    np.testing.assert_allclose(scaling.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(scaling.std, x.std(axis=0, dtype=np.float64), rtol=1e-9)
+    np.testing.assert_allclose(scaling(x), (x - scaling.mean) / scaling.std, rtol=1e-5, atol=1e-6)
 
 
 @given(hnp.arrays(np.int64, st.integers(0, 80), elements=st.integers(-1, 5)), st.floats(0.05, 0.9), st.integers(0, 99))

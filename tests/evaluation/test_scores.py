@@ -41,7 +41,9 @@ def test_every_row_names_a_function_and_gets_its_score():
     unit = torch.nn.functional.normalize(torch.from_numpy(x), dim=1)
     rows = np.arange(40)
     found = compute(
-        labels=LabelledSplit(x[:20], y[:20], x[20:], y[20:], 2),
+        labels=LabelledSplit(
+            x[:20], y[:20], x[20:], y[20:], 2, crops=(iter([(unit[:20], torch.from_numpy(y[:20]))]), 1)
+        ),
         features=x,
         views=(torch.from_numpy(x), torch.from_numpy(x)),
         pairs=(unit, unit, rows, rows),

@@ -204,7 +204,7 @@ def test_an_empty_queue_adds_nothing(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_rows_that_are_not_of_norm_one_do_not_overflow(kernel):
     z = (rows(50).detach() * 9).requires_grad_()
-    ids, weight = torch.arange(50), torch.rand(50)
+    ids, weight = torch.arange(50), torch.rand(50, generator=torch.Generator().manual_seed(0))
     got = kernels.log_sum_negatives(z, ids, 0.1, kernel)
     (got * weight).sum().backward()
     z64 = z.detach().double().requires_grad_()
@@ -317,6 +317,24 @@ def test_gradient_of_rows_is_their_share_of_the_whole():
         torch.testing.assert_close(d_z, z.grad[mine], rtol=1e-4, atol=1e-5)
         if not isinstance(temperature, float):
             torch.testing.assert_close(d_temperature, temperature.grad[mine], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("weights", ["constant", "with a graph"])
+def test_a_second_derivative_is_refused_and_never_silently_zero(kernel, weights):
+    z, (ids, weight) = rows(20, seed=1), ids_and_weights(20)
+    x, y = rows(20, seed=2), rows(12, seed=3)
+    y_ids = torch.arange(12) + 50
+    for sums, inputs in (
+        ((kernels.log_sum_negatives(z, ids, 0.2, kernel),), (z,)),
+        (kernels.log_sum_between(x, y, ids, y_ids, 0.2, kernel), (x, y)),
+    ):
+        total = sum((s.exp() if weights == "with a graph" else s * weight[: len(s)]).sum() for s in sums)
+        first = torch.autograd.grad(total, inputs, create_graph=True)
+        assert all(g.requires_grad for g in first)
+        for g in first:
+            with pytest.raises(BadInput, match="no second derivative"):
+                torch.autograd.grad(g.sum(), inputs, retain_graph=True)
 
 
 def test_needs_no_shift_looks_at_the_rows():

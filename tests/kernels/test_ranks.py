@@ -264,6 +264,10 @@ def errors(rank, ranks):
         NTXentLoss()(z, z, torch.full_like(index, 5))
     with pytest.raises(BadInput, match="a batch of 1 has no negatives"):
         NTXentLoss()(z[: rank == 0], z[: rank == 0], index[: rank == 0])
+    z = z.clone().requires_grad_()
+    (first,) = torch.autograd.grad(DecoupledContrastiveLoss()(z, z, index), z, create_graph=True)
+    with pytest.raises(BadInput, match="no second derivative"):
+        torch.autograd.grad(first.sum(), z)
 
 
 def beside_a_gpu_group(rank):

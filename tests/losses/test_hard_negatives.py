@@ -318,6 +318,7 @@ def test_compiled_equals_eager(name):
         ({"negatives": torch.zeros(6, 2, 5, dtype=torch.int64)}, "must be floating and on cpu, and are torch.int64"),
         ({"negative_index": torch.zeros(6, 3, dtype=torch.int64)}, r"must be \(6, 2\), .* and is \(6, 3\)"),
         ({"negative_index": torch.zeros(6, 2)}, "negative_index must be int64 or int32 and is torch.float32"),
+        ({"negative_index": [[0, 1]] * 6}, "negative_index must be a torch.Tensor and is a list"),
         ({"negative_index": torch.full((6, 2), 12)}, r"negative_index 12 is out of range \(valid: 0\.\.11"),
         ({"negative_index": torch.full((6, 2), -2)}, "negative_index -2 is out of range"),
     ],
@@ -346,6 +347,7 @@ def test_hard_negatives_that_are_not_finite_are_named():
     [
         ((torch.arange(3), torch.arange(4)), r"must be two tensors of ids, \(P,\) each, and are \[\(3,\), \(4,\)\]"),
         ((torch.zeros(3), torch.arange(3)), "positives must be int64 or int32 and are torch.float32"),
+        (([0, 1], [0, 1]), "each of positives must be a torch.Tensor and is a list"),
         ((torch.arange(0), torch.arange(0)), "positives hold no pairs"),
         ((torch.arange(13), torch.arange(13)), "positives hold id 12, out of range for a loss of 12 things"),
         ((torch.arange(3), torch.arange(3) - 1), "positives hold id -1"),

@@ -470,6 +470,10 @@ def test_it_moves_and_trains_like_any_module():
         ({"z0": torch.tensor(1.0), "z1": torch.tensor(1.0)}, r"must be \(B, D\)"),
         ({"z0": torch.ones(6, 5, dtype=torch.int64)}, "must be floating and are torch.int64"),
         ({"index": torch.arange(5)}, r"index must be \(6,\).* is \(5,\)"),
+        ({"index": list(range(6))}, r"index must be a torch.Tensor and is a list; convert it with torch.as_tensor"),
+        ({"index": np.arange(6)}, r"index must be a torch.Tensor and is a numpy.ndarray; convert it"),
+        ({"z1": np.ones((6, 5))}, r"each of the two views' embeddings must be a torch.Tensor and is a numpy.ndarray"),
+        ({"z0": torch.ones(6, 0), "z1": torch.ones(6, 0)}, r"the two views' embeddings are 0 wide, \(6, 0\)"),
         ({"index": torch.arange(6.0)}, "int64 or int32 and is torch.float32"),
         (
             {"index": torch.arange(6) + 5},
@@ -520,9 +524,17 @@ def test_the_state_stays_finite_even_without_the_check():
     [
         ({"temperature": 0}, "temperature must be greater than 0 and was 0"),
         ({"temperature": float("nan")}, "temperature must be greater than 0"),
+        ({"temperature": float("inf")}, "temperature must be a finite number and was inf"),
+        ({"temperature": "x"}, "temperature must be a number or a module of sogclr.temperatures and was 'x'"),
+        ({"gamma": "x"}, "gamma must be a number, a CosineGamma or an AdaptiveGamma and was 'x'"),
+        ({"gamma": None}, "gamma must be a number, a CosineGamma or an AdaptiveGamma and was None"),
+        ({"gamma": float("nan")}, r"gamma must be in \(0, 1\] and was nan"),
         ({"gamma": 0.0}, r"gamma must be in \(0, 1\] and was 0.0"),
         ({"gamma": 1.5}, r"gamma must be in \(0, 1\] and was 1.5"),
         ({"num_samples": 1}, "num_samples must be 2 or more and was 1"),
+        ({"num_samples": 2.5}, "num_samples must be an integer and was 2.5"),
+        ({"num_samples": None}, "num_samples must be an integer and was None"),
+        ({"num_samples": 2.5, "estimator": MiniBatch()}, "num_samples must be an integer and was 2.5"),
         ({"convention": "both"}, "convention must be 'per_view' or 'per_sample' and was 'both'"),
         ({"reduction": "max"}, "reduction must be"),
     ],
@@ -530,6 +542,30 @@ def test_the_state_stays_finite_even_without_the_check():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(BadInput, match=message):
         GlobalContrastiveLoss(**({"num_samples": 10} | arguments))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_saved_state_that_is_not_finite_is_refused(bad):
+    """It would stay: a sample's average never loses NaN again."""
+    loss = GlobalContrastiveLoss(10)
+    state = {key: value.clone() for key, value in loss.state_dict().items()}
+    loss.load_state_dict(state)  # -inf is unseen
+    state["estimator.log_u"][[3, 7]] = bad
+    with pytest.raises(BadInput, match="log_u that is NaN or infinite for 2 of 10 samples"):
+        loss.load_state_dict(state)
+    assert torch.isneginf(loss.estimator.log_u).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ALL)
+def test_a_row_of_zeros_has_a_finite_gradient(name, dtype):
+    """The length of 0 is no number to divide by, and 1e12, for 0, is none of float16's."""
+    z0, z1 = (z.detach().to(dtype) for z in embeddings())
+    z0[2] = 0
+    z0.requires_grad_()
+    losses()[name](z0, z1, torch.arange(6)).backward()
+    assert torch.isfinite(z0.grad).all()
+    assert (z0.grad[[0, 1, 3, 4, 5]] != 0).any()
 
 
 def test_public_names():

@@ -93,6 +93,18 @@ def test_scents_step_is_the_proximal_one():
     assert float(estimator.current_gamma()) == pytest.approx(gamma, rel=1e-5)
 
 
+@pytest.mark.parametrize("convention", ["per_view", "per_sample"])
+@pytest.mark.parametrize(("log_u", "log_g"), [(100.0, -5.0), (17.5, -30.0), (-100.0, 5.0), (-120.0, 130.0)])
+def test_scents_step_holds_where_gamma_rounds_to_one_or_zero(convention, log_u, log_g):
+    """float32's sigmoid of 96 is 1, and with it u would be ĝ."""
+    alpha, index = -4.0, torch.arange(4)
+    estimator = MovingAverage(4, AdaptiveGamma(alpha), convention)
+    estimator(torch.full((2, 4), log_u), index, True)
+    estimator(torch.full((2, 4), log_g), index, True)
+    expected = log_u + np.logaddexp(0, alpha + log_g) - np.logaddexp(0, alpha + log_u)
+    assert estimator.log_u.tolist() == pytest.approx([expected] * 4, rel=1e-5, abs=1e-4)
+
+
 def test_keys_get_no_gradient_and_a_sample_in_the_queue_is_no_negative_of_itself():
     z = torch.eye(8)[:6].double().requires_grad_()
     loss = MoCoLoss(8, 64, 0.02)

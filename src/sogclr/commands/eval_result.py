@@ -36,6 +36,8 @@ class EvalSettings:
     progress: ProgressCallback
     mix: tuple[float, ...] = ()
     """Shares of the end, of mixes of a run's start and end that are scored too."""
+    published: bool = False
+    """Fit the linear probe of papers too."""
 
 
 def compared_with(run: str | os.PathLike[str], mix: Sequence[float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from ..config.ranges import check_least
 from ..data.beir import is_retrieval_set
@@ -26,6 +27,7 @@ def evaluate(
     labels: str = "auto",
     baselines: bool = False,
     k: int = 20,
+    protocol: Literal["quick", "published"] = "quick",
     seed: int = 0,
     templates: tuple[str, ...] = TEMPLATES,
     columns: str | None = None,
@@ -45,8 +47,7 @@ def evaluate(
     table of pairs or tar shards a run on pairs is scored by retrieval both ways, with chance (and, with `baselines`, untrained
     towers) beside it; wherever there are labels, by zero-shot classification from the classes' names too.
     A run that began from weights (--pretrained, --clip, --init-from, --text-model) stands beside these, its start, with whether training was worth it.
-    A run on pairs of two texts is also scored on a retrieval set: a folder in BEIR's layout, with corpus.jsonl,
-    queries.jsonl and qrels/test.tsv.
+    A run on pairs of two texts is also scored on a retrieval set: a folder in BEIR's layout, with corpus.jsonl, queries.jsonl and qrels/test.tsv.
 
     Args:
         run: A run's folder, or an exported encoder (.safetensors).
@@ -54,6 +55,7 @@ def evaluate(
         labels: auto, folder, none, or a CSV file of path,label.
         baselines: Score raw pixels and an untrained encoder too.
         k: Neighbours of kNN.
+        protocol: published adds the linear probe of papers: raw features of a new random crop and flip of each image in each of 90 epochs, through the encoder each time.
         seed: Seed of the split and of the few-label draws.
         templates: Sentences for the class names in zero-shot classification, of a run on pairs.
         columns: Two columns of a table of pairs, as for `sogclr train`; those of the run when left out.
@@ -79,8 +81,12 @@ def evaluate(
     if split is not None and not beir:
         raise BadInput(f"--split is for retrieval sets (corpus.jsonl, queries.jsonl), and {data} is none; leave it out")
     pairs = open_pairs(run, data, named) if not beir and kind_of(data).samples == "pairs" else None
+    if protocol == "published" and (beir or pairs is not None):
+        raise BadInput(f"--protocol published is for images with classes, and {data} holds pairs; leave it out")
     with progress_bar("evaluating", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
-        settings = EvalSettings(labels, baselines, k, seed, templates, batch_size, readers, chosen, show, mix)
+        settings = EvalSettings(
+            labels, baselines, k, seed, templates, batch_size, readers, chosen, show, mix, protocol == "published"
+        )
         if beir:
             return evaluate_beir(run, Path(data), split or "test", settings)
         return evaluate_images(run, data, settings) if pairs is None else evaluate_pairs(run, pairs, settings)

@@ -16,7 +16,7 @@ from ..data.recipe import named_recipe
 from ..errors import BadInput
 from ..evaluation.knn import TEMPERATURE
 from ..evaluation.label_free import refuse_non_finite
-from ..evaluation.linear import DRAWS, protocol, stratified
+from ..evaluation.linear import few_label_protocol, protocol, sgd_protocol, stratified
 from ..evaluation.scores import LabelledSplit, compute
 from ..evaluation.worth import worth_of_scores
 from ..models.encoder import Encoder, EncoderInfo
@@ -24,6 +24,7 @@ from ..models.features import ImageEncoder, compute_features, compute_views, not
 from ..models.two_tower import create_run_backbone, load_run_encoder, load_two_tower
 from .eval_result import EvalResult, EvalSettings, compared_with
 from .evaluate_pairs import knows_texts, zero_shot_images
+from .random_crops import Crops, random_crops
 
 FIT_PARTS = ("train", "training")
 SCORE_PARTS = ("test", "testing", "val", "valid", "validation")
@@ -46,6 +47,10 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
     if settings.baselines:
         encoders["raw_pixels"] = RawPixels(encoder.info)
         encoders["untrained"] = untrained(encoder.info, settings.seed, run).to(settings.device)
+    if split is None and settings.published:
+        raise BadInput(
+            f"--protocol published needs classes, and {manifest.root} has none; give --labels, or leave it out"
+        )
     ids = manifest.usable if split is None else np.concatenate([split.fit, split.score])
     results: dict[str, dict[str, float]] = {}
     for turn, (name, one) in enumerate(encoders.items()):
@@ -68,7 +73,9 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
         if split is None:
             results[name] = _label_free(one, manifest, features, kept, settings)
         else:
-            results[name] = _score(features, kept, split, settings)
+            fitted, wanted = np.intersect1d(split.fit, kept), settings.published and not name
+            crops = random_crops(one, manifest, fitted, split.values, settings) if wanted else None
+            results[name] = _score(features, kept, split, settings, crops)
     if split is not None and knows_texts(run):
         labels = Labels(split.classes, split.values, "")
         for name, share in {"": 1.0, **shares}.items():
@@ -88,7 +95,7 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
         classes=None if split is None else len(split.classes),
         fit_images=None if split is None else fit,
         score_images=None if split is None else score,
-        protocol=None if split is None else _protocol(fit, encoder.num_features, len(split.classes), settings.k),
+        protocol=None if split is None else _protocol(fit, encoder.num_features, len(split.classes), settings),
         baselines=results or None,
         worth=worth_of_scores(results["start"], scores, {"": score}) if "start" in results else None,
     )
@@ -171,7 +178,9 @@ def _labels_of_parts(manifest: Manifest, parts: list[str], how: str) -> Labels |
 
 
 # ---------------------------------------------------------------------------------------------------------- the scores
-def _score(features: np.ndarray, ids: np.ndarray, split: Split, settings: EvalSettings) -> dict[str, float]:
+def _score(
+    features: np.ndarray, ids: np.ndarray, split: Split, settings: EvalSettings, crops: Crops | None
+) -> dict[str, float]:
     """Return the accuracies of classifiers on float32 (m, D) features of the int64 (m,) ids."""
     fit, score = np.isin(ids, split.fit), np.isin(ids, split.score)
     for what, rows, wanted in (("fit", fit, split.fit), ("score", score, split.score)):
@@ -186,6 +195,7 @@ def _score(features: np.ndarray, ids: np.ndarray, split: Split, settings: EvalSe
         settings.k,
         settings.seed,
         settings.device,
+        crops,
     )
     return compute(labels=parts, features=features)
 
@@ -203,12 +213,15 @@ def _label_free(
     return compute(features=features, views=views)
 
 
-def _protocol(fit: int, width: int, classes: int, k: int) -> dict[str, str]:
+def _protocol(fit: int, width: int, classes: int, settings: EvalSettings) -> dict[str, str]:
     """Return how the accuracies were measured, in words."""
-    return {
-        "knn": f"cosine, weighted, k={min(k, fit)}, T={TEMPERATURE}",
+    published = {
+        "linear_published": f"{sgd_protocol()}; raw features, a random crop and flip of each image in each epoch"
+    }
+    return (published if settings.published else {}) | {
+        "knn": f"cosine, weighted, k={min(settings.k, fit)}, T={TEMPERATURE}",
         "linear": protocol(fit, width, classes),
-        "few_labels": f"mean over {DRAWS} draws, logistic regression on standardised features",
+        "few_labels": few_label_protocol(width, classes),
     }
 
 

@@ -13,7 +13,9 @@ from ..errors import BadInput
 class Recipe:
     """The distribution of the random views of one image. Probabilities are per view; strengths are half-widths.
 
-    The defaults are the SimCLR recipe (arXiv 2002.05709, with the strengths of 2202.12387).
+    The defaults are SimCLR's steps (arXiv 2002.05709) and its blur, of every other view, with the jitter of SogCLR's PyTorch
+    code (2202.12387), which is half of SimCLR's 0.8, 0.8, 0.8 and 0.2. No published number is of just this mixture:
+    `examples/recipes` have what belongs together.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)

@@ -2,7 +2,8 @@
 
 Each of the k training images most similar to a test image votes for its class with weight exp(s / T), where s is the
 cosine similarity and T the temperature. Among equal similarities the lower training row comes first, and among equal
-votes the lower class, so that the result does not depend on how the work is cut into pieces.
+votes the lower class, so that the result does not depend on how the work is cut into pieces. The paper has k = 200; the default
+of 20 is what small data sets bear.
 """
 
 from __future__ import annotations

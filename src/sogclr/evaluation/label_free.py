@@ -23,7 +23,7 @@ def refuse_non_finite(*features: np.ndarray) -> None:
     Raises:
         BadInput: a value is not finite.
     """
-    if not all(np.isfinite(x).all() for x in features):
+    if not all(np.isfinite(part).all() for x in features for part in np.array_split(x, 1 + len(x) // _CHUNK)):
         raise BadInput(
             "the features hold values that are not finite; the encoder has diverged, train it again with a lower --lr"
         )

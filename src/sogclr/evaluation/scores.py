@@ -65,6 +65,8 @@ class LabelledSplit:
     """Neighbours of kNN."""
     seed: int = 0
     device: str | torch.device = "cpu"
+    crops: tuple[Iterator[tuple[Tensor, Tensor]], int] | None = None
+    """Batches of raw features of random crops with their classes, and how many: what the published probe is fitted on."""
 
 
 def _retrieval(given: Given, first: str, second: str) -> Iterator[Score]:
@@ -116,6 +118,7 @@ _TABLE = (
     Score("linear_top1_1_per_class", "linear, 1 label a class", "labels", ".linear:few_label_scores"),
     Score("linear_top1_10_per_class", "linear, 10 labels a class", "labels", ".linear:few_label_scores"),
     Score("linear_top1", "linear, all labels", "labels", ".linear:linear_score", judges=True),
+    Score("linear_top1_published", "linear, published", "labels", ".linear:published_score"),
     Score(
         "rankme",
         "RankMe",

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .choice import can_sync
+from .once import once_differentiable
 
 LN2 = math.log(2)
 # 2^±86 is 1e±26: sums over any batch, and their reciprocals times a scaled loss's weights, stay inside float32

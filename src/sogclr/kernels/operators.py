@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import tiled
+from .once import refuse
 
 
 def _module(kernel: str) -> ModuleType:
@@ -166,3 +167,4 @@ def _backward(ctx: Any, x_weight: Tensor, y_weight: Tensor) -> tuple[Tensor | No
 
 
 log_sums.register_autograd(_backward, setup_context=_keep)
+log_sums_gradient.register_autograd(refuse)

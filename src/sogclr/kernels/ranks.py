@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import kernels
 from ..distributed import world_size
+from .once import once_differentiable
 
 _sizes: list[int] | None = None  # how many rows each rank holds; None: all as many
 
@@ -167,6 +167,7 @@ class _Strips(torch.autograd.Function):
                 z, ids, temperature = own
                 side.lse = side.everyone(kernels.log_sum_rows(z, other.z, ids, other.ids, temperature))
         ctx.sides = sides
+        ctx.save_for_backward(*(t for t in (x, y, x_temperature, y_temperature) if isinstance(t, Tensor)))
         # copies: an output that its own graph node holds on to would never be freed
         first, second = sides[0].lse, sides[-1].lse
         assert first is not None

@@ -20,7 +20,14 @@ from .validation import all_distinct
 
 
 def normalize(z: Tensor) -> Tensor:
-    """Return (..., D) embeddings scaled to norm one, in float32, or float64 for float64 input."""
+    """Return (..., D) embeddings scaled to norm one, in float32, or float64 for float64 input.
+
+    A row of zeros stays one. Its gradient is 1e12 times that of a row of norm one, which float16 does not hold: there rows
+    below its smallest normal number, 6e-5, count as zeros and get no gradient.
+    """
+    if z.dtype == torch.float16:
+        length = torch.linalg.vector_norm(z.detach().float(), dim=-1, keepdim=True)
+        z = torch.where(length < torch.finfo(torch.float16).tiny, 0.0, z.float())
     return torch.nn.functional.normalize(at_least_float32(z), dim=-1)
 
 
@@ -121,8 +128,8 @@ def positive_similarity(z0: Tensor, z1: Tensor) -> Tensor:
 def dual_loss(s_pos: Tensor, log_g: Tensor, nu: Tensor, temperature: float | Tensor) -> Tensor:
     """Return the mean over the views a of  -s_{a,p(a)} + tau (exp(log ĝ_a - nu_a) + nu_a - 1).
 
-    Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, and equals
-    -s + tau log ĝ where nu = log ĝ. Its derivative by tau is  w + nu - 1 - w (sum of p s) / tau  with
+    Its gradient (nu constant) is SogCLR's estimator; its value estimates the global objective, from above for a nu that is
+    independent of the batch, and equals -s + tau log ĝ where nu = log ĝ. Its derivative by tau is  w + nu - 1 - w (sum of p s) / tau  with
     w = exp(log ĝ - nu), p the weights of the negatives: log ĝ - (sum of p s) / tau where nu = log ĝ.
 
     Args:
@@ -194,13 +201,14 @@ def moving_average(log_u: Tensor, log_g: Tensor, gamma: float | Tensor) -> Tenso
     Returns:
         The shape of `log_g`.
     """
-    keep: float | Tensor
-    take: float | Tensor
     if isinstance(gamma, Tensor):
-        keep, take = torch.log1p(-gamma), gamma.log()
-    else:
-        keep, take = math.log1p(-gamma) if gamma < 1 else -math.inf, math.log(gamma)
-    blended = torch.logaddexp(log_u + keep, log_g + take)
+        return blend(log_u, log_g, torch.log1p(-gamma), gamma.log())
+    return blend(log_u, log_g, math.log1p(-gamma) if gamma < 1 else -math.inf, math.log(gamma))
+
+
+def blend(log_u: Tensor, log_g: Tensor, log_keep: float | Tensor, log_take: float | Tensor) -> Tensor:
+    """Return what `moving_average` does, from log(1 - gamma) and log gamma, floats, () or (B,)."""
+    blended = torch.logaddexp(log_u + log_keep, log_g + log_take)
     return torch.where(log_u == -math.inf, log_g, blended)
 
 

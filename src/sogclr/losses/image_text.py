@@ -12,14 +12,13 @@ from ..errors import BadInput
 from ..kernels.ranks import gather, log_sum_between, uneven_batch
 from . import functional as F
 from . import temperatures
+from .arguments import check_built_for, check_num_negatives, check_num_samples
 from .candidates import HardNegatives, KnownPairs, log_mean_masked, negatives_of_pairs, similarities
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import Estimator, EstimatorInput, Gamma, MovingAverage
 from .validation import (
-    check_built_for,
     check_hard_negatives,
     check_negatives,
-    check_num_negatives,
     check_pairs,
     check_positives,
     check_some_negative,
@@ -233,7 +232,8 @@ class TwoTowerGlobalContrastiveLoss(ImageTextLoss):
         share_negatives: bool = False,
         num_negatives: float | None = None,
     ) -> None:
-        texts = num_samples if num_texts is None else num_texts
+        num_samples = check_num_samples(num_samples)
+        texts = num_samples if num_texts is None else check_num_samples(num_texts, "num_texts")
         of_images, of_texts = _two_temperatures(temperature, num_samples, texts)
         super().__init__(
             of_images, reduction, normalize, of_texts, (num_samples, texts), positives, same_kind, share_negatives

@@ -13,16 +13,18 @@ what left [minimum, maximum] back. On several ranks its gradient is that of the 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from .arguments import check_num_samples
 
 
 class PerSample(nn.Module):
-    """One learned temperature a sample (iSogCLR).
+    """One learned temperature a sample (iSogCLR's; its two towers' code has another u, see docs/method.md).
 
     The gradient is sparse: only the samples of the batch have one, so it costs O(B) a step, and samples that are not
     visited do not move. Use an optimizer that takes sparse gradients and keeps no momentum for absent rows:
@@ -58,8 +60,7 @@ class PerSample(nn.Module):
         self, num_samples: int, initial: float = 0.1, rho: float = 0.3, minimum: float = 0.05, maximum: float = 0.7
     ) -> None:
         super().__init__()
-        if num_samples < 2:
-            raise BadInput(f"num_samples must be 2 or more and was {num_samples}; pass len(dataset)")
+        num_samples = check_num_samples(num_samples)
         _check(initial, rho, minimum, maximum)
         self.num_samples, self.rho, self.minimum, self.maximum = num_samples, rho, minimum, maximum
         self.tau = nn.Parameter(torch.full((num_samples,), initial, dtype=torch.float32))
@@ -86,7 +87,9 @@ class PerSample(nn.Module):
 
 
 class Global(nn.Module):
-    """One learned temperature for all (FastCLIP v3, arXiv 2407.01445): F + rho tau is minimised over tau as well.
+    """One learned temperature for all (FastCLIP v3's, arXiv 2407.01445): F + rho tau is minimised over tau as well.
+
+    FastCLIP's u has the positive inside, which this does not change: docs/method.md.
 
     Put its one parameter into any optimizer, without weight decay.
 
@@ -139,6 +142,8 @@ def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
             f"temperature must be a number or a module of sogclr.temperatures and was {temperature!r}; "
             "0.1 is the paper's"
         ) from None
+    if tau == math.inf:
+        raise BadInput(f"temperature must be a finite number and was {temperature}; 0.1 is the paper's")
     if not tau > 0:
         raise BadInput(f"temperature must be greater than 0 and was {temperature}; 0.1 is the paper's")
     return tau
@@ -163,10 +168,12 @@ def detached(tau: float | Tensor) -> float | Tensor:
 
 
 def _check(initial: float, rho: float, minimum: float, maximum: float) -> None:
-    if not 0 < minimum <= initial <= maximum:
+    if not 0 < minimum <= initial <= maximum < math.inf:
         raise BadInput(
-            f"a temperature needs 0 < minimum <= initial <= maximum and got minimum {minimum}, initial {initial}, "
+            f"a temperature needs 0 < minimum <= initial <= maximum, all finite, and got minimum {minimum}, initial {initial}, "
             f"maximum {maximum}"
         )
+    if rho == math.inf:
+        raise BadInput(f"rho must be a finite number and was {rho}; it is the divergence that the temperature holds")
     if not rho >= 0:
         raise BadInput(f"rho must be 0 or more and was {rho}; it is the divergence that the temperature holds")

@@ -11,9 +11,10 @@ from ..distributed import check_on_all_ranks
 from ..kernels.ranks import gather, log_sum_negatives, uneven_batch
 from . import functional as F
 from . import temperatures
+from .arguments import check_built_for, check_num_negatives, check_num_samples
 from .contrastive import Anchors, ContrastiveLoss, Reduction, no_autocast, replicated
 from .estimators import Convention, Estimator, Gamma, MovingAverage
-from .validation import check_built_for, check_negatives, check_num_negatives, check_views
+from .validation import check_negatives, check_views
 
 
 def positive_similarities(views: Sequence[Tensor]) -> Tensor:
@@ -106,7 +107,8 @@ class GlobalContrastiveLoss(TwoViewLoss):
         u_i <- (1 - gamma) u_i + gamma ĝ_i
 
     ĝ_a is the mean of exp(s_ab / tau) over the negatives in the batch. The gradient, with nu held constant, is
-    SogCLR's; the value is an estimate of the global objective itself, so it can be watched.
+    SogCLR's; the value is an estimate of the global objective itself, so it can be watched. (nu holds gamma ĝ, which makes it
+    a little too low at a small batch: docs/method.md.)
 
     Args:
         num_samples: samples in the data set; `index` runs from 0 to num_samples - 1.
@@ -152,7 +154,7 @@ class GlobalContrastiveLoss(TwoViewLoss):
         num_negatives: float | None = None,
     ) -> None:
         super().__init__(temperature, reduction, normalize)
-        self.num_samples = num_samples
+        self.num_samples = check_num_samples(num_samples)
         self.num_negatives = check_num_negatives(num_negatives)
         self.estimator = MovingAverage(num_samples, gamma, convention) if estimator is None else estimator
         for part in (self.estimator, temperature):

@@ -1,4 +1,4 @@
-"""What a loss refuses. On the CPU errors are raised and name the rows; on CUDA nothing here waits for the device."""
+"""What a loss refuses of a batch. On the CPU errors are raised and name the rows; on CUDA nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -78,9 +78,25 @@ def check_views(first: Tensor, others: Sequence[Tensor], index: Tensor, num_samp
     return checked
 
 
+def check_tensors(**given: object) -> None:
+    """Refuse arguments, by their names, that are no tensors: ids as a list or of NumPy.
+
+    Raises:
+        BadInput: one is none.
+    """
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+            raise BadInput(f"{name} must be a torch.Tensor and is a {kind}; convert it with torch.as_tensor(...)")
+
+
 def _check_shapes(z0: Tensor, z1: Tensor, index: Tensor, what: str) -> None:
+    check_tensors(**{f"each of {what}": z0}, index=index)
+    check_tensors(**{f"each of {what}": z1})
     if z0.ndim != 2 or z0.shape != z1.shape:
         raise BadInput(f"{what} must be (B, D) and alike, and are {tuple(z0.shape)} and {tuple(z1.shape)}")
+    if not z0.shape[1]:
+        raise BadInput(f"{what} are 0 wide, {tuple(z0.shape)}; pass the projection head's output")
     if not (z0.is_floating_point() and z1.is_floating_point()):
         raise BadInput(
             f"embeddings must be floating and are {z0.dtype} and {z1.dtype}; pass the projection head's output"
@@ -142,12 +158,16 @@ def check_some_negative(negative: Tensor) -> None:
 
 
 def check_not_negative(index: Tensor) -> None:
-    """Refuse ids (B,) below 0, which a queue takes for empty places; ids on CUDA are not looked at.
+    """Refuse ids (B,) below 0, which a queue takes for empty places.
 
     Raises:
-        BadInput: there is one.
+        BadInput: there is one (ids on CUDA: a device-side assertion instead; inside of `torch.compile`: no check).
     """
-    if can_sync(index) and (lowest := _range(index)[0]) < 0:
+    if torch.compiler.is_compiling():
+        return
+    if not can_sync(index):
+        torch._assert_async((index >= 0).all(), "an id is below 0, which means an empty place in the queue")
+    elif (lowest := _range(index)[0]) < 0:
         raise BadInput(f"index {lowest} is below 0, which means an empty place in the queue; give ids of 0 or more")
 
 
@@ -188,6 +208,7 @@ def check_hard_negatives(
     if negatives is None or negative_index is None:
         missing = "negatives" if negatives is None else "negative_index"
         raise BadInput(f"{missing} is missing; hard negatives are embeddings and their ids, give both or neither")
+    check_tensors(negatives=negatives, negative_index=negative_index)
     z = negatives.unsqueeze(1) if negatives.ndim == 2 else negatives
     index = negative_index.unsqueeze(1) if negative_index.ndim == 1 else negative_index
     if z.ndim != 3 or not z.shape[1] or (z.shape[0], z.shape[2]) != y.shape:
@@ -243,6 +264,8 @@ def check_positives(positives: tuple[Tensor, Tensor], num_samples: int | None, n
     Raises:
         BadInput: they are not.
     """
+    for ids in positives:
+        check_tensors(**{"each of positives": ids})
     shapes = [tuple(ids.shape) for ids in positives]
     if len(shapes) != 2 or len(shapes[0]) != 1 or shapes[0] != shapes[1]:
         raise BadInput(f"positives must be two tensors of ids, (P,) each, and are {shapes}; give (first, second)")
@@ -269,27 +292,3 @@ def all_distinct(index: Tensor) -> bool:
         return False
     ids = index.tolist()
     return len(set(ids)) == len(ids)
-
-
-def check_num_negatives(count: float | None) -> float | None:
-    """Return the number of negatives of a softmax.
-
-    Raises:
-        BadInput: it is not greater than 0.
-    """
-    if count is not None and not 0 < count < math.inf:
-        raise BadInput(
-            f"num_negatives must be greater than 0 and was {count}; 255 is a batch of 256, None leaves it out"
-        )
-    return count
-
-
-def check_built_for(part: object, count: int, what: str, advice: str) -> None:
-    """Refuse an estimator or a temperature that keeps something for another number of samples than its loss.
-
-    Raises:
-        BadInput: it does; `what` the samples are, and `advice`, are in the sentence.
-    """
-    theirs = getattr(part, "num_samples", count)
-    if theirs != count:
-        raise BadInput(f"{type(part).__name__} is built for {theirs} samples and the loss for {count} {what}; {advice}")

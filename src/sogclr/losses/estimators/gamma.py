@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ...errors import BadInput
 
@@ -53,8 +54,31 @@ class AdaptiveGamma:
         """Return the gamma of samples with `log_u`, (B,), before the update, -inf where unseen: (B,)."""
         return torch.sigmoid(self.alpha + log_u)
 
+    def logs(self, log_u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log(1 - gamma) and log gamma, (B,) each: float32's gamma itself is 1 from alpha + log u = 17 on."""
+        return logsigmoid(-self.alpha - log_u), logsigmoid(self.alpha + log_u)
+
     def __repr__(self) -> str:
         return f"AdaptiveGamma(alpha={self.alpha})"
 
 
 Gamma = float | CosineGamma | AdaptiveGamma
+
+
+def checked_gamma(gamma: Gamma) -> Gamma:
+    """Return a schedule as it is, and a number.
+
+    Raises:
+        BadInput: it is neither, or a number outside of (0, 1].
+    """
+    if isinstance(gamma, CosineGamma | AdaptiveGamma):
+        return gamma
+    try:
+        number = float(gamma)
+    except (TypeError, ValueError):
+        raise BadInput(f"gamma must be a number, a CosineGamma or an AdaptiveGamma and was {gamma!r}") from None
+    if not 0 < number <= 1:
+        raise BadInput(
+            f"gamma must be in (0, 1] and was {gamma}; it is the weight of the new estimate, 0.9 in the paper"
+        )
+    return number

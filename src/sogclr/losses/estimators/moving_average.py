@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
-from ..functional import log_mean, merge_duplicates, moving_average
+from ..arguments import check_num_samples
+from ..functional import blend, log_mean, merge_duplicates, moving_average
 from . import sharded as shards
-from .gamma import AdaptiveGamma, CosineGamma, Gamma
+from .gamma import AdaptiveGamma, CosineGamma, Gamma, checked_gamma
 from .protocol import Estimator, EstimatorInput
 
 Convention = Literal["per_view", "per_sample"]
@@ -48,12 +49,7 @@ class MovingAverage(Estimator):
         sharded: bool = False,
     ) -> None:
         super().__init__()
-        if num_samples < 2:
-            raise BadInput(f"num_samples must be 2 or more and was {num_samples}; pass len(dataset)")
-        if not isinstance(gamma, CosineGamma | AdaptiveGamma) and not 0.0 < gamma <= 1.0:
-            raise BadInput(
-                f"gamma must be in (0, 1] and was {gamma}; it is the weight of the new estimate, 0.9 in the paper"
-            )
+        num_samples, gamma = check_num_samples(num_samples), checked_gamma(gamma)
         if convention not in ("per_view", "per_sample"):
             raise BadInput(f"convention must be 'per_view' or 'per_sample' and was {convention!r}")
         self.num_samples, self.gamma, self.convention = num_samples, gamma, convention
@@ -97,12 +93,11 @@ class MovingAverage(Estimator):
     def forward(self, log_g: Tensor, index: Tensor, update: bool, contrast: EstimatorInput | None = None) -> Tensor:
         """Return log u_i after the update, (V, B); see `Estimator.forward` for the arguments."""
         old = self.read(index).to(log_g.dtype)
-        gamma = self.rate(old)
         if self.convention == "per_view":
-            nu = moving_average(old, log_g, gamma)
+            nu = self._blend(old, log_g)
             new = log_mean(nu)
         else:
-            new = moving_average(old, log_mean(log_g), gamma)
+            new = self._blend(old, log_mean(log_g))
             nu = new.expand_as(log_g)
         if update:
             stored = merge_duplicates(new, index)
@@ -121,6 +116,11 @@ class MovingAverage(Estimator):
         """
         self._write(index, merge_duplicates(log_g, index).to(self.log_u.dtype))
 
+    def _blend(self, log_u: Tensor, log_g: Tensor) -> Tensor:
+        if isinstance(self.gamma, AdaptiveGamma):
+            return blend(log_u, log_g, *self.gamma.logs(log_u))
+        return moving_average(log_u, log_g, self.rate(log_u))
+
     def _write(self, index: Tensor, new: Tensor) -> None:
         if self.part is None:
             self.assign(self.log_u, new, index)
@@ -131,6 +131,7 @@ class MovingAverage(Estimator):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved, kept_by = state_dict.get(prefix + "log_u"), state_dict.get(prefix + "kept_by")
         here = self.state_dict().get("kept_by")
+        _check_saved(saved)
         if isinstance(kept_by, Tensor):
             if here is None or not torch.equal(kept_by.to(here), here):
                 raise BadInput(
@@ -151,3 +152,12 @@ class MovingAverage(Estimator):
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"num_samples={self.num_samples}, gamma={self.gamma}, convention={self.convention!r}"
+
+
+def _check_saved(log_u: object) -> None:
+    """Refuse a saved log_u that holds NaN or +inf, which no update would ever take out again."""
+    if isinstance(log_u, Tensor) and not log_u.is_meta and (bad := int((~(log_u < math.inf)).sum())):
+        raise BadInput(
+            f"the loss state has a log_u that is NaN or infinite for {bad} of {len(log_u)} samples; load a state from "
+            "before, or set them to -inf, which is unseen"
+        )
