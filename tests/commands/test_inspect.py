@@ -106,3 +106,26 @@ def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
     result = sogclr("inspect", copy)
     assert result.returncode == 0
     assert "damaged" in result.stdout
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_advice_is_measured_on_the_images(tmp_path):
+    data = write_digits(tmp_path / "digits", digits=3, per_digit=50)
+    found = json.loads(sogclr("inspect", data, "--advise", "--minutes", "0.05", "--json", check=0).stdout)["advice"]
+    assert list(found["rates"]) == ["16"]
+    assert found["rates"]["16"] > 0
+    assert found["batch_size"] == 16
+    assert found["seconds"]["100"] == pytest.approx(100 * found["images"] / found["rates"]["16"])
+    assert found["chosen"]["model"] == "resnet18_small"
+    assert found["chosen"]["gamma"] == 0.9
+    assert [path.name for path in data.parent.iterdir()] == ["digits"]
+
+
+def test_advice_needs_images_enough_and_no_run(data, run):
+    with pytest.raises(BadInput, match="at least 128 images to measure on and found 11"):
+        inspect(data, advise=True, quiet=True)
+    with pytest.raises(BadInput, match="--minutes must be greater than 0 and was 0"):
+        inspect(data, advise=True, minutes=0, quiet=True)
+    with pytest.raises(BadInput, match="is a run and --advise trains on images"):
+        inspect(run.path, advise=True)

@@ -34,6 +34,8 @@ class Advice:
 
     rates: dict[int, float]
     """Batch size -> images, or pairs, a second of whole training steps on this machine."""
+    images: int
+    """Or pairs, that an epoch visits."""
     batch_size: int
     """The smallest that is nearly as fast as the fastest."""
     epochs: int
@@ -82,7 +84,7 @@ def advise(
         options: of `sogclr train`, such as the columns of pairs.
 
     Raises:
-        BadInput: too few samples, or not enough time for one batch size.
+        BadInput: too few samples, or no time.
     """
     if minutes <= 0:
         raise BadInput(f"--minutes must be greater than 0 and was {minutes:g}")
@@ -109,21 +111,11 @@ def advise(
             gradient = _gradient(data, Path(folder) / "gradient", batch, images - DIAGNOSIS, count, options)
         progress(int(total), int(total))
         config = RunFolder(Path(folder) / f"{batch}").config()
-        gradient = {}
-        if kind == "images":
-            gradient = _gradient(
-                data,
-                Path(folder) / "gradient",
-                batch,
-                rates[batch] * (total - (time.monotonic() - begun)),
-                count,
-                options,
-            )
-        progress(int(total), int(total))
     names = {"model": config.model.model, "image_size": config.data.image_size, "temperature": config.loss.temperature}
     names |= {"gamma": config.loss.gamma, "optimizer": config.optim.optimizer}
     return Advice(
         rates=rates,
+        images=count,
         batch_size=batch,
         epochs=EPOCHS[-1],
         seconds={epochs: epochs * count / rates[batch] for epochs in EPOCHS},
