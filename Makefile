@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo gpu test test-unit test-triton test-integrations lint wheel bench-peers clean
+.PHONY: demo gpu test test-unit test-triton test-integrations lint docs wheel bench-peers clean
 demo: .venv/with-wordnet
 	$(BIN)/sogclr demo
 
@@ -36,6 +36,15 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in site/; a warning is an error. Its environment has no torch: names are read, not imported. `.venv-docs/bin/mkdocs serve` shows it.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed: constraints.txt constraints-integrations.txt constraints-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(patsubst %,--constraint %,$^) mkdocs-material mkdocstrings-python ruff
+	touch $@
 
 # The wheel and the source archive, in dist/.
 wheel: .venv/installed
@@ -86,7 +95,7 @@ bench-peers: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-integrations
+	rm -rf .venv .venv-peers .venv-integrations .venv-docs site
 
 # Every number, figure and CSV of docs/results.md. Runs are kept in research/cache, so it can be stopped and started at will; hours from nothing.
 # DATA: Fashion-MNIST's idx files. WordNet's database is looked for by sogclr.data.wordnet: apt-get install wordnet-base.

@@ -12,6 +12,7 @@ from captioned import PAIRS, write_pairs
 from digits import SMALL, words
 from pages import ROOT, blocks
 
+import sogclr
 from sogclr.cli import main
 
 PAGES = [ROOT / f"{folder}README.md" for folder in ("", "benchmarks/", "research/")]
@@ -97,6 +98,27 @@ def test_the_links_of_the_readme_work_on_pypi():
     targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(targets) > 20
     assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_the_api_page_has_every_public_name():
+    named = re.findall(r"^::: sogclr\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.M)
+    assert sorted(named) == [name for name in sogclr.__all__ if name != "__version__"]
+
+
+def test_the_site_has_every_page():
+    """In its menu, and what a page includes of another is there."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert sorted(re.findall(r"(\S+\.md)$", menu, flags=re.M)) == sorted(pages)
+    included = [
+        found
+        for page in pages
+        for found in re.findall(r'^ *--8<-- "(.+):(\w+)"$', (ROOT / "docs" / page).read_text("utf-8"), flags=re.M)
+    ]
+    assert len(included) == 8
+    for file, section in included:
+        path = ROOT / file if file == "README.md" else ROOT / "docs" / file
+        assert f"[start:{section}]" in path.read_text(encoding="utf-8")
 
 
 def test_the_reference_is_what_the_commands_say():

@@ -44,7 +44,7 @@ def test_the_oldest_constraints_are_the_lower_bounds():
 
 def test_each_package_is_pinned_in_one_place():
     names = []
-    for file in ("constraints.txt", "constraints-integrations.txt"):
+    for file in ("constraints.txt", "constraints-integrations.txt", "constraints-docs.txt"):
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
         pins = [line.split("==") for line in lines if not line.startswith("#")]
         names += [re.sub(r"[-_.]+", "-", name).lower() for name, _ in pins]
