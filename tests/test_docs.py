@@ -115,7 +115,7 @@ def test_the_site_has_every_page():
         for page in pages
         for found in re.findall(r'^ *--8<-- "(.+):(\w+)"$', (ROOT / "docs" / page).read_text("utf-8"), flags=re.M)
     ]
-    assert len(included) == 8
+    assert len(included) == 9
     for file, section in included:
         path = ROOT / file if file == "README.md" else ROOT / "docs" / file
         assert f"[start:{section}]" in path.read_text(encoding="utf-8")
