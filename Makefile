@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo gpu test test-unit test-triton test-integrations lint wheel bench-peers clean
+.PHONY: demo gpu test test-unit test-triton test-integrations lint docs release-check bench-peers clean
 demo: .venv/with-wordnet
 	$(BIN)/sogclr demo
 
@@ -37,10 +37,18 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wheel and the source archive, in dist/.
-wheel: .venv/installed
-	rm -rf dist
-	$(BIN)/python -m build
+# The site, in site/; a warning is an error. Its environment has no torch: names are read, not imported. `.venv-tools/bin/mkdocs serve` shows it.
+docs: .venv-tools/installed
+	NO_MKDOCS_2_WARNING=1 .venv-tools/bin/mkdocs build --strict
+
+# The wheel and the source archive, in dist/, looked through, and the wheel used where there is no clone.
+release-check: .venv-tools/installed
+	.venv-tools/bin/python .ci/release_check.py
+
+.venv-tools/installed: constraints.txt constraints-integrations.txt constraints-tools.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check $(patsubst %,--constraint %,$^) mkdocs-material mkdocstrings-python ruff build twine
+	touch $@
 
 # All that a machine with a CUDA device can tell: tests marked gpu, benchmarks, a training killed and resumed, waits counted.
 # PY: a Python that has torch for this GPU and this package's dependencies; the environment of `make test` has torch for the CPU.
@@ -86,7 +94,7 @@ bench-peers: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-integrations
+	rm -rf .venv .venv-peers .venv-integrations .venv-tools site dist
 
 # Every number, figure and CSV of docs/results.md. Runs are kept in research/cache, so it can be stopped and started at will; hours from nothing.
 # DATA: Fashion-MNIST's idx files. WordNet's database is looked for by sogclr.data.wordnet: apt-get install wordnet-base.

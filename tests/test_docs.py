@@ -12,9 +12,11 @@ from captioned import PAIRS, write_pairs
 from digits import SMALL, words
 from pages import ROOT, blocks
 
+import sogclr
 from sogclr.cli import main
 
 PAGES = [ROOT / f"{folder}README.md" for folder in ("", "benchmarks/", "research/")]
+OWN = re.compile(r"https://(?:github\.com/sogclr/sogclr/blob|raw\.githubusercontent\.com/sogclr/sogclr)/main/")
 PAGES += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -49,7 +51,7 @@ def test_the_python_of_the_readme(photos):
     assert len(texts) == 2
     for text in texts:
         exec(text.replace("epochs=100", f"epochs=1, quiet=True, **{SMALL}"), {})
-    assert Path("photos.npz").is_file()
+    assert Path("photos.parquet").is_file()
     assert Path("runs/from-python/encoder.safetensors").is_file()
 
 
@@ -86,8 +88,37 @@ def test_the_modules_of_a_page_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        if not target.startswith("https://"):
+        if OWN.match(target):  # what is read on PyPI, too, names the repository in full
+            assert (ROOT / OWN.sub("", target)).exists(), f"{page.name} links to {target}"
+        elif not target.startswith("https://"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_links_of_the_readme_work_on_pypi():
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_the_api_page_has_every_public_name():
+    named = re.findall(r"^::: sogclr\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.M)
+    assert sorted(named) == [name for name in sogclr.__all__ if name != "__version__"]
+
+
+def test_the_site_has_every_page():
+    """In its menu, and what a page includes of another is there."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert sorted(re.findall(r"(\S+\.md)$", menu, flags=re.M)) == sorted(pages)
+    included = [
+        found
+        for page in pages
+        for found in re.findall(r'^ *--8<-- "(.+):(\w+)"$', (ROOT / "docs" / page).read_text("utf-8"), flags=re.M)
+    ]
+    assert len(included) == 9
+    for file, section in included:
+        path = ROOT / file if file == "README.md" else ROOT / "docs" / file
+        assert f"[start:{section}]" in path.read_text(encoding="utf-8")
 
 
 def test_the_reference_is_what_the_commands_say():

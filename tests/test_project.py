@@ -35,6 +35,13 @@ def test_the_version_is_written_once():
     assert latest[1] == sogclr.__version__
 
 
+def test_the_latest_changes_are_in_sections():
+    latest = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    sections = re.findall(r"^### (.*)$", latest, flags=re.M)
+    assert sections
+    assert sections == [name for name in ("Added", "Changed", "Removed", "Fixed") if name in sections]
+
+
 def test_the_oldest_constraints_are_the_lower_bounds():
     requirements = {*PROJECT["dependencies"]}.union(*PROJECT["optional-dependencies"].values())
     lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
@@ -44,7 +51,7 @@ def test_the_oldest_constraints_are_the_lower_bounds():
 
 def test_each_package_is_pinned_in_one_place():
     names = []
-    for file in ("constraints.txt", "constraints-integrations.txt"):
+    for file in ("constraints.txt", "constraints-integrations.txt", "constraints-tools.txt"):
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
         pins = [line.split("==") for line in lines if not line.startswith("#")]
         names += [re.sub(r"[-_.]+", "-", name).lower() for name, _ in pins]
@@ -58,6 +65,16 @@ def test_the_workflow_tests_every_python_that_is_promised():
     assert jobs["newest"]["strategy"]["matrix"]["python"] == named
     assert PROJECT["requires-python"] == f">={named[0]}"
     assert {"lint", "oldest", "build"} <= set(jobs)
+
+
+def test_a_tag_publishes_what_was_checked_without_a_token():
+    text = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    assert {"run": "make release-check"} in jobs["build"]["steps"]
+    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert "permissions" not in jobs["build"]
+    assert "secrets." not in text
 
 
 def test_the_hooks_fetch_nothing():

@@ -40,7 +40,7 @@ HERE = {"data": "x", "out": "y"}
         ),
         ({"text_width": 200}, "--text-width must be a multiple of 64, or from 32 to 127, and was 200"),
         ({"image_rate": 101}, "--image-rate must be from 0 to 100 and was 101.0; it is a share of --lr"),
-        ({"logger": "tensorboard"}, "run.logger must be one of none, wandb, mlflow, trackio and was 'tensorboard'"),
+        ({"logger": "comet"}, "run.logger must be one of none, tensorboard, wandb, mlflow, trackio and was 'comet'"),
         (
             {"pretrained": "a", "init_from": "b"},
             "--pretrained and --init-from both give the first weights; keep one of them",

@@ -72,7 +72,7 @@ def test_trackio(tmp_path, monkeypatch):
     assert {name for name, *_ in rows} == {"run"}
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_a_package_that_is_not_there_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     data = write_digits(tmp_path / "digits", per_digit=2)

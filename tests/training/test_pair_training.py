@@ -50,7 +50,6 @@ def test_a_run_leaves_what_is_needed_to_use_it(run, data):
         "pairs",
         "text",
         "metrics.jsonl",
-        "tensorboard",
         "checkpoints",
         "encoder.safetensors",
         "two_tower.safetensors",

@@ -22,7 +22,7 @@ RecipeName = Literal["auto", "simclr", "small", "character", "caption"]
 BatchNorm = Literal["auto", "train", "frozen"]
 Pooling = Literal["mean", "cls"]
 Batches = Literal["random", "neighbours"]
-Logger = Literal["none", "wandb", "mlflow", "trackio"]
+Logger = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 
 BASIC_OPTIONS: tuple[str, ...] = (
     "data",
@@ -179,7 +179,7 @@ class RunConfig:
     shard_state: bool = False
     """On several processes, divide the normalizers among them by id: for hundreds of millions of samples."""
     logger: Logger = "none"
-    """Where the metrics go beside metrics.jsonl: an experiment tracker, which is installed on its own."""
+    """Where the metrics go beside metrics.jsonl: TensorBoard or an experiment tracker, which is installed on its own."""
 
     def __post_init__(self) -> None:
         check_fields(self)

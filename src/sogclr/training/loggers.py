@@ -1,4 +1,4 @@
-"""Experiment trackers: W&B, MLflow and trackio, each fed with the rows of `metrics.jsonl` and on a machine without network too.
+"""TensorBoard and experiment trackers, W&B, MLflow and trackio: fed with the rows of `metrics.jsonl`, on a machine without network too.
 
 A tracker's package is an extra, imported when it is asked for. A run that is resumed goes on with the tracker's run, whose
 id lies in the run's folder. Where runs go is the tracker's own to be told: WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...
@@ -35,7 +35,7 @@ def open_logger(name: str, run: RunFolder, config: dict[str, Any]) -> Logger:
     """Return the tracker of `--logger`, in which the run has its folder's name.
 
     Args:
-        name: wandb, mlflow or trackio.
+        name: tensorboard, wandb, mlflow or trackio.
         run: the run's folder; the tracker's id of the run is kept there.
         config: the run's options, flat.
 
@@ -43,6 +43,7 @@ def open_logger(name: str, run: RunFolder, config: dict[str, Any]) -> Logger:
         BadInput: its package is not installed.
     """
     kinds: dict[str, Callable[[Any, RunFolder, dict[str, Any]], Logger]] = {
+        "tensorboard": TensorboardLogger,
         "wandb": WandbLogger,
         "mlflow": MlflowLogger,
         "trackio": TrackioLogger,
@@ -78,6 +79,24 @@ def tracker_id(run: RunFolder, make: Callable[[], str]) -> str:
     if not path.is_file():
         write_text(path, make())
     return path.read_text(encoding="utf-8")
+
+
+class TensorboardLogger:
+    """TensorBoard, in the run's folder; a run that goes on from step s first drops what was written after s."""
+
+    def __init__(self, tensorboard: Any, run: RunFolder, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # which imports the package
+
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=run.step + 1 if run.step else None)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Send a row of metrics."""
+        for name, value in numbers(row).items():
+            self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Close the file of events."""
+        self.board.close()
 
 
 class WandbLogger:

@@ -1,4 +1,4 @@
-"""The metrics of a run: `metrics.jsonl` and TensorBoard, written at once, and the means and times that go there."""
+"""The metrics of a run: `metrics.jsonl`, written at once, and the means and times that go there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ..files import write_text
 from ..run_folder import RunFolder
@@ -30,7 +29,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Close the files: nothing is written afterwards."""
+        """Close what is open: nothing is written afterwards."""
         ...
 
 
@@ -50,7 +49,6 @@ class MetricWriter:
         rows = [row for row in run.metrics() if step and row["step"] <= step and row["kind"] != "end"]
         write_text(run.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
         self._on_metrics = on_metrics
 
     def write(
@@ -71,16 +69,12 @@ class MetricWriter:
             row["timing"] = {k: round(v, 4) for k, v in timing.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in {**values, **(timing or {})}.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
         for tell in self._on_metrics:
             tell(json.loads(json.dumps(row)))
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file."""
         self._file.close()
-        self._board.close()
 
 
 class NullWriter:
