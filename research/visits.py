@@ -21,7 +21,7 @@ import torch
 from benchmarks import pages
 
 from .many_runs import Job, ManyRuns
-from .measure import Cache, accuracy, exact
+from .measure import Cache, exact
 from .points import Point, write_points
 from .problems import Problem, digits
 
@@ -63,7 +63,6 @@ def measure(cache: Cache, epochs: tuple[int, ...] = EPOCHS) -> None:
             error = rule.log_u[k - part.start] - (log_g.logsumexp(dim=0) - torch.tensor(len(log_g)).log())
             error = error[torch.isfinite(error)]
             found = {"F2": f2, "lag": float(error.mean()), "noise": float(error.std()), "seconds": seconds}
-            found |= {"linear": accuracy(runs.features(k), runs.problem.labels)["linear"]}
             cache.put(config_of(length, rate, samples, tau, gamma, seed), found)
         print(f"{length} epochs, n {samples}, tau {tau}: {time.monotonic() - begun:.0f} s", flush=True)
 
@@ -105,7 +104,7 @@ def report(cache: Cache) -> None:
         points += [
             Point("digits", f"gamma {g:g}", BATCH, epochs, rate, k, [r[k] for r in row[g]], {"n": samples, "tau": tau})
             for g in GAMMAS
-            for k in ("F2", "linear", "lag", "noise")
+            for k in ("F2", "lag", "noise")
         ]
     for epochs in EPOCHS:
         of_length = [w for w in wins if w[3] == epochs]
