@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--only", nargs="+", default=list(DATA), choices=list(DATA), help="which data")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="which rows")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many of them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument("--quick", action="store_true", help="one epoch of the base, no page")
@@ -119,7 +120,7 @@ def main() -> None:
         make([Job(j.data, j.options | {"epochs": 1}) for j in jobs], cache, places, options.device, options.at_once)
         return
     for data in () if options.report else options.only:
-        jobs = [job(data, row, seed) for seed in range(SEEDS) for row in options.rows]
+        jobs = [job(data, row, seed) for seed in range(options.seeds) for row in options.rows]
         make(jobs, cache, places, options.device, options.at_once)
     report(cache)
 
