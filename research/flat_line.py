@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="photographs of clothes")
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--only", nargs="+", default=list(DATA), choices=list(DATA), help="which data")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, DEFAULT], choices=[*METHODS, DEFAULT])
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many of them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
@@ -164,7 +165,8 @@ def main() -> None:
         return
     for data in () if options.report else options.only:
         make(tuning(data), cache, places, options.device, options.at_once)
-        order = [((seed, b not in FIRST), j) for _, b, _, jobs in shown(cache, data) for seed, j in enumerate(jobs)]
+        rows = [row for row in shown(cache, data) if row[0] in options.methods]
+        order = [((seed, b not in FIRST), j) for _, b, _, jobs in rows for seed, j in enumerate(jobs)]
         wanted = [j for _, j in sorted(order, key=lambda pair: pair[0]) if j.options["seed"] < options.seeds]
         make(wanted, cache, places, options.device, options.at_once)
     report(cache)
