@@ -119,6 +119,9 @@ results: .venv/with-research .venv-integrations/installed
 	.venv-integrations/bin/python -m research.sentence_transformers
 	$(BIN)/python -m research.wordnet
 	$(BIN)/python -m research.hinge
+	$(BIN)/python -m research.visits
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.adapt --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.tune --data $(CLOTHES)
+	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.extras --data $(CLOTHES) --fashion $(DATA)
+	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.flat_line --data $(CLOTHES) --fashion $(DATA)
