@@ -1,8 +1,10 @@
-"""Atomic writes, file locks, and the cache folder."""
+"""Atomic writes, checksums, file locks, and the cache folder."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -11,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BadInput
+
+_SEAL_BYTES = hashlib.sha256().digest_size
 
 
 @contextmanager
@@ -124,6 +128,28 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, UTF-8, all or nothing."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def seal(path: Path) -> None:
+    """Append to a file the SHA-256 of what it holds."""
+    with open(path, "r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(digest)
+
+
+def read_sealed(path: Path) -> memoryview:
+    """Map what a file held before it was sealed.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it does not match its checksum, or has none.
+    """
+    with open(path, "rb") as file:
+        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    content = whole[:-_SEAL_BYTES]
+    if hashlib.sha256(content).digest() != whole[-_SEAL_BYTES:]:
+        raise ValueError(f"{path} does not match its own checksum")
+    return content
 
 
 def check_output(path: Path, suffixes: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import warnings
@@ -19,6 +20,14 @@ from ..errors import BadImage, BadInput, RunFailed
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 EMPTY = "is empty (0 bytes)"
+NOT_NOW = "cannot be read now"
+"""Begins the reason of a fault of the machine, the disk or the network, not of the file."""
+_OF_THE_BYTES = (
+    None,
+    errno.EINVAL,
+    errno.EOVERFLOW,
+)  # Pillow's own errors have no number; a damaged offset cannot be sought
+_MAY_PASS = (NOT_NOW, "no longer exists", "may not be read", "its shard")
 
 # What Pillow may try. A closed list: some of its other plugins start programs (EPS) or fetch stubs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -141,6 +150,11 @@ def _reasons(path: ImageFile) -> Iterator[None]:
         raise BadImage("no longer exists") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
         raise BadImage(_damaged(error, path)) from None
+
+
+def may_pass(reason: str) -> bool:
+    """Return whether the same bytes may be readable another time, so that the reason is not to be remembered."""
+    return reason.startswith(_MAY_PASS)
 
 
 def read_header(path: ImageFile) -> Header:
@@ -283,6 +297,10 @@ def _damaged(error: Exception, path: ImageFile) -> str:
         return "may not be read (permission denied)"
     if isinstance(error, IsADirectoryError):
         return "is a folder"
+    if isinstance(error, MemoryError):
+        return f"{NOT_NOW} (out of memory)"
+    if isinstance(error, OSError) and error.errno not in _OF_THE_BYTES:
+        return f"{NOT_NOW} ({os.strerror(error.errno)})"
     if "truncated" in text.lower():
         return f"is truncated ({text})"
     return f"is damaged or of an unsupported kind ({type(error).__name__}: {text})"

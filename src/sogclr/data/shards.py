@@ -23,9 +23,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from ..errors import BadInput
-from ..files import atomic_write, cache_folder
+from ..files import atomic_write, cache_folder, read_sealed, seal
 from ..progress import ProgressCallback
-from .images import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES, NOT_NOW, may_pass
 from .listing import Listing, ListingBuilder, relative_to
 from .pair_columns import CAPTION_COLUMNS
 from .paths import TABLE_SUFFIXES, AnyPath, as_path, identity, status_of, unpacked_file
@@ -193,17 +193,21 @@ def _index(shard: AnyPath) -> pa.Table:
     status = status_of(shard)
     about = identity(shard) + f"\0{status.size}\0{status.version}".encode()
     path = cache_folder() / "shards" / f"{hashlib.sha256(about).hexdigest()[:32]}.arrow"
-    with contextlib.suppress(OSError, pa.ArrowException), pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
+    with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+        table = pa.ipc.open_file(pa.BufferReader(read_sealed(path))).read_all()
         whole = shard.suffix not in TABLE_SUFFIXES or unpacked_file(shard, status.version).exists()
         if whole and (table.schema.metadata or {}).get(b"format") == _FORMAT:
             return table
     rows = unpack(shard) if shard.suffix in TABLE_SUFFIXES else _read(shard, status.size)
     table = pa.Table.from_pylist([*rows], schema=_SCHEMA.with_metadata({b"format": _FORMAT}))
+    if any(may_pass(reason) for reason in table["bad"].drop_null().to_pylist()):
+        return table
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-            writer.write_table(table)
+        with atomic_write(path) as temporary:
+            with pa.ipc.new_file(str(temporary), table.schema) as writer:
+                writer.write_table(table)
+            seal(temporary)
     return table
 
 
@@ -215,7 +219,9 @@ def _read(shard: AnyPath, size: int) -> Iterator[dict[str, Any]]:
                 if member.isfile():
                     _take(samples, tar, member)
     except (tarfile.TarError, EOFError, OSError) as error:
-        samples[""] = _Sample(bad=f"the shard is damaged after {len(samples):,} samples ({error})")
+        passing = isinstance(error, OSError) and error.errno is not None
+        what = NOT_NOW if passing else "the shard is damaged"
+        samples[""] = _Sample(bad=f"{what} after {len(samples):,} samples ({error})")
     # a shard that was cut off lists its last member, whose bytes are not all there
     for key, sample in samples.items():
         bad = sample.bad

@@ -15,6 +15,7 @@ import torch
 from .. import __version__, distributed
 from ..data.bad_files import too_many_bad, write_bad_files
 from ..data.crops import Batch
+from ..data.images import may_pass
 from ..errors import BadInput, Interrupted, RunFailed
 from ..evaluation.scores import select
 from ..evaluation.warm_start import moving_averages
@@ -287,7 +288,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "meters": {**self.meters.state_dict(), "counts": dict(self.counts)},
             "best": self.best,
-            "bad": dict(self.bad),
+            "bad": {id: reason for id, reason in self.bad.items() if not may_pass(reason)},
             "manifest": self.source.fingerprint,
             "seconds": self.seconds + self.clock.total(),
             **self.task.state_dict(),
@@ -313,7 +314,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.meters.load_state_dict(state["meters"])
         self.counts = dict(state["meters"]["counts"])
-        self.best, self.bad, self.seconds = state["best"], dict(state["bad"]), state["seconds"]
+        self.best, self.bad, self.seconds = state["best"], self.bad | state["bad"], state["seconds"]
 
     def start_from(self, source: RunFolder, state: dict[str, Any]) -> int:
         """Take weights and, for the samples that both runs have, normalizers and temperatures from another run.
