@@ -17,9 +17,10 @@ from sogclr.hardware import choose_device, choose_precision, choose_threads
 from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.build import build
+from sogclr.training.divergence import SKIPS_IN_A_ROW
 from sogclr.training.momentum_encoder import MomentumEncoder
 from sogclr.training.resolve import image_size_for, resolve
-from sogclr.training.trainer import SKIPS_IN_A_ROW, Trainer
+from sogclr.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

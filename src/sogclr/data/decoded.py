@@ -55,7 +55,7 @@ class DecodedImages:
             with np.load(io.BytesIO(file.read(length))) as index:
                 self.head: dict[str, Any] = json.loads(bytes(index["head"]))
                 self._starts, self._sizes, self._stored = index["starts"], index["sizes"], index["stored"]
-                self._checksums = index["checksums"] if "checksums" in index else None
+                self._checksums = index.get("checksums")
         self._bytes: np.ndarray | None = None
 
     def get(self, id: int) -> tuple[Image.Image, int, int] | None:
@@ -67,7 +67,7 @@ class DecodedImages:
             self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
         start = int(self._starts[id])
         pixels = self._bytes[start : start + 3 * width * height]
-        if self._checksums is not None and zlib.crc32(pixels) != self._checksums[id]:
+        if self._checksums is not None and zlib.crc32(pixels.data) != self._checksums[id]:
             return None
         return (Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1), *self._sizes[id].tolist())
 
