@@ -123,3 +123,20 @@ def test_nobodys_link_is_followed_by_a_temporary_file(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError), atomic_folder(tmp_path / "folder"):
         pass
     assert victim.read_text() == "mine"
+
+
+def test_what_a_killed_start_on_pairs_left_is_not_taken_for_the_next_runs(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    for folder in (run.pairs_folder, run.validation.pairs_folder):
+        folder.mkdir(parents=True)
+        for name in ("captions", "rejected", "pairs"):
+            (folder / f"{name}.arrow").touch()
+    run.validation.manifest_file.touch()
+    run.check_free()
+    run.clear_remains()
+    assert not run.holds_pairs()
+    assert not run.validation.path.exists()
+    run.pairs_folder.mkdir()
+    (run.pairs_folder / "mine.csv").touch()
+    with pytest.raises(BadInput, match=r"pairs holds other files \(mine.csv\); give a new or an empty --out"):
+        run.clear_remains()

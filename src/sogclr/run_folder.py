@@ -101,10 +101,24 @@ class RunFolder:
             )
 
     def clear_remains(self) -> None:
-        """Remove what a start that failed has left and a run with other options would take for its own."""
+        """Remove what a start that failed has left and a run with other options would take for its own.
+
+        Raises:
+            BadInput: in a folder of ours lie files that are not ours.
+        """
         self.start_file.unlink(missing_ok=True)
         if (self.clip_folder / "setup.json").is_file():  # nobody else's folder of that name
             shutil.rmtree(self.clip_folder)
+        self.validation.manifest_file.unlink(missing_ok=True)
+        for folder in (self.validation.pairs_folder, self.validation.path, self.pairs_folder):
+            for name in ("captions", "rejected", "negatives", "pairs", "images"):
+                (folder / f"{name}.arrow").unlink(missing_ok=True)
+            if folder.is_dir():
+                if others := sorted(p.name for p in folder.iterdir()):
+                    raise BadInput(
+                        f"{folder} holds other files ({', '.join(others[:3])}); give a new or an empty --out"
+                    )
+                folder.rmdir()
 
     @property
     def validation(self) -> RunFolder:

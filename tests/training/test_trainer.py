@@ -415,7 +415,12 @@ def assert_same(a, b):
 @pytest.mark.slow
 def test_ten_skipped_steps_in_a_row_stop_the_run_with_advice(data, tmp_path):
     result = sogclr(
-        "train", data, "--out", tmp_path / "run", *words(SMALL | {"lr": 1e38, "epochs": 5, "optimizer": "sgd"}), check=1
+        "train",
+        data,
+        "--out",
+        tmp_path / "run",
+        *words(SMALL | {"lr": 1e38, "epochs": 5, "optimizer": "sgd", "eval_every": 100}),
+        check=1,
     )
     assert f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient" in result.stderr
     assert "lower --lr (now 1e+38)" in result.stderr
