@@ -184,14 +184,18 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl`, a dict a line with `kind`, `step`, `epoch` and what was measured.
 
-        A last line that a kill cut off is left out.
+        A last line that a kill cut off is left out, and all that follows one that is damaged.
         """
-        rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []:
+        rows: list[dict[str, Any]] = []
+        text = self.metrics_file.read_text(encoding="utf-8", errors="replace") if self.metrics_file.exists() else ""
+        for line in text.split("\n"):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not (isinstance(row, dict) and {"kind", "step"} <= row.keys() and isinstance(row["step"], int)):
+                break
+            rows.append(row)
         return rows
 
     def checkpoint_file(self, step: int) -> Path:

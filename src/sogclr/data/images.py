@@ -22,6 +22,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 EMPTY = "is empty (0 bytes)"
 NOT_NOW = "cannot be read now"
 """Begins the reason of a fault of the machine, the disk or the network, not of the file."""
+_MOST_SCANS = 100  # of a progressive JPEG; encoders write about ten
+_ROWS_AT_ONCE = 64
 _OF_THE_BYTES = (
     None,
     errno.EINVAL,
@@ -114,6 +116,7 @@ class OpenImage:
         image, colour = self._image, background_colour(background)
         shrink = next(s for s in (8, 4, 2, 1) if s <= max(largest_shrink, 1))
         with _reasons(self._path):
+            _check_scans(image)
             if shrink > 1 and self.format == "JPEG":
                 image.draft(None, (image.width // shrink, image.height // shrink))
             image.load()
@@ -248,22 +251,39 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 def _deep_gray_to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Convert 16- and 32-bit grey to 8 bits; Pillow's own conversion clips at 255, which turns most of them white."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())  # NaN where one is
+    if not np.isfinite([low, high]).all():
         raise BadImage("holds values that are not finite")
-    low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0.0 and high <= 1.0:
-        scaled = values * 255
+        shift, scale = 0.0, 255.0
     elif low >= 0.0 and high <= 65535.0:
-        scaled = values / 257  # 65535 / 257 = 255
+        shift, scale = 0.0, 1 / 257  # 65535 / 257 = 255
     else:
-        scaled = (values - low) * (255 / max(high - low, 1e-300))  # no standard range: stretched to what is there
-    gray = np.rint(scaled).astype(np.uint8)
-    rgb = np.repeat(gray[:, :, None], 3, axis=2)
+        shift, scale = low, 255 / max(high - low, 1e-300)  # no standard range: stretched to what is there
+    gray = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), _ROWS_AT_ONCE):  # float64 of a whole image would take 16 times its memory
+        part = slice(rows, rows + _ROWS_AT_ONCE)
+        gray[part] = np.rint((values[part].astype(np.float64) - shift) * scale)
+    rgb = Image.fromarray(gray).convert("RGB")
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        rgb[values == transparent] = background
-    return Image.fromarray(rgb)
+        rgb.paste(background, mask=Image.fromarray(values == transparent))
+    return rgb
+
+
+def _check_scans(image: Image.Image) -> None:
+    """Check that a progressive JPEG is not made of so many scans that decoding takes minutes."""
+    file: BinaryIO | None = getattr(image, "fp", None)
+    if image.info.get("progressive") and file is not None:
+        position = file.tell()
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")
+        file.seek(position)
+        if scans > _MOST_SCANS:
+            raise BadImage(
+                f"has {scans:,} scans; the limit against images that take minutes to decode is {_MOST_SCANS}"
+            )
 
 
 def _orientation(image: Image.Image) -> int:

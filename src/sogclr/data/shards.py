@@ -217,8 +217,8 @@ def _read(shard: AnyPath, size: int) -> Iterator[dict[str, Any]]:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile():
-                    _take(samples, tar, member)
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    _take(samples, tar, member, size)
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
         passing = isinstance(error, OSError) and error.errno is not None
         what = NOT_NOW if passing else "the shard is damaged"
         samples[""] = _Sample(bad=f"{what} after {len(samples):,} samples ({error})")
@@ -232,15 +232,16 @@ def _read(shard: AnyPath, size: int) -> Iterator[dict[str, Any]]:
         yield {"key": key, **vars(sample), "bad": bad}
 
 
-def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    folder, _, name = member.name.rpartition("/")
+def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> None:
+    whole = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    folder, _, name = whole.rpartition("/")
     stem, _, suffix = name.partition(".")
     if not stem:
         return  # a hidden file
     sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, _Sample())
     suffix = suffix.lower()
     if f".{suffix}" in IMAGE_SUFFIXES:
-        sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
+        sample.name, sample.offset, sample.size = whole, member.offset_data, min(max(member.size, 0), most)
     elif suffix == "cls" and member.size <= _CAPTION_BYTES:
         file = tar.extractfile(member)
         sample.label = file.read().decode("utf-8", "replace").strip() if file else None
@@ -248,15 +249,16 @@ def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.Tar
         file = tar.extractfile(member)
         try:
             found = _captions(file.read().decode("utf-8-sig") if file else "", suffix)
-        except (UnicodeDecodeError, ValueError):
+        except (ValueError, RecursionError):
             sample.bad = f"has a .{suffix} {_NO_TEXT}" + (" JSON" if suffix == "json" else "")
             return
         sample.captions = [*(sample.captions or []), *found]
 
 
 def _captions(text: str, suffix: str) -> list[str]:
+    """Return the captions in a text file, or in one of JSON, which may hold halves of characters."""
     if suffix != "json":
         return [text.strip()]
     entry = json.loads(text)
     value: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), []) if isinstance(entry, dict) else []
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return [str(v).encode("utf-8", "replace").decode() for v in (value if isinstance(value, list) else [value])]

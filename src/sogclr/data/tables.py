@@ -213,6 +213,10 @@ def _csv(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> 
                 row = next(reader)
             except StopIteration:
                 return
+            except UnicodeError:
+                raise BadInput(
+                    f"{path} is damaged after line {reader.line_num:,} (no whole UTF-16); write it again"
+                ) from None
             except csv.Error as error:
                 rejected.append((f"{path.name}:{reader.line_num}", f"cannot be read ({error})"))
                 continue
@@ -278,7 +282,9 @@ def _parquet(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]])
             for values in zip(*(_values(batch.column(name)) for name in columns.names), strict=True):
                 number += 1
                 yield f"{path.name}:{number}", *values
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # the second also for what thrift cannot read
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise BadInput(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); write it again") from None
 
 
