@@ -275,9 +275,14 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
         raise RunFailed(
             f"the checkpoint {path} could not be written ({error}); free some space, then {again}"
         ) from None
+    remove_older(run, keep)
+    return path
+
+
+def remove_older(run: RunFolder, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` and `best.pt`."""
     for old in run.checkpoint_files()[:-keep]:
         old.unlink()
-    return path
 
 
 def _link(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ from ..errors import BadInput
 from ..files import clear_leftovers, file_lock
 from ..hardware import choose_device
 from ..progress import Progress
-from ..run_folder import RunFolder, load_checkpoint, load_newest
+from ..run_folder import RunFolder, load_checkpoint, load_newest, remove_older
 from ..training.build import build
 from ..training.loggers import import_tracker, open_logger
 from ..training.own.config import adapt_config, adapt_options, listeners, path_of
@@ -223,6 +223,7 @@ def _begin(
     run.path.mkdir(parents=True, exist_ok=True)
     held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     run.check_free()  # again: another process may have been faster
+    clear_leftovers(run.path)
     run.clear_remains()
     trainer.task.write_inputs(run)
     if validation is not None:
@@ -279,6 +280,8 @@ def _continue(
             raise BadInput(
                 f"{newest} does not fit {run.config_file} ({first}); restore the configuration of this run"
             ) from None
+    if held is not None:
+        remove_older(run, config.run.keep)
     return trainer
 
 

@@ -60,8 +60,11 @@ def read_table(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"there is no configuration file {path}; give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise BadInput(f"{path} cannot be read as TOML: {error}") from None
-    if alone := [name for name, value in tables.items() if not isinstance(value, dict)]:
-        raise BadInput(f"{path}: {no_table(alone[0])}")
+    for name, value in tables.items():
+        if not isinstance(value, dict):
+            known = name in (*SECTIONS, "augment", "inputs", "recipe", "own", "versions")
+            what = f"[{name}] is a table of the configuration and was {value!r}; write its fields below [{name}]"
+            raise BadInput(f"{path}: {what if known else no_table(name)}")
     return tables
 
 

@@ -170,9 +170,16 @@ def read_rows(path: AnyPath, asked: ColumnNames | None = None) -> PairRows:
 
 
 def read_cells(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> Iterator[Any]:
-    """Return an iterator of the columns, and then the rows as (where, cell, ...); what is no row at all is added to `rejected`."""
+    """Yield the columns, and then the rows as (where, cell, ...); what is no row at all is added to `rejected`.
+
+    Raises:
+        BadInput: an unreadable table, or no such columns.
+    """
     read = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
-    return read(path, asked, rejected)
+    try:
+        yield from read(path, asked, rejected)
+    except UnicodeError:  # of UTF-16; bytes that are no UTF-8 are looked at row by row
+        raise BadInput(f"{path} is no whole UTF-16 text; write it again") from None
 
 
 def _kind(rows: Sequence[_Row], place: int) -> Kind:
@@ -213,10 +220,6 @@ def _csv(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> 
                 row = next(reader)
             except StopIteration:
                 return
-            except UnicodeError:
-                raise BadInput(
-                    f"{path} is damaged after line {reader.line_num:,} (no whole UTF-16); write it again"
-                ) from None
             except csv.Error as error:
                 rejected.append((f"{path.name}:{reader.line_num}", f"cannot be read ({error})"))
                 continue

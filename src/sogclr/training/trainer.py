@@ -264,9 +264,9 @@ class Trainer:
     def finish(self) -> None:
         """Write the encoder file, which marks the run as finished."""
         self.sync_outcomes()
-        distributed.run_on_rank0(lambda: write_trained(self.model, self.task, self.run))
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
+        distributed.run_on_rank0(lambda: write_trained(self.model, self.task, self.run))
         self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
         if distributed.is_rank0() and (line := worth_of_training(self.task, self.run)):
             self.progress.info(line)
