@@ -2,12 +2,18 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo gpu test test-unit test-triton test-integrations lint docs release-check bench-peers clean
+.PHONY: demo gpu test test-unit torture test-triton test-integrations lint docs release-check bench-peers clean
 demo: .venv/with-wordnet
 	$(BIN)/sogclr demo
 
 test: .venv/with-text .venv/with-research
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# A run killed, or refused by the system, at each event of the file system, and every file format fuzzed: hours.
+torture: .venv/with-text
+	for kind in images pairs; do $(BIN)/python tests/torture/fork_server.py --kind $$kind && $(BIN)/python tests/torture/fork_server.py --kind $$kind --twice || exit 1; done
+	for what in ENOSPC EIO EMFILE; do $(BIN)/python tests/torture/fork_server.py --what $$what || exit 1; done
+	TORTURE_EXAMPLES=20000 $(BIN)/python -m pytest tests/torture/test_fuzz.py -n 2
 
 # Without what starts a process, needs a package of an extra, or takes long: an answer in about a minute.
 test-unit: .venv/installed

@@ -3,6 +3,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from sogclr import distributed
 from sogclr.errors import BadInput
 from sogclr.hardware import choose_precision, computing_on
 
@@ -31,3 +32,24 @@ def test_threads_are_limited_in_the_block_alone():
     assert torch.get_num_threads() == before
     with pytest.raises(BadInput, match="--workers must be 0 or more and was -1"), computing_on("cpu", -1):
         pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE in the environment is a number where torchrun sets it, and was 'two'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set in the environment without RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE in the environment is a number"),
+    ],
+)
+def test_half_of_torchruns_environment_is_one_sentence(environment, said, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=said), distributed.process_group():
+        pass
+
+
+def test_a_rank_without_a_world_is_the_only_one(monkeypatch):
+    """As some schedulers leave it in the environment: such a run would write nothing."""
+    monkeypatch.setenv("RANK", "3")
+    assert distributed.is_rank0()

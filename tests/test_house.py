@@ -11,7 +11,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = [  # from the ground up; a module imports from floors below its own, and from its own room
     {"errors"},
     {"files", "progress"},
-    {"distributed"},
+    {"distributed", "checkpoint_file"},
     {"hardware"},
     {"kernels", "data"},
     {"losses", "config"},

@@ -106,6 +106,14 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(str(error), 130, by_all=True)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        # torch tells of it by a signal, wherever the main process is at the moment
+        reason = " ".join(str(error).split())[:200]
+        return _complain(
+            f"a reader process ended from outside ({reason}), mostly for want of memory; lower --workers", 1
+        )
     except BrokenPipeError:
         # so that the flush at exit does not complain too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -48,7 +48,9 @@ def all_ranks() -> int:
 
 def rank() -> int:
     """Return this process's rank in the group, before there is one the RANK that torchrun set, else 0."""
-    return dist.get_rank() if _has_group() else int(os.environ.get("RANK", "0"))
+    if _has_group():
+        return dist.get_rank()
+    return _set_by_torchrun("RANK", 0) if _set_by_torchrun("WORLD_SIZE", 1) > 1 else 0
 
 
 def is_rank0() -> bool:
@@ -58,7 +60,19 @@ def is_rank0() -> bool:
 
 def local_world_size() -> int:
     """Return the number of this run's processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _set_by_torchrun("LOCAL_WORLD_SIZE", 1)
+
+
+def _set_by_torchrun(name: str, default: int) -> int:
+    """Return a number of the environment.
+
+    Raises:
+        BadInput: it is none.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise BadInput(f"{name} in the environment is a number where torchrun sets it, and was {text!r}; unset it")
+    return int(text)
 
 
 @contextmanager
@@ -67,10 +81,17 @@ def process_group() -> Iterator[None]:
 
     Without torchrun, or inside a process group of the caller's, nothing is opened. The backend is NCCL for CUDA tensors
     and gloo for CPU tensors, so that small decisions need no wait for the device.
+
+    Raises:
+        BadInput: the environment describes half of a group.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _has_group():
+    if _set_by_torchrun("WORLD_SIZE", 1) <= 1 or _has_group():
         yield
         return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise BadInput(
+            f"WORLD_SIZE is set in the environment without {', '.join(missing)}; unset it, or start by torchrun"
+        )
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield
@@ -97,7 +118,7 @@ def local_device(device: torch.device) -> torch.device:
         return device
     if device.type != "cuda" or device.index is not None:
         raise BadInput(f"several processes train on --device cpu or cuda, and it was {device}; give one of these")
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local, gpus = _set_by_torchrun("LOCAL_RANK", 0), torch.cuda.device_count()
     if max(local + 1, local_world_size()) > gpus:
         raise BadInput(
             f"there are {local_world_size()} processes and {gpus} GPUs on this machine; start one for each GPU"

@@ -1,16 +1,22 @@
-"""Atomic writes, file locks, and the cache folder."""
+"""Atomic writes, checksums, file locks, and the cache folder."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import mmap
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BadInput
+
+_OF_PROCESS = re.compile(r"\.(\d+)(?:-[0-9a-f]+)?\.tmp")  # the end of a temporary file's name
+_SEAL_BYTES = hashlib.sha256().digest_size
 
 
 @contextmanager
@@ -29,15 +35,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the write failed; it names `path`.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = _temporary(path.with_suffix(""), path.suffix)
     try:
-        temporary.touch()
+        temporary.touch(exist_ok=False)  # nobody's link is followed
         mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files that only their owner may read
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.chmod(mode)
         os.replace(temporary, path)
+        flush(path.parent)  # which has the new name
     except OSError as error:
         if error.filename == str(temporary):
             error.filename = str(path)  # the name that the user knows
@@ -49,6 +55,50 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    """Return a hidden name beside `path` that nobody can guess, and that says whose it is."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp{suffix}")
+
+
+def flush(path: Path) -> None:
+    """Bring what was written to a file, or what a folder lists, onto the disk, where a power cut leaves it."""
+    if path.is_dir() and os.name != "posix":
+        return  # there a folder cannot be opened
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files below `folder` that killed processes have left.
+
+    Args:
+        folder: of which this process writes nothing yet.
+    """
+    for path in folder.rglob(".*.tmp*"):
+        owner = _OF_PROCESS.search(path.name)
+        if owner is not None and path.is_file() and not _lives(int(owner[1])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Return whether there is another process of this number on this machine."""
+    if process == os.getpid() or os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_new_folder(folder: Path) -> None:
@@ -77,7 +127,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         BadInput: as `check_new_folder`.
     """
     check_new_folder(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = _temporary(folder)
     try:
         temporary.mkdir()
         yield temporary
@@ -85,7 +135,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             weights.chmod(temporary.stat().st_mode & 0o666)
         if folder.is_dir():
             folder.rmdir()
+        for written in [*temporary.rglob("*"), temporary]:
+            flush(written)
         temporary.rename(folder)
+        flush(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -124,6 +177,28 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, UTF-8, all or nothing."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def seal(path: Path) -> None:
+    """Append to a file the SHA-256 of what it holds."""
+    with open(path, "r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(digest)
+
+
+def read_sealed(path: Path) -> memoryview:
+    """Map what a file held before it was sealed.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it does not match its checksum, or has none.
+    """
+    with open(path, "rb") as file:
+        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    content = whole[:-_SEAL_BYTES]
+    if hashlib.sha256(content).digest() != whole[-_SEAL_BYTES:]:
+        raise ValueError(f"{path} does not match its own checksum")
+    return content
 
 
 def check_output(path: Path, suffixes: Sequence[str]) -> None:

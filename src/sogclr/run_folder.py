@@ -6,13 +6,16 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint_file import CHECKPOINT_FORMAT, DamagedCheckpoint
+from .checkpoint_file import load_checkpoint as load_checkpoint
 from .config.schema import TrainConfig
 from .config.toml import from_options, read_table
 from .errors import BadInput, RunFailed
-from .files import atomic_write
+from .files import atomic_write, flush
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,9 +23,6 @@ if TYPE_CHECKING:
     from .data.manifest import Manifest
     from .data.pair_columns import Kind
     from .data.pairs import Pairs
-
-
-CHECKPOINT_FORMAT = "sogclr-checkpoint-1"
 
 
 class RunFolder:
@@ -101,10 +101,24 @@ class RunFolder:
             )
 
     def clear_remains(self) -> None:
-        """Remove what a start that failed has left and a run with other options would take for its own."""
+        """Remove what a start that failed has left and a run with other options would take for its own.
+
+        Raises:
+            BadInput: in a folder of ours lie files that are not ours.
+        """
         self.start_file.unlink(missing_ok=True)
         if (self.clip_folder / "setup.json").is_file():  # nobody else's folder of that name
             shutil.rmtree(self.clip_folder)
+        self.validation.manifest_file.unlink(missing_ok=True)
+        for folder in (self.validation.pairs_folder, self.validation.path, self.pairs_folder):
+            for name in ("captions", "rejected", "negatives", "pairs", "images"):
+                (folder / f"{name}.arrow").unlink(missing_ok=True)
+            if folder.is_dir():
+                if others := sorted(p.name for p in folder.iterdir()):
+                    raise BadInput(
+                        f"{folder} holds other files ({', '.join(others[:3])}); give a new or an empty --out"
+                    )
+                folder.rmdir()
 
     @property
     def validation(self) -> RunFolder:
@@ -170,14 +184,18 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl`, a dict a line with `kind`, `step`, `epoch` and what was measured.
 
-        A last line that a kill cut off is left out.
+        A last line that a kill cut off is left out, and all that follows one that is damaged.
         """
-        rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []:
+        rows: list[dict[str, Any]] = []
+        text = self.metrics_file.read_text(encoding="utf-8", errors="replace") if self.metrics_file.exists() else ""
+        for line in text.split("\n"):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not (isinstance(row, dict) and {"kind", "step"} <= row.keys() and isinstance(row["step"], int)):
+                break
+            rows.append(row)
         return rows
 
     def checkpoint_file(self, step: int) -> Path:
@@ -240,53 +258,62 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
     path = run.checkpoint_file(state["step"])
     try:
         # torch's own writer, which takes a file name, does not say that the disk is full
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
-            file.flush()
-        if best:
-            with atomic_write(run.best_checkpoint) as temporary:
-                _link(path, temporary)
+        if run.metrics_file.is_file():
+            flush(run.metrics_file)  # before what goes on from them
+        with atomic_write(path) as temporary:
+            with open(temporary, "wb") as file:
+                torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+            if best:  # first: a kill between the two leaves a run that comes to this best again
+                with atomic_write(run.best_checkpoint) as link:
+                    _link(temporary, link)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         older = [p.name for p in run.checkpoint_files()]
+        again = f"`sogclr resume {run.path}` goes on from {older[-1] if older else 'the start'}"
+        again = again if run.config_file.is_file() else "start the run again"
         raise RunFailed(
-            f"the checkpoint {path} could not be written ({error}); free some space, then `sogclr resume {run.path}` "
-            f"goes on from {older[-1] if older else 'the start'}"
+            f"the checkpoint {path} could not be written ({error}); free some space, then {again}"
         ) from None
+    remove_older(run, keep)
+    return path
+
+
+def remove_older(run: RunFolder, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` and `best.pt`."""
     for old in run.checkpoint_files()[:-keep]:
         old.unlink()
-    return path
 
 
 def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
-    except PermissionError:  # a file system without hard links
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read the state that `save_checkpoint` wrote, with its tensors on the CPU.
+def load_newest(run: RunFolder, info: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """Read the newest checkpoint that is whole, and its path; None without one. Damaged ones get another name.
+
+    Args:
+        run: its folder.
+        info: called with a line about each that is damaged.
 
     Raises:
-        BadInput: the file is missing, truncated, not a checkpoint of ours, or of another version.
+        BadInput: all of them are damaged, or one is of another version.
     """
-    import torch
-
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise BadInput(f"there is no checkpoint {path}") from None
-    except Exception as error:
-        raise BadInput(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: truncated, or not one of ours); "
-            "remove it to go on from the one before"
-        ) from None
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != CHECKPOINT_FORMAT:
-        raise BadInput(
-            f"{path} has format {found!r} and this version reads {CHECKPOINT_FORMAT!r}; use the version of sogclr that wrote it"
-        )
-    return state
+    files = run.checkpoint_files()[::-1]
+    for k, path in enumerate(files):
+        try:
+            state = load_checkpoint(path)
+        except DamagedCheckpoint:
+            if path == files[-1]:
+                raise
+            continue
+        for damaged in files[:k]:  # not to be taken for newer than those that follow
+            if damaged.exists():
+                damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+                info(f"{damaged} is damaged, and is now damaged-{damaged.name}; going on from {path.name}")
+        return path, state
+    return None

@@ -134,7 +134,7 @@ def test_features_that_are_no_numbers_are_not_exported(run, tmp_path):
     from safetensors import safe_open
 
     with safe_open(run / "encoder.safetensors", framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {k: v for k, v in file.metadata().items() if k != "checksum"}
     weights["conv1.weight"].fill_(float("nan"))
     save_file(weights, run / "encoder.safetensors", metadata=metadata)
     with pytest.raises(BadInput, match="not finite"):

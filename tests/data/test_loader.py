@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 import signal
@@ -14,13 +15,13 @@ import torch
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
 
-from sogclr.data import crops, images, loader
+from sogclr.data import crops, images, loader, watch
 from sogclr.data.augment_params import CROP_SLOTS, crop_boxes, uniforms
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
 from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES, Recipe
-from sogclr.errors import BadInput
+from sogclr.errors import BadInput, RunFailed
 
 RECIPE = RECIPES["small"]
 
@@ -313,6 +314,23 @@ def test_a_program_that_ends_with_a_live_iterator_does_not_hang(folder):
     process = start(folder, "end")
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+@linux
+def test_a_file_whose_reading_does_not_end_is_named_and_the_readers_end(tmp_path, monkeypatch):
+    """As on a network disk that is gone: here it is a pipe that nobody writes to."""
+    monkeypatch.setattr(watch, "HANGS_AFTER", 1.0)
+    monkeypatch.setattr(watch, "LOOK_EVERY", 0.3)
+    for k in range(8):
+        png(tmp_path / f"{k}.png")
+    manifest = Manifest.scan(tmp_path, cache=False)
+    (tmp_path / "5.png").unlink()
+    os.mkfifo(tmp_path / "5.png")
+    batches = training_loader(manifest, manifest.usable, RECIPE, 16, 8, 3, workers=1)
+    with pytest.raises(RunFailed, match=r"5\.png has been read for [12] s without an end: the disk or the network"):
+        next(batches)
+    del batches
+    assert not [p for p in multiprocessing.active_children() if p.is_alive()]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import os
 import pickle
 import re
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,44 @@ def test_a_damaged_cache_is_ignored_and_written_anew(damage, folder, reads):
     reads.clear()
     Manifest.scan(folder)
     assert reads == []
+
+
+@contextmanager
+def no_more_files():
+    """Return a context in which the system opens no further file: EMFILE."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_fault_of_the_machine_makes_no_file_bad_and_is_not_remembered(folder, reads, monkeypatch):
+    real = headers.read_header
+
+    def starved(path):
+        with no_more_files():
+            return real(path)
+
+    monkeypatch.setattr(headers, "read_header", starved)
+    first = Manifest.scan(folder)
+    assert len(first.usable) == 7  # all but the empty one: nothing else is proven
+    assert {note for _, note in first.notes} == {
+        "cannot be read now (Too many open files) and is tried again when its turn comes"
+    }
+    monkeypatch.setattr(headers, "read_header", real)
+    assert len(Manifest.scan(folder).usable) == 6
+    assert len(reads) == 14
+
+
+def test_only_what_the_bytes_prove_is_remembered(folder, reads, monkeypatch):
+    real = headers.read_header
+    monkeypatch.setattr(headers, "read_header", lambda path: real(f"{path}.gone"))
+    assert {reason for _, reason in Manifest.scan(folder).bad} == {"is empty (0 bytes)", "no longer exists"}
+    monkeypatch.setattr(headers, "read_header", real)
+    assert len(Manifest.scan(folder).usable) == 6
 
 
 def test_a_cache_folder_that_cannot_be_written_is_not_fatal(folder, reads, tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ def test_positions_of_another_image_size_are_converted(tmp_path):
 def test_names_and_files_lead_to_a_file(hub, published, tmp_path):
     assert weights_file(NAME).name == "model.safetensors"
     assert weights_file("some/file.pth").as_posix() == "some/file.pth"
-    with pytest.raises(BadInput, match="would be downloaded, which a file may not ask for"):
+    with pytest.raises(BadInput, match="would be downloaded or read from a folder, which no file may ask for"):
         create_backbone("hf-hub:timm/test_resnet.r160_in1k", 32)
 
 

@@ -108,3 +108,17 @@ def test_a_run_with_micro_batches_trains_and_resumes(options, tmp_path):
     weights = [k for k in first if k.endswith("weight")]
     assert all(torch.isfinite(last[k]).all() for k in weights)
     assert sum(not torch.equal(first[k], last[k]) for k in weights) > len(weights) // 2
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 7, 100])
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 9, 15])
+def test_micro_batches_are_of_one_size_and_never_of_one_row(rows, count):
+    """Of which BatchNorm can compute nothing: a batch that lost a file would end the run."""
+    sizes = []
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    encode = GradCache(model, model, rows)
+    assert encode(torch.randn(count, 3)).square().sum().isfinite()
+    assert sum(sizes) == count
+    assert 2 <= min(sizes) <= max(sizes) <= max(rows, 3)
+    assert max(sizes) - min(sizes) <= 1

@@ -189,7 +189,9 @@ def test_init_from_takes_weights_and_the_normalizers_of_common_images(stopped, t
 
 def test_truncated_foreign_and_other_versions_checkpoints_are_refused(stopped):
     run, _ = stopped
-    newest = run.latest_checkpoint()
+    *older, newest = run.checkpoint_files()
+    for checkpoint in older:
+        checkpoint.unlink()
     whole = newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadInput, match="cannot be read as a checkpoint"):
@@ -226,3 +228,19 @@ def test_a_full_disk_leaves_the_old_checkpoint(data, tmp_path):
     assert not list(run.path.rglob("*.tmp"))
     package.resume(run.path, quiet=True)
     assert run.encoder_file.exists()
+
+
+def test_a_run_goes_on_from_its_newest_whole_checkpoint_and_clears_what_a_kill_left(
+    data, uninterrupted, tmp_path, capsys
+):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(uninterrupted.path, run.path)
+    run.encoder_file.unlink()
+    newest = run.latest_checkpoint()
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    left = run.checkpoints / f".{newest.stem}.999999999-00ff.tmp.pt"
+    left.write_bytes(b"half of a checkpoint")
+    package.resume(run.path)
+    assert "step-00000060.pt is damaged, and is now damaged-step-00000060.pt" in capsys.readouterr().err
+    assert_equal_runs(run, uninterrupted)
+    assert not left.exists()

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import os
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
-from .. import __version__, distributed
+from .. import distributed
 from ..config.options import TrainOptions
 from ..config.removed import check_none_removed
 from ..config.schema import TrainConfig
-from ..config.toml import check_weights_said, from_options, read_table, split_weights_names, to_table, to_toml
+from ..config.toml import check_weights_said, from_options, read_table, split_weights_names, to_table
 from ..data.bad_files import too_many_bad
 from ..data.manifest import Manifest
 from ..data.source import Source, load_source
 from ..errors import BadInput
-from ..files import file_lock, write_text
+from ..files import clear_leftovers, file_lock
 from ..hardware import choose_device
-from ..models.backbone import timm
 from ..progress import Progress
-from ..run_folder import RunFolder, load_checkpoint
+from ..run_folder import RunFolder, load_checkpoint, load_newest, remove_older
 from ..training.build import build
 from ..training.loggers import import_tracker, open_logger
 from ..training.own.config import adapt_config, adapt_options, listeners, path_of
@@ -37,6 +33,7 @@ from ..training.resolve import resolve
 from ..training.stopping import stop_on_signals
 from ..training.trainer import Trainer
 from ..training.warm_start import warm_start_lines
+from .train_config import change_optim, write_config
 from .train_data import check_unchanged, columns_of, scan, scan_validation, validation_columns
 
 
@@ -101,6 +98,8 @@ def resume(
     *,
     workers: int | None = None,
     device: str | None = None,
+    lr: float | None = None,
+    clip_grad: float | None = None,
     model: nn.Module | None = None,
     loss: nn.Module | None = None,
     dataset: MapDataset | None = None,
@@ -114,6 +113,8 @@ def resume(
         run: the run's folder.
         workers: another number of reader processes; the result does not depend on it.
         device: another device; the result then agrees only to rounding.
+        lr: another learning rate from here on, for a run that has diverged; the run's `config.toml` is changed.
+        clip_grad: another largest norm of the gradient from here on, in the same way.
         model: the same as for `train`, if the run was trained with one of your own.
         loss: the same as for `train`, if the run was trained with one of your own.
         dataset: the same as for `train`, if the run was trained with one of your own.
@@ -145,12 +146,18 @@ def resume(
             config = replace(config, data=replace(config.data, workers=workers))
         if device is not None:
             config = replace(config, run=replace(config.run, device=str(choose_device(device))))
+        optim: dict[str, Any] = {
+            name: value for name, value in (("lr", lr), ("clip_grad", clip_grad)) if value is not None
+        }
+        config = replace(config, optim=replace(config.optim, **optim))
         distributed.per_rank_batch_size(config.run.batch_size)
         # build, and load the state; the main process makes sure that nothing has changed and nobody else is at it
         trainer = distributed.rank0_first(
             lambda: _continue(config, folder, progress, own, heard, held),
             lambda: _continue(config, folder, progress, own),
         )
+        if optim:
+            distributed.run_on_rank0(lambda: change_optim(folder, optim))
         progress.info(f"resuming {folder.path} at step {trainer.step:,} of {trainer.total:,}")
         return _fit(trainer, config)
 
@@ -216,6 +223,7 @@ def _begin(
     run.path.mkdir(parents=True, exist_ok=True)
     held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     run.check_free()  # again: another process may have been faster
+    clear_leftovers(run.path)
     run.clear_remains()
     trainer.task.write_inputs(run)
     if validation is not None:
@@ -226,10 +234,7 @@ def _begin(
     if trainer.bad or source.rejected:
         trainer.write_bad()
     trainer.save()
-    table = {**to_table(config), "versions": versions()}
-    if parts := own.table():
-        table["own"] = parts
-    write_text(run.config_file, to_toml(table))  # last: this makes it a run
+    write_config(run, config, own)  # last: this makes it a run
     return trainer
 
 
@@ -263,16 +268,20 @@ def _continue(
     trainer = Trainer(build(config, source, run, progress, own, on_metrics, validation))
     if held is not None:
         held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
-    newest = run.latest_checkpoint()
-    if newest is not None:
-        state = load_checkpoint(newest)
+        clear_leftovers(run.path)
+    if (found := load_newest(run, progress.info)) is not None:
+        newest, state = found
         try:
             trainer.load_state_dict(state)
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, BadInput):
+                raise
             first = " ".join(str(error).split())[:200]
             raise BadInput(
                 f"{newest} does not fit {run.config_file} ({first}); restore the configuration of this run"
             ) from None
+    if held is not None:
+        remove_older(run, config.run.keep)
     return trainer
 
 
@@ -311,14 +320,3 @@ def _start_from(trainer: Trainer, config: TrainConfig, source: Source) -> str:
     return f"starts    from {newest} with {carried:,} normalizers; " + (
         difference.describe() if difference else "the same images"
     )
-
-
-def versions() -> dict[str, str]:
-    """Return what the run is made with."""
-    return {
-        "sogclr": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "platform": sys.platform,
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -24,6 +25,7 @@ from .schema import DataConfig, ModelConfig, PairsConfig, RunConfig, TrainConfig
 Section = DataConfig | ModelConfig | LossConfig | OptimConfig | RunConfig | PairsConfig
 S = TypeVar("S", bound=Section)
 
+_MOST_BYTES = 1 << 20  # of a configuration file
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # suffixes of files of weights
 SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
@@ -48,11 +50,27 @@ def read_table(path: str | Path) -> dict[str, Any]:
         BadInput: no such file, or it is not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            raise BadInput(
+                f"{path} is no file of TOML, or has more than {_MOST_BYTES:,} bytes; give a configuration file"
+            )
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"there is no configuration file {path}; give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise BadInput(f"{path} cannot be read as TOML: {error}") from None
+    for name, value in tables.items():
+        if not isinstance(value, dict):
+            known = name in (*SECTIONS, "augment", "inputs", "recipe", "own", "versions")
+            what = f"[{name}] is a table of the configuration and was {value!r}; write its fields below [{name}]"
+            raise BadInput(f"{path}: {what if known else no_table(name)}")
+    return tables
+
+
+def no_table(name: str) -> str:
+    """Return the sentence on a table that there is not."""
+    return f"the configuration has no table [{name}]; its tables are [{'], ['.join([*SECTIONS, 'augment', 'inputs'])}]"
 
 
 def split_weights_names(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -136,9 +154,7 @@ def from_options(options: Mapping[str, Any], table: Mapping[str, Any] | None = N
     values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for section, entries in tables.items():
         if section not in SECTIONS or not isinstance(entries, dict):
-            raise BadInput(
-                f"the configuration has no table [{section}]; its tables are [{'], ['.join([*SECTIONS, 'augment', 'inputs'])}]"
-            )
+            raise BadInput(no_table(section))
         for key, value in entries.items():
             _check_known(key, [f.name for f in fields(SECTIONS[section])], f"[{section}] of the configuration")
             values[section][key] = value

@@ -28,7 +28,7 @@ def write_columns(path: Path, columns: Mapping[str, pa.Array | np.ndarray], head
     table = pa.table(dict(columns)).combine_chunks().replace_schema_metadata({"sogclr": json.dumps(head)})
     with atomic_write(path) as temporary:
         if path.suffix != ".arrow":
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, write_page_checksum=True)
             return
         with pa.ipc.new_file(str(temporary), table.schema) as writer:
             for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
@@ -55,8 +55,9 @@ def read_columns(path: str | os.PathLike[str]) -> dict[str, pa.Array]:
     if Path(path).suffix == ".arrow":
         with pa.memory_map(str(path)) as file:
             batch = pa.ipc.open_file(file).get_batch(0)
+        batch.validate()
         return dict(zip(batch.schema.names, batch.columns, strict=True))
-    with pq.ParquetFile(path) as parquet:
+    with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
         return {name: parquet.read([name])[name].combine_chunks() for name in parquet.schema_arrow.names}
 
 

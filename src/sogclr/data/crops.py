@@ -20,6 +20,7 @@ from .recipe import Recipe
 from .remote import CONNECTIONS, RemotePath
 from .sampler import Request
 from .source import Source
+from .watch import reads
 
 
 class Batch(NamedTuple):
@@ -198,6 +199,7 @@ class CropDataset(Dataset[Batch]):
                     bad.append((id, str(error)))
                 else:
                     good.append(id)
+        reads(-1)
         index = torch.tensor(good, dtype=torch.int64)
         whole, *small = (torch.from_numpy(c[:, : len(good)].copy() if bad else c) for c in crops)
         return Batch(request.step, request.epoch, index, whole, bad, tuple(small))
@@ -255,6 +257,7 @@ class CropDataset(Dataset[Batch]):
         if self.decoded is not None and (found := self.decoded.get(image_id)) is not None:
             pixels, width, height = found
             return pixels, width, height, boxes_at(width, height)
+        reads(image_id)
         found_file = fetched.get(image_id) or self.source.images.file(image_id)
         if isinstance(found_file, BadImage):
             raise found_file

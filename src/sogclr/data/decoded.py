@@ -1,7 +1,7 @@
 """Decoded images in one memory-mapped file, made once by `sogclr cache`: epochs then read pixels and decode nothing.
 
-The file holds the images' bytes one after another (uint8, height x width x 3), then an index, then the index's length
-and a mark. It is written under a temporary name and renamed when whole, so that a killed command leaves no half of one.
+The file holds the images' bytes one after another (uint8, height x width x 3), then an index with their checksums, then
+its length and a mark. It is written under a temporary name and renamed when whole, so that a killed command leaves no half of one.
 It belongs to the files that it was made from: their fingerprint and modification times, and the background that
 transparent pixels were laid on, stand in it. What could not be decoded is left out, and read the ordinary way.
 Of pairs it holds the different images, each once, by their image ids.
@@ -16,6 +16,7 @@ import os
 import shutil
 import struct
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,10 +55,11 @@ class DecodedImages:
             with np.load(io.BytesIO(file.read(length))) as index:
                 self.head: dict[str, Any] = json.loads(bytes(index["head"]))
                 self._starts, self._sizes, self._stored = index["starts"], index["sizes"], index["stored"]
+                self._checksums = index.get("checksums")
         self._bytes: np.ndarray | None = None
 
     def get(self, id: int) -> tuple[Image.Image, int, int] | None:
-        """Return an image, perhaps smaller, and its full width and height; None where it could not be decoded."""
+        """Return an image, perhaps smaller, and its full width and height; None where it could not be decoded, or is damaged here."""
         width, height = self._stored[id].tolist()
         if not width:
             return None
@@ -65,6 +67,8 @@ class DecodedImages:
             self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
         start = int(self._starts[id])
         pixels = self._bytes[start : start + 3 * width * height]
+        if self._checksums is not None and zlib.crc32(pixels.data) != self._checksums[id]:
+            return None
         return (Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1), *self._sizes[id].tolist())
 
     @property
@@ -178,6 +182,7 @@ def _write(
 ) -> list[tuple[int, str]]:
     n, known = len(manifest), dict(manifest.bad)
     starts, sizes, stored = np.zeros(n, np.int64), np.zeros((n, 2), np.int32), np.zeros((n, 2), np.int32)
+    checksums = np.zeros(n, np.uint32)
     bad: list[tuple[int, str]] = []
 
     def pixels(id: int) -> tuple[Image.Image, int, int] | str:
@@ -197,7 +202,9 @@ def _write(
                     continue
                 image, *sizes[id] = found
                 starts[id], stored[id] = file.tell(), image.size
-                file.write(image.tobytes())
+                content = image.tobytes()
+                checksums[id] = zlib.crc32(content)
+                file.write(content)
             if progress:
                 progress(ids.stop, n)
     head = {
@@ -208,7 +215,7 @@ def _write(
     }
     index = io.BytesIO()
     text = np.frombuffer(json.dumps(head).encode(), np.uint8)
-    np.savez(index, head=text, starts=starts, sizes=sizes, stored=stored)
+    np.savez(index, head=text, starts=starts, sizes=sizes, stored=stored, checksums=checksums)
     file.write(index.getvalue() + _TAIL.pack(index.tell()) + _MARK)
     return bad
 

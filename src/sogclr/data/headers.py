@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import BadImage
-from ..files import atomic_write, cache_folder
+from ..files import atomic_write, cache_folder, read_sealed, seal
 from ..progress import ProgressCallback
-from .images import name_mismatch, read_header, warnings_off
+from .images import NOT_NOW, may_pass, name_mismatch, read_header, warnings_off
 from .listing import Listing
 from .paths import AnyPath, identity
 from .remote import CONNECTIONS, RemotePath
@@ -95,7 +95,9 @@ def _read(
             try:
                 header = read_header(listing.head(root, row))
             except BadImage as error:
-                found.append((row, 0, 0, str(error), None))
+                passing = str(error).startswith(NOT_NOW)  # not proven bad: it is read when its turn comes
+                note = f"{error} and is tried again when its turn comes" if passing else None
+                found.append((row, 0, 0, None if passing else str(error), note))
             else:
                 note = name_mismatch(header.format, relative)
                 found.append((row, header.width, header.height, None, note))
@@ -140,11 +142,11 @@ def _fill_from_cache(path: Path, listing: Listing, checked: Checked) -> np.ndarr
     """Fill in what is known and unchanged, and return which rows, bool (n,); a cache that cannot be read counts as empty."""
     known = np.zeros(len(listing.relative), bool)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(read_sealed(path)))
         if (table.schema.metadata or {}).get(b"format") != _VERSION or not table.schema.equals(_SCHEMA):
             return known
         table = table.combine_chunks()
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return known
     where = pc.index_in(listing.relative, value_set=table["relative"])
     rows = np.flatnonzero(where.is_valid().to_numpy(zero_copy_only=False))
@@ -165,8 +167,10 @@ def _fill_from_cache(path: Path, listing: Listing, checked: Checked) -> np.ndarr
 def _write_cache(path: Path, listing: Listing, checked: Checked) -> None:
     """Write what is known, if that is possible; otherwise the next scan takes more time, and nothing else is lost."""
     n = len(listing.relative)
-    # What the listing itself ruled out is left out: a broken link may be mended without a new size or date.
-    keep = np.setdiff1d(np.arange(n), np.fromiter(listing.bad, np.int64, len(listing.bad)))
+    # Only what the bytes themselves prove is kept: a broken link, a right or a disk may be mended without a new size or date.
+    proven = checked.widths > 0
+    proven[[row for row, reason in checked.bad.items() if row not in listing.bad and not may_pass(reason)]] = True
+    keep = np.flatnonzero(proven)
     columns = [
         listing.relative,
         pa.array(listing.sizes),
@@ -181,6 +185,7 @@ def _write_cache(path: Path, listing: Listing, checked: Checked) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             pq.write_table(table, temporary)
+            seal(temporary)
 
 
 def sparse_text(texts: dict[int, str], n: int) -> pa.StringArray:

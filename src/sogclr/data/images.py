@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import warnings
@@ -19,6 +20,16 @@ from ..errors import BadImage, BadInput, RunFailed
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 EMPTY = "is empty (0 bytes)"
+NOT_NOW = "cannot be read now"
+"""Begins the reason of a fault of the machine, the disk or the network, not of the file."""
+_MOST_SCANS = 100  # of a progressive JPEG; encoders write about ten
+_ROWS_AT_ONCE = 64
+_OF_THE_BYTES = (
+    None,
+    errno.EINVAL,
+    errno.EOVERFLOW,
+)  # Pillow's own errors have no number; a damaged offset cannot be sought
+_MAY_PASS = (NOT_NOW, "no longer exists", "may not be read", "its shard")
 
 # What Pillow may try. A closed list: some of its other plugins start programs (EPS) or fetch stubs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -105,6 +116,7 @@ class OpenImage:
         image, colour = self._image, background_colour(background)
         shrink = next(s for s in (8, 4, 2, 1) if s <= max(largest_shrink, 1))
         with _reasons(self._path):
+            _check_scans(image)
             if shrink > 1 and self.format == "JPEG":
                 image.draft(None, (image.width // shrink, image.height // shrink))
             image.load()
@@ -141,6 +153,11 @@ def _reasons(path: ImageFile) -> Iterator[None]:
         raise BadImage("no longer exists") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
         raise BadImage(_damaged(error, path)) from None
+
+
+def may_pass(reason: str) -> bool:
+    """Return whether the same bytes may be readable another time, so that the reason is not to be remembered."""
+    return reason.startswith(_MAY_PASS)
 
 
 def read_header(path: ImageFile) -> Header:
@@ -234,22 +251,39 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 def _deep_gray_to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Convert 16- and 32-bit grey to 8 bits; Pillow's own conversion clips at 255, which turns most of them white."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())  # NaN where one is
+    if not np.isfinite([low, high]).all():
         raise BadImage("holds values that are not finite")
-    low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0.0 and high <= 1.0:
-        scaled = values * 255
+        shift, scale = 0.0, 255.0
     elif low >= 0.0 and high <= 65535.0:
-        scaled = values / 257  # 65535 / 257 = 255
+        shift, scale = 0.0, 1 / 257  # 65535 / 257 = 255
     else:
-        scaled = (values - low) * (255 / max(high - low, 1e-300))  # no standard range: stretched to what is there
-    gray = np.rint(scaled).astype(np.uint8)
-    rgb = np.repeat(gray[:, :, None], 3, axis=2)
+        shift, scale = low, 255 / max(high - low, 1e-300)  # no standard range: stretched to what is there
+    gray = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), _ROWS_AT_ONCE):  # float64 of a whole image would take 16 times its memory
+        part = slice(rows, rows + _ROWS_AT_ONCE)
+        gray[part] = np.rint((values[part].astype(np.float64) - shift) * scale)
+    rgb = Image.fromarray(gray).convert("RGB")
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        rgb[values == transparent] = background
-    return Image.fromarray(rgb)
+        rgb.paste(background, mask=Image.fromarray(values == transparent))
+    return rgb
+
+
+def _check_scans(image: Image.Image) -> None:
+    """Check that a progressive JPEG is not made of so many scans that decoding takes minutes."""
+    file: BinaryIO | None = getattr(image, "fp", None)
+    if image.info.get("progressive") and file is not None:
+        position = file.tell()
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")
+        file.seek(position)
+        if scans > _MOST_SCANS:
+            raise BadImage(
+                f"has {scans:,} scans; the limit against images that take minutes to decode is {_MOST_SCANS}"
+            )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -283,6 +317,10 @@ def _damaged(error: Exception, path: ImageFile) -> str:
         return "may not be read (permission denied)"
     if isinstance(error, IsADirectoryError):
         return "is a folder"
+    if isinstance(error, MemoryError):
+        return f"{NOT_NOW} (out of memory)"
+    if isinstance(error, OSError) and error.errno not in _OF_THE_BYTES:
+        return f"{NOT_NOW} ({os.strerror(error.errno)})"
     if "truncated" in text.lower():
         return f"is truncated ({text})"
     return f"is damaged or of an unsupported kind ({type(error).__name__}: {text})"

@@ -214,6 +214,8 @@ def list_file(path: AnyPath) -> Listing:
         BadInput: not UTF-8 text, no paths, missing or repeated files.
     """
     root, texts = path.parent, list[str]()
+    if not path.is_file():
+        raise BadInput(f"{path} is no regular file; give a folder of images, or a .txt file with one path a line")
     try:
         with path.open(encoding="utf-8-sig") as lines:
             for line in lines:

@@ -9,15 +9,18 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import RunFailed
+from . import watch
 from .crops import Batch, CentralCrop, CropDataset, RandomCrops
 from .decoded import DecodedImages
 from .images import background_colour
@@ -27,6 +30,7 @@ from .sampler import Order, Request, ResumableSampler
 from .source import Source
 
 _CACHE_BYTES = 256 << 20
+T = TypeVar("T")
 
 
 def training_loader(
@@ -77,7 +81,7 @@ def training_loader(
     cache_bytes = _CACHE_BYTES // max(1, workers)
     dataset = CropDataset(source, sampler.ids, cropper, image_size, background, cache_bytes, decoded, small)
     passes = [one_pass(sampler.ids, batch_size)[part[0] :: part[1]]] if once else sampler.passes()
-    return read_batches(dataset, passes, workers, pin_memory)
+    return read_batches(dataset, passes, workers, pin_memory, source.images.relative)
 
 
 def one_pass(ids: np.ndarray, batch_size: int) -> list[Request]:
@@ -119,7 +123,7 @@ def evaluation_loader(
     requests = one_pass(ids, batch_size)
     cropper = CentralCrop(crop_fraction, interpolation, squash)
     dataset = CropDataset(source, ids, cropper, image_size, background, cache_bytes=0)
-    return read_batches(dataset, [requests], min(workers, len(requests)), pin_memory=False)
+    return read_batches(dataset, [requests], min(workers, len(requests)), False, source.images.relative)
 
 
 # ---------------------------------------------------------------------------------------------------- worker processes
@@ -151,7 +155,11 @@ class _OfPass:
 
 
 def read_batches(
-    dataset: Dataset[Batch], passes: Iterable[Iterable[Request]], workers: int, pin_memory: bool
+    dataset: Dataset[Batch],
+    passes: Iterable[Iterable[Request]],
+    workers: int,
+    pin_memory: bool,
+    name: Callable[[int], str] = "image {}".format,
 ) -> Iterator[Batch]:
     """Yield the batch of each request, in their order.
 
@@ -160,9 +168,10 @@ def read_batches(
         passes: requests, as many as there are. No pass is asked for before all batches of the last one have been taken.
         workers: processes that make the batches; 0 makes them in this one.
         pin_memory: page-locked batches, where there is a GPU.
+        name: image id -> its file, for the error of one whose reading does not end.
 
     Raises:
-        RunFailed: a process was ended from outside, or lost its connection to remote images.
+        RunFailed: a process was ended from outside, reads one file for too long, or lost its connection to remote images.
     """
     pin_memory = pin_memory and torch.cuda.is_available()  # torch warns about pinning without a device
     if workers == 0:
@@ -170,6 +179,7 @@ def read_batches(
             batch = dataset[request]
             yield _pinned(batch) if pin_memory else batch
         return
+    table = watch.new_watch(workers)
     loader = _Loader(
         _InWorker(dataset),
         batch_size=None,
@@ -177,7 +187,8 @@ def read_batches(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, table),
+        timeout=watch.LOOK_EVERY,
         generator=torch.Generator(),  # its base seed would otherwise come from the global generator
         persistent_workers=True,
     )
@@ -187,7 +198,7 @@ def read_batches(
                 # Python 3.12 warns of every fork beside threads; these workers use none of the parent's threads or locks.
                 warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
                 batches = iter(loader)  # from the second pass on the same workers
-            for batch in batches:
+            for batch in _watched(batches, table, name):
                 if isinstance(batch, RunFailed):
                     raise batch
                 yield batch
@@ -198,6 +209,21 @@ def read_batches(
             f"a reader process ended from outside ({' '.join(str(error).split())[:200]}), mostly for want of memory; "
             f"go on with fewer --workers (now {workers})"
         ) from None
+
+
+def _watched(batches: Iterator[T], table: torch.Tensor, name: Callable[[int], str]) -> Iterator[T]:
+    """Yield the batches, and look at the readers while none comes."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            watch.check_readers(table, name)
+        else:
+            yield batch
 
 
 @contextmanager
@@ -222,12 +248,13 @@ def _as_it_is(batch: object) -> object:
     return batch
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(table: torch.Tensor, worker: int) -> None:
     """Ignore Ctrl-C, and SIGTERM unless the parent sent it, which is how Python ends workers at exit.
 
     Signals that reach the whole process group are the main process's to answer: it still has a step to finish.
     """
     torch.set_num_threads(1)
+    watch.watch_reader(table, worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

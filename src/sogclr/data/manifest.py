@@ -238,7 +238,9 @@ class Manifest:
     def describe(self) -> str:
         """Return one line of counts."""
         bad = f", {len(self.bad):,} of them unreadable (skipped, see bad_files.txt)" if self.bad else ""
-        return f"{len(self):,} in {self.root}{bad}"
+        away = pc.sum(pc.or_(pc.starts_with(self._relative, "/"), pc.starts_with(self._relative, "../"))).as_py() or 0
+        outside = f", {away:,} of them outside it, as the list or table says" if away else ""
+        return f"{len(self):,} in {self.root}{outside}{bad}"
 
     def difference(self, other: Manifest) -> Difference:
         """Compare with the `other`: what it adds, lacks or has in another size."""

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from ..errors import BadInput
-from ..files import atomic_write, cache_folder
+from ..files import atomic_write, cache_folder, read_sealed, seal
 from ..progress import ProgressCallback
-from .images import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES, NOT_NOW, may_pass
 from .listing import Listing, ListingBuilder, relative_to
 from .pair_columns import CAPTION_COLUMNS
 from .paths import TABLE_SUFFIXES, AnyPath, as_path, identity, status_of, unpacked_file
@@ -193,17 +193,21 @@ def _index(shard: AnyPath) -> pa.Table:
     status = status_of(shard)
     about = identity(shard) + f"\0{status.size}\0{status.version}".encode()
     path = cache_folder() / "shards" / f"{hashlib.sha256(about).hexdigest()[:32]}.arrow"
-    with contextlib.suppress(OSError, pa.ArrowException), pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
+    with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+        table = pa.ipc.open_file(pa.BufferReader(read_sealed(path))).read_all()
         whole = shard.suffix not in TABLE_SUFFIXES or unpacked_file(shard, status.version).exists()
         if whole and (table.schema.metadata or {}).get(b"format") == _FORMAT:
             return table
     rows = unpack(shard) if shard.suffix in TABLE_SUFFIXES else _read(shard, status.size)
     table = pa.Table.from_pylist([*rows], schema=_SCHEMA.with_metadata({b"format": _FORMAT}))
+    if any(may_pass(reason) for reason in table["bad"].drop_null().to_pylist()):
+        return table
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-            writer.write_table(table)
+        with atomic_write(path) as temporary:
+            with pa.ipc.new_file(str(temporary), table.schema) as writer:
+                writer.write_table(table)
+            seal(temporary)
     return table
 
 
@@ -213,9 +217,11 @@ def _read(shard: AnyPath, size: int) -> Iterator[dict[str, Any]]:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile():
-                    _take(samples, tar, member)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        samples[""] = _Sample(bad=f"the shard is damaged after {len(samples):,} samples ({error})")
+                    _take(samples, tar, member, size)
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
+        passing = isinstance(error, OSError) and error.errno is not None
+        what = NOT_NOW if passing else "the shard is damaged"
+        samples[""] = _Sample(bad=f"{what} after {len(samples):,} samples ({error})")
     # a shard that was cut off lists its last member, whose bytes are not all there
     for key, sample in samples.items():
         bad = sample.bad
@@ -226,15 +232,16 @@ def _read(shard: AnyPath, size: int) -> Iterator[dict[str, Any]]:
         yield {"key": key, **vars(sample), "bad": bad}
 
 
-def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    folder, _, name = member.name.rpartition("/")
+def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> None:
+    whole = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    folder, _, name = whole.rpartition("/")
     stem, _, suffix = name.partition(".")
     if not stem:
         return  # a hidden file
     sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, _Sample())
     suffix = suffix.lower()
     if f".{suffix}" in IMAGE_SUFFIXES:
-        sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
+        sample.name, sample.offset, sample.size = whole, member.offset_data, min(max(member.size, 0), most)
     elif suffix == "cls" and member.size <= _CAPTION_BYTES:
         file = tar.extractfile(member)
         sample.label = file.read().decode("utf-8", "replace").strip() if file else None
@@ -242,15 +249,16 @@ def _take(samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.Tar
         file = tar.extractfile(member)
         try:
             found = _captions(file.read().decode("utf-8-sig") if file else "", suffix)
-        except (UnicodeDecodeError, ValueError):
+        except (ValueError, RecursionError):
             sample.bad = f"has a .{suffix} {_NO_TEXT}" + (" JSON" if suffix == "json" else "")
             return
         sample.captions = [*(sample.captions or []), *found]
 
 
 def _captions(text: str, suffix: str) -> list[str]:
+    """Return the captions in a text file, or in one of JSON, which may hold halves of characters."""
     if suffix != "json":
         return [text.strip()]
     entry = json.loads(text)
     value: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), []) if isinstance(entry, dict) else []
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return [str(v).encode("utf-8", "replace").decode() for v in (value if isinstance(value, list) else [value])]

@@ -64,7 +64,7 @@ def unpack(path: AnyPath) -> Iterator[dict[str, Any]]:
     with atomic_write(target) as temporary, open(temporary, "wb") as images, path.open("rb") as file:
         try:
             yield from _copy(path, file, images, room)
-        except (pa.ArrowException, OSError) as error:  # the latter also for what thrift cannot read
+        except (pa.ArrowException, OSError, UnicodeError) as error:  # the second also for what thrift cannot read
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise BadInput(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
@@ -123,7 +123,7 @@ def _schema(path: AnyPath, file: BinaryIO) -> pa.Schema | None:
     """Return the columns of a file, which is left at its start; None where it is no such file."""
     try:
         found = pq.read_schema(file) if path.suffix.lower() == ".parquet" else pa.ipc.open_stream(file).schema
-    except (pa.ArrowException, OSError):  # the latter for what thrift cannot read
+    except (pa.ArrowException, OSError, UnicodeError):  # the second for what thrift cannot read
         return None
     file.seek(0)
     return found

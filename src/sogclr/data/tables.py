@@ -170,9 +170,16 @@ def read_rows(path: AnyPath, asked: ColumnNames | None = None) -> PairRows:
 
 
 def read_cells(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> Iterator[Any]:
-    """Return an iterator of the columns, and then the rows as (where, cell, ...); what is no row at all is added to `rejected`."""
+    """Yield the columns, and then the rows as (where, cell, ...); what is no row at all is added to `rejected`.
+
+    Raises:
+        BadInput: an unreadable table, or no such columns.
+    """
     read = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
-    return read(path, asked, rejected)
+    try:
+        yield from read(path, asked, rejected)
+    except UnicodeError:  # of UTF-16; bytes that are no UTF-8 are looked at row by row
+        raise BadInput(f"{path} is no whole UTF-16 text; write it again") from None
 
 
 def _kind(rows: Sequence[_Row], place: int) -> Kind:
@@ -278,7 +285,9 @@ def _parquet(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]])
             for values in zip(*(_values(batch.column(name)) for name in columns.names), strict=True):
                 number += 1
                 yield f"{path.name}:{number}", *values
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # the second also for what thrift cannot read
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise BadInput(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); write it again") from None
 
 

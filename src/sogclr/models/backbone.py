@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import BadInput
 from .torchvision_cpu import import_timm
+from .weight_files import read_weights_file
 
 timm = import_timm()
 
 OWN = "own:"  # begins the name of a model of a user's own
 CLIP = "clip:"  # begins the name of a model of `--clip`
-HUB = ("hf-hub:", "hf_hub:")  # begins the name of a model that timm would download
+HUB = ("hf-hub:", "hf_hub:", "local-dir:")  # begins the name of a model that timm would download, or read from a folder
 SMALL_IMAGE = 96  # below this many pixels a ResNet gets the small-image stem
 
 
@@ -88,9 +88,9 @@ def resolve_name(model: str | None, image_size: int) -> tuple[str, str]:
         return f"{model}_small", f"{model} with a 3x3 stem and no max-pooling, for images below {SMALL_IMAGE} pixels"
     if model.startswith(HUB):
         raise BadInput(
-            f"model {model!r} would be downloaded; give a timm name and --pretrained FILE, or local-dir:PATH"
+            f"model {model!r} would be downloaded, or read from a folder; give a timm name and --pretrained FILE"
         )
-    if not model.startswith("local-dir:") and not timm.is_model(model):
+    if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models() for the names"
         raise BadInput(f"there is no model named {model!r} in timm {timm.__version__}; {hint}")
@@ -109,7 +109,9 @@ def create_backbone(name: str, image_size: int, pretrained: str | os.PathLike[st
         BadInput: the model cannot be built at this size, would be downloaded, or the file does not fit it.
     """
     if name.startswith(HUB):  # from an encoder's file, perhaps, which somebody else wrote
-        raise BadInput(f"model {name!r} would be downloaded, which a file may not ask for; give a timm name")
+        raise BadInput(
+            f"model {name!r} would be downloaded or read from a folder, which no file may ask for; give a timm name"
+        )
     backbone: nn.Module
     try:
         try:
@@ -146,6 +148,11 @@ def _skeleton(name: str, **options: Any) -> nn.Module:
     except (RuntimeError, NotImplementedError):
         model = timm.create_model(name, num_classes=0, **options)
     return model
+
+
+def count_parameters(name: str, image_size: int) -> int:
+    """Return how many weights timm's model has, without memory for them."""
+    return sum(p.numel() for p in _skeleton(name, **size_options(name, image_size)).parameters())
 
 
 def freeze(backbone: nn.Module, train_last: int = 0) -> list[str]:
@@ -247,8 +254,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_weights_file(path, "restore it from a copy, or give another file")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
     except Exception as error:
         raise BadInput(
             f"{path} cannot be read as weights ({type(error).__name__}); it may be truncated or pickled code"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..data.images import ImageFile
 from ..errors import BadInput
 from .backbone import create_backbone, feature_width
 from .clip import ClipSetup
-from .encoder import Encoder, EncoderInfo, read_metadata, save_weights, weights_fingerprint
+from .encoder import Encoder, read_info_of, save_weights
+from .weight_files import read_weights_file
 
 FILE = "classifier.safetensors"
 FORMAT = "sogclr-classifier-1"
@@ -110,10 +110,9 @@ class Classifier:
         return probabilities.argmax(1), best, best < least
 
     def save(self, path: Path) -> None:
-        """Write the file that `load_classifier` reads, with a checksum of all that is in it; of a CLIP model `clip/` beside it."""
+        """Write the file that `load_classifier` reads; of a CLIP model `clip/` beside it."""
         about = json.dumps({"classes": self.classes, "threshold": self.threshold, "sure": self.sure})
-        info, model = self.model.info, self.model.backbone
-        save_weights(path, model, FORMAT, info, classifier=about, sha256=_checksum(info.to_json(), about, model))
+        save_weights(path, self.model.backbone, FORMAT, self.model.info, classifier=about)
         if self.clip is not None:
             self.clip.save(path.parent / CLIP_FOLDER)
 
@@ -132,11 +131,11 @@ def load_classifier(folder: str | os.PathLike[str], device: str | torch.device =
     if not path.is_file():
         raise BadInput(f"{folder} holds no classifier ({FILE}); give a folder that `sogclr classify` wrote")
     remedy = "restore it from a copy, or make it again with `sogclr classify`"
-    metadata = read_metadata(path, FORMAT, remedy)
-    damaged = BadInput(f"{path} does not match its own checksum; {remedy}")
+    info, metadata = read_info_of(path, FORMAT, remedy)
+    weights = read_weights_file(path, remedy)
+    damaged = BadInput(f"{path} does not hold what `sogclr classify` writes; {remedy}")
     try:
         about = json.loads(metadata["classifier"])
-        info = EncoderInfo.from_json(metadata["info"])
         classes, threshold, sure = [*map(str, about["classes"])], about["threshold"], about["sure"]
     except (KeyError, TypeError, ValueError):
         raise damaged from None
@@ -144,14 +143,7 @@ def load_classifier(folder: str | os.PathLike[str], device: str | torch.device =
     backbone = create_backbone(info.name, info.image_size) if clip is None else clip.build().backbone
     model = ProbabilityModel(backbone, len(classes))
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(weights)
     except RuntimeError:
         raise damaged from None
-    if metadata.get("sha256") != _checksum(metadata["info"], metadata["classifier"], model):
-        raise damaged
     return Classifier(Encoder(model, info).to(device).eval().requires_grad_(False), classes, threshold, sure, clip)
-
-
-def _checksum(info: str, about: str, model: nn.Module) -> str:
-    """Return the SHA-256 of the metadata and the weights."""
-    return weights_fingerprint(info + about, model)

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,9 +22,10 @@ from ..run_folder import RunFolder, load_checkpoint
 from . import clip_hugging_face, clip_open_clip
 from .backbone import CLIP
 from .clip_parts import ClipParts, Original
-from .encoder import EncoderInfo, read_metadata
+from .encoder import read_info_of
 from .hugging_face import import_transformers
 from .text import TextInfo, TextSetup
+from .weight_files import read_weights_file, width_of
 
 Library = Literal["hugging-face", "open-clip"]
 LIBRARIES: dict[str, ModuleType] = {"hugging-face": clip_hugging_face, "open-clip": clip_open_clip}
@@ -234,20 +234,20 @@ def _of_run(run: RunFolder) -> ClipStart:
         raise BadInput(f"--clip {run.path} was not trained on images with texts; give a run that was")
     if not run.finished:
         raise BadInput(f"--clip {run.path} is not finished; resume it first: sogclr resume {run.path}")
-    metadata = read_metadata(run.two_tower_file, TWO_TOWER_FORMAT, "restore it from a copy")
-    info, text = EncoderInfo.from_json(metadata["info"]), TextSetup.load(run.text_folder)
+    info, metadata = read_info_of(run.two_tower_file, TWO_TOWER_FORMAT, "restore it from a copy")
+    text = TextSetup.load(run.text_folder)
     setup = ClipSetup.find(run.clip_folder)
     temperature, bias = temperature_of(run, setup)
     return ClipStart(
         setup=setup,
         model=info.name,
-        dim=int(metadata["dim"]),
+        dim=width_of(run.two_tower_file, metadata),
         text=text,
         inputs=info.inputs,
         image_size=info.image_size,
         temperature=temperature,
         bias=bias,
-        weights=load_file(run.two_tower_file),
+        weights=read_weights_file(run.two_tower_file),
     )
 
 

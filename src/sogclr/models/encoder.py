@@ -6,28 +6,27 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config.schema import TrainConfig
 from ..data.crops import evaluation_crop
-from ..data.images import ImageFile
-from ..data.inputs import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Inputs, inputs_from_table
+from ..data.images import ImageFile, background_colour
+from ..data.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs, inputs_from_table
 from ..errors import BadImage, BadInput
-from ..files import atomic_write
 from ..run_folder import RunFolder
-from .backbone import OWN, create_backbone, feature_width
+from .backbone import CLIP, OWN, count_parameters, create_backbone, feature_width, timm
 from .mix import mixed_weights
+from .weight_files import count_numbers, read_metadata, write_weights
 
 ENCODER_FORMAT = "sogclr-encoder-1"
+LARGEST_IMAGE = 4096  # side in pixels, of an encoder that is read from a file
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,41 @@ class EncoderInfo:
 
     @classmethod
     def from_json(cls, text: str) -> EncoderInfo:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, as a file that a stranger may have made says it.
 
         Raises:
-            BadInput: an interpolation that there is not.
+            BadInput: it is damaged, of a later version, or says what no encoder is.
         """
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-        if (name := fields.get("interpolation", "bilinear")) not in INTERPOLATIONS:
-            raise BadInput(f"the encoder wants interpolation {name!r}, which is none of {', '.join(INTERPOLATIONS)}")
-        return cls(**fields)
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            said = None
+        if not isinstance(said, dict) or not {"name", "image_size"} <= said.keys():
+            raise BadInput("its description has no name and size; restore it from a copy")
+        if unknown := said.keys() - {f.name for f in fields(cls)}:
+            raise BadInput(
+                f"it says {', '.join(sorted(unknown))}, of which this version knows nothing; use a newer sogclr"
+            )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+        info = cls(**values)
+        info.check()
+        return info
+
+    def check(self) -> None:
+        """Check that it names a model of timm, of a size and with inputs that can be.
+
+        Raises:
+            BadInput: it does not.
+        """
+        name, size = self.name, self.image_size
+        if not isinstance(name, str) or not (name.startswith((OWN, CLIP)) or timm.is_model(name)):
+            raise BadInput(
+                f"it names the model {name!r}, which is none of timm {timm.__version__}; restore it from a copy"
+            )
+        if not isinstance(size, int) or not 0 <= size <= LARGEST_IMAGE:
+            raise BadInput(f"its image_size is {size!r}, and can be up to {LARGEST_IMAGE}; restore it from a copy")
+        background_colour(str(self.background))
+        _ = self.inputs  # which are checked where they are made
 
     @property
     def inputs(self) -> Inputs:
@@ -187,31 +212,32 @@ def normalise(crops: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
 # --------------------------------------------------------------------------------------------------------- weight files
 def save_weights(path: Path, model: nn.Module, format: str, info: EncoderInfo, **metadata: str) -> None:
     """Write the weights of `model` to a .safetensors file, with its format and `info` in the metadata."""
-    weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}  # clone: tied weights
-    metadata |= {"format": "pt", "sogclr": format, "info": info.to_json()}
-    with atomic_write(path) as temporary:
-        save_file(weights, temporary, metadata=metadata)
+    write_weights(path, model.state_dict(), {**metadata, "format": "pt", "sogclr": format, "info": info.to_json()})
 
 
-def read_metadata(path: Path, format: str, remedy: str) -> dict[str, str]:
-    """Read the metadata that `save_weights` wrote.
+def read_info_of(path: Path, format: str, remedy: str) -> tuple[EncoderInfo, dict[str, str]]:
+    """Read what a file says of its encoder, and all its metadata, before anything is built from them.
 
     Args:
-        path: a .safetensors file.
+        path: a .safetensors file that `save_weights` wrote.
         format: the one expected.
         remedy: what to do otherwise, for the error message.
 
     Raises:
-        BadInput: the file cannot be read, or is of another format.
+        BadInput: the file cannot be read, is of another format, or says what cannot be.
     """
+    metadata = read_metadata(path, format, remedy)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError):
-        raise BadInput(f"{path} is no readable safetensors file (truncated, or of another kind); {remedy}") from None
-    if metadata.get("sogclr") != format:
-        raise BadInput(f"{path} is marked {metadata.get('sogclr')!r}, this version reads {format!r}; {remedy}")
-    return metadata
+        info = EncoderInfo.from_json(metadata.get("info", ""))
+    except BadInput as error:
+        raise BadInput(f"{path} cannot be used: {error}") from None
+    if not info.name.startswith((OWN, CLIP)):
+        wanted, held = count_parameters(info.name, info.image_size), count_numbers(path)
+        if wanted > 2 * held + 1_000_000:  # positions may be fewer at another size
+            raise BadInput(
+                f"{path} holds {held:,} numbers and says that it is {info.name}, which has {wanted:,}; {remedy}"
+            )
+    return info, metadata
 
 
 def save_encoder(path: Path, backbone: nn.Module, info: EncoderInfo) -> None:
@@ -223,13 +249,13 @@ def read_info(path: Path) -> EncoderInfo | None:
     """Return what a .safetensors file says of the encoder that `save_encoder` wrote; None of any other file.
 
     Raises:
-        BadInput: it says what this version does not know.
+        BadInput: it says what this version does not know, or what cannot be.
     """
     try:
-        metadata = read_metadata(path, ENCODER_FORMAT, "")
+        read_metadata(path, ENCODER_FORMAT, "")
     except BadInput:
         return None
-    return EncoderInfo.from_json(metadata["info"])
+    return read_info_of(path, ENCODER_FORMAT, "restore it from a copy")[0]
 
 
 def load_encoder(
@@ -263,8 +289,7 @@ def load_encoder(
             raise BadInput(f"{path.parent} holds no finished encoder ({path.name}); train or resume that run first")
     elif not path.is_file():
         raise BadInput(f"there is no run or encoder file {path}; give a run folder or an exported .safetensors file")
-    metadata = read_metadata(path, ENCODER_FORMAT, "give a file made by `sogclr export`")
-    info = EncoderInfo.from_json(metadata["info"])
+    info, _ = read_info_of(path, ENCODER_FORMAT, "give a file made by `sogclr export`")
     if info.name.startswith(OWN):
         raise BadInput(
             f"{path} holds the weights of a model of your own ({info.name.removeprefix(OWN)}), which only you can build; "

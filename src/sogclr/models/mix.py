@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import BadInput
 from ..run_folder import RunFolder
+from .weight_files import read_weights_file
 
 
 def check_mix(run: RunFolder, mix: float) -> None:
@@ -51,16 +50,13 @@ def mixed_weights(run: RunFolder, path: Path, mix: float) -> dict[str, Tensor]:
     Raises:
         BadInput: the share is out of range, or the run kept no start, or another model's, or none that can be read.
     """
-    end = load_file(path)
+    end = read_weights_file(path)
     if mix == 1:
         return end
     check_mix(run, mix)
     # of pairs the start is both towers, of which the encoder is the first one's backbone
     inner = "backbone." if run.holds_pairs() and path != run.two_tower_file else ""
-    try:
-        whole = load_file(run.start_file)
-    except (SafetensorError, OSError):
-        raise BadInput(f"{run.start_file} is no readable safetensors file; restore it from a copy") from None
+    whole = read_weights_file(run.start_file)
     start = {k.removeprefix(inner): v for k, v in whole.items() if k.startswith(inner)}
     if {k: v.shape for k, v in start.items()} != {k: v.shape for k, v in end.items()}:
         raise BadInput(f"{run.start_file} holds another model than {path.name}; restore it from a copy")

@@ -16,9 +16,10 @@ from ..run_folder import RunFolder
 from .backbone import create_backbone, feature_width
 from .clip import TWO_TOWER_FORMAT, ClipSetup
 from .clip_parts import Head
-from .encoder import Encoder, EncoderInfo, load_encoder, read_metadata, save_weights, weights_fingerprint
+from .encoder import Encoder, EncoderInfo, load_encoder, read_info_of, save_weights, weights_fingerprint
 from .mix import mixed_weights
 from .text import TextSetup
+from .weight_files import width_of
 
 TEXTS_AT_ONCE = 256  # batch of a text tower in use
 
@@ -244,14 +245,17 @@ def load_two_tower(run: str | os.PathLike[str], device: str | torch.device = "cp
         raise BadInput(f"{run} was trained on images alone and knows no texts; train on pairs for that")
     if not path.is_file():
         raise BadInput(f"{run} is not finished ({path.name} is missing); resume it first: sogclr resume {run}")
-    metadata = read_metadata(path, TWO_TOWER_FORMAT, "restore it from a copy")
-    info = EncoderInfo.from_json(metadata["info"])
-    first, second = metadata.get("kinds", ",".join(IMAGE_TEXT)).split(",")
+    info, metadata = read_info_of(path, TWO_TOWER_FORMAT, "restore it from a copy")
+    first, _, second = metadata.get("kinds", ",".join(IMAGE_TEXT)).partition(",")
     kinds: tuple[Kind, Kind] = _kind(first), _kind(second)
     text = TextSetup.load(folder.text_folder) if "texts" in kinds else None
     clip = clip_of_run(folder)
-    model = build_towers(kinds, info, text, int(metadata["dim"]), shared=metadata.get("shared") == "1", clip=clip)
-    model.load_state_dict(mixed_weights(folder, path, mix))
+    dim, shared = width_of(path, metadata), metadata.get("shared") == "1"
+    model = build_towers(kinds, info, text, dim, shared=shared, clip=clip)
+    try:
+        model.load_state_dict(mixed_weights(folder, path, mix))
+    except RuntimeError:
+        raise BadInput(f"{path} does not hold the towers that it describes; restore it from a copy") from None
     return TwoTower(model.to(device).eval().requires_grad_(False), kinds, info, text, device, clip)
 
 

@@ -1,12 +1,31 @@
-"""What a run ends with: the trained weights, and a line on what they are worth."""
+"""What a run writes of its weights: checkpoints, the files that it ends with, and a line on what they are worth."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
 from ..evaluation.worth import worth_of_run
-from ..run_folder import RunFolder, load_checkpoint
+from ..run_folder import RunFolder, load_checkpoint, save_checkpoint
+from .divergence import check_weights
+from .parts import Parts
 from .task import Task
+
+
+def write_checkpoint(state: dict[str, Any], parts: Parts, best: bool) -> None:
+    """Write a checkpoint of a state that is finite.
+
+    Args:
+        state: of the trainer.
+        parts: of the trainer.
+        best: whether it is the best so far too.
+
+    Raises:
+        RunFailed: it is not finite, or the disk is full.
+    """
+    check_weights(state, parts)
+    save_checkpoint(parts.run, state, parts.keep, best)
 
 
 def write_trained(model: nn.Module, task: Task, run: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..data.crops import Batch
 from ..data.manifest import Manifest
 from ..data.pairs import Pairs
 from ..data.sampler import ResumableSampler
-from ..files import atomic_write
+from ..files import atomic_write, read_sealed, seal
 from ..models.backbone import feature_width
 from ..models.encoder import Encoder
 from ..models.features import compute_features
@@ -80,8 +81,9 @@ def text_features(path: Path, tower: TextTower, pairs: Pairs, progress: Progress
 
 
 def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """Return the array of a file, which is made first where there is none of this shape."""
-    if path.is_file():
+    """Return the array of a file, which is made first where there is none of this shape, or a damaged one."""
+    with contextlib.suppress(OSError, ValueError):
+        read_sealed(path)
         found: np.ndarray = np.load(path, mmap_mode="r")
         if found.shape == shape:
             return found
@@ -90,6 +92,7 @@ def _once(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         fill(out)
         out.flush()
+        seal(temporary)
     made: np.ndarray = np.load(path, mmap_mode="r")
     return made
 

@@ -6,6 +6,7 @@ Memory for activations is that of a micro-batch; each is encoded twice. Source: 
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class GradCache:
     Args:
         model: rows of inputs -> rows of embeddings, or a tuple of them.
         forward: the same, as it is called for training.
-        rows: M, samples of a micro-batch.
+        rows: M, the most samples of a micro-batch; one more where one would be left alone, of which BatchNorm has no statistics.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -69,7 +70,9 @@ class GradCache:
         kept = [b.clone() for b in self.model.buffers()]
         parts, several, kind = [], False, inputs[0].device.type
         self._precision = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        for part in zip(*(torch.split(x, self.rows) for x in inputs), strict=True):
+        count = len(inputs[0])
+        evenly = max(1, min(math.ceil(count / self.rows), count // 2))
+        for part in zip(*(torch.tensor_split(x, evenly) for x in inputs), strict=True):
             before = _generators(part[0].device)
             with torch.no_grad():
                 outputs = self.model(*part)

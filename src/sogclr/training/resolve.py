@@ -12,6 +12,7 @@ from ..config.objective import LossConfig, OptimConfig
 from ..config.rows import Row
 from ..config.schema import ModelConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.decoded import find_decoded
+from ..data.images import background_colour
 from ..data.inputs import Inputs, inputs_from_table
 from ..data.multi_crop import full_side, views_words
 from ..data.pair_columns import Kind
@@ -39,8 +40,9 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     """Return the configuration with every open choice made, and lines that say what was chosen.
 
     Raises:
-        BadInput: too few images, an unknown model, a device that is not there, or options for another kind of DATA.
+        BadInput: too few images, an unknown model, colour or device, or options for another kind of DATA.
     """
+    background_colour(config.data.background)
     check_kind(config, source.kind)
     if isinstance(source, Pairs):
         check_kinds(config, source)

@@ -15,6 +15,7 @@ import torch
 from .. import __version__, distributed
 from ..data.bad_files import too_many_bad, write_bad_files
 from ..data.crops import Batch
+from ..data.images import may_pass
 from ..errors import BadInput, Interrupted, RunFailed
 from ..evaluation.scores import select
 from ..evaluation.warm_start import moving_averages
@@ -22,8 +23,9 @@ from ..kernels import ranks
 from ..losses.estimators.sharded import whole_state
 from ..models.two_view import convert_sync_batchnorm
 from ..progress import clock
-from ..run_folder import RunFolder, save_checkpoint
-from .ending import worth_of_training, write_trained
+from ..run_folder import RunFolder
+from .divergence import check_scores, check_skips
+from .ending import worth_of_training, write_checkpoint, write_trained
 from .metrics import Clock, Meters, MetricWriter, NullWriter, Writer
 from .own.parts import OwnLoss
 from .parts import Parts
@@ -31,7 +33,6 @@ from .skip import load_optimizer_state
 from .step import StepOutcome, TrainStep, sync_outcomes
 from .warm_start import exact_pass
 
-SKIPS_IN_A_ROW = 10  # this many steps without a finite gradient, and the run stops
 STATISTICS = ("objective", "normalizer_mean", "normalizer_std", "temperature")  # of a loss, whose means are written
 
 
@@ -55,9 +56,8 @@ class Trainer:
         self.step = 0
         self.counts = {"steps": 0, "skipped": 0, "skipped_in_a_row": 0}
         self.outcomes: list[StepOutcome] = []  # of which the host does not know yet
-        self.best = float("-inf")
         self.bad: dict[int, str] = dict(parts.source.bad)
-        self.seconds = 0.0
+        self.best, self.seconds = float("-inf"), 0.0
         self.clock = Clock(0)
         self.log: Writer = NullWriter()
 
@@ -75,7 +75,7 @@ class Trainer:
 
         Raises:
             Interrupted: `stop()` became true; the state is saved.
-            RunFailed: no finite gradients, too many bad files, or a full disk.
+            RunFailed: it has diverged, too many bad files, or a full disk.
         """
         parts = self.parts
         torch.set_num_threads(parts.threads)
@@ -113,7 +113,7 @@ class Trainer:
                     self.diagnose()
                 # checkpoint
                 stopping = distributed.any_rank(stop())
-                if last or improved or stopping or self.step % parts.save_every == 0:
+                if last or improved or stopping or (self.step % parts.save_every == 0 and not self.skipping()):
                     self.save(improved)
                 if stopping and not last:
                     raise Interrupted(
@@ -162,6 +162,11 @@ class Trainer:
             elif not expected:
                 self._skipped(outcome)
 
+    def skipping(self) -> bool:
+        """Return whether the newest step was skipped: its state may be spoilt, and the checkpoints before it stay."""
+        self.sync_outcomes()
+        return self.counts["skipped_in_a_row"] > 0
+
     def _skipped(self, outcome: StepOutcome) -> None:
         """Write that a step was skipped, and of which samples."""
         step, reason = outcome.step + 1, outcome.reason
@@ -173,11 +178,7 @@ class Trainer:
         self.progress.info(
             f"step {step} skipped: {reason} (batch of {len(ids)}, first: {shown}; all ids in metrics.jsonl)"
         )
-        if self.counts["skipped_in_a_row"] >= SKIPS_IN_A_ROW:
-            raise RunFailed(
-                f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient, the last at step {step}: {reason}; lower --lr "
-                f"(now {self.parts.peak_learning_rate:.4g}), add --clip-grad 1, raise --temperature or use --precision fp32"
-            )
+        check_skips(self.counts["skipped_in_a_row"], step, reason, self.parts)
 
     def _without_bad(self, batch: Batch) -> Batch:
         """Return a batch cut to the length of the rank that could read the fewest samples, and record the unreadable ones.
@@ -232,6 +233,7 @@ class Trainer:
         self.clock.pause(time.monotonic() - begun)
         self.log.write("eval", self.step, self.epoch, scores, {"seconds": time.monotonic() - begun})
         self._show_scores(scores, f"   {self.clock.note}")
+        check_scores(scores, self.step, self.parts)
         before, self.best = self.best, max(self.best, select(scores))
         return self.best > before
 
@@ -256,15 +258,15 @@ class Trainer:
         """
         begun = time.monotonic()
         state = self.state_dict()
-        distributed.run_on_rank0(lambda: save_checkpoint(self.run, state, self.parts.keep, best).name)
+        distributed.run_on_rank0(lambda: write_checkpoint(state, self.parts, best))
         self.clock.pause(time.monotonic() - begun)
 
     def finish(self) -> None:
         """Write the encoder file, which marks the run as finished."""
         self.sync_outcomes()
-        distributed.run_on_rank0(lambda: write_trained(self.model, self.task, self.run))
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
+        distributed.run_on_rank0(lambda: write_trained(self.model, self.task, self.run))
         self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
         if distributed.is_rank0() and (line := worth_of_training(self.task, self.run)):
             self.progress.info(line)
@@ -287,7 +289,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "meters": {**self.meters.state_dict(), "counts": dict(self.counts)},
             "best": self.best,
-            "bad": dict(self.bad),
+            "bad": {id: reason for id, reason in self.bad.items() if not may_pass(reason)},
             "manifest": self.source.fingerprint,
             "seconds": self.seconds + self.clock.total(),
             **self.task.state_dict(),
@@ -313,7 +315,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.meters.load_state_dict(state["meters"])
         self.counts = dict(state["meters"]["counts"])
-        self.best, self.bad, self.seconds = state["best"], dict(state["bad"]), state["seconds"]
+        self.best, self.bad, self.seconds = state["best"], self.bad | state["bad"], state["seconds"]
 
     def start_from(self, source: RunFolder, state: dict[str, Any]) -> int:
         """Take weights and, for the samples that both runs have, normalizers and temperatures from another run.
