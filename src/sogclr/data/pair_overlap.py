@@ -41,7 +41,9 @@ def count_shared_images(images: Manifest, others: Manifest, rows: np.ndarray) ->
         others: often many more.
         rows: int64 (m,), ids of `images`.
     """
-    return len(rows) if images.fingerprint == others.fingerprint else int(np.isin(rows, _image_ids(images, others)).sum())
+    return (
+        len(rows) if images.fingerprint == others.fingerprint else int(np.isin(rows, _image_ids(images, others)).sum())
+    )
 
 
 def _image_ids(pairs: Pairs | Manifest, others: Pairs | Manifest) -> np.ndarray:

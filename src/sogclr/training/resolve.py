@@ -23,6 +23,7 @@ from ..models.backbone import is_vision_transformer, resolve_name
 from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .clip_start import check_clip, clip_line, fill_in
+from .cost import time_lines
 from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .neighbours import check_neighbours, neighbour_lines
 from .rates import SMALL_VIEWS, TUNED_SHARE, learning_rate, optimizer_words, warmup, weight_decay
@@ -49,7 +50,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     model, weights = resolve_pretrained(config.model.model, config.model.pretrained)
     of_weights, weights_size = describe_weights(model, weights)
     size = config.data.image_size or full_side(config.data.crops) or weights_size or image_size_for(source)
-    model, why = resolve_name(model, size)
+    model, why = resolve_name(model, size, choose_device(config.run.device).type == "cpu")
     inputs = inputs_from_table(Inputs(**of_weights), config.inputs)
     patches = is_vision_transformer(model)
     if weights is not None:
@@ -81,7 +82,8 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         inputs=asdict(inputs),
     )
     clip_lines = [] if start is None else [clip_line(resolved, start)]
-    return resolved, [*cache_lines, *clip_lines, *_lines(resolved, why, source, steps_per_epoch)]
+    lines = [*cache_lines, *clip_lines, *_lines(resolved, why, source, steps_per_epoch)]
+    return resolved, [*lines, *time_lines(resolved, groups, source)]
 
 
 # ------------------------------------------------------------------------------------------------------ the kind of DATA
