@@ -1,5 +1,7 @@
 """The report: everything in one page, nothing from the network, and a page for every state that a run can be in."""
 
+import base64
+import csv
 import json
 import re
 import shutil
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from digits import SMALL, write_digits
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +22,7 @@ from sogclr.commands.report.charts import Axis, histogram, line_chart, thinned
 from sogclr.commands.report.embedding_map import colours, layout
 from sogclr.commands.report.run_summary import RunSummary
 from sogclr.commands.report.sample import choose_queries, encoder_of, neighbours, same_class_share
+from sogclr.commands.report.tables import configuration
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
@@ -86,7 +90,10 @@ def test_the_page_of_a_finished_run_holds_everything_and_loads_nothing(run):
         assert page.says(curve)
     assert page.source.count("data-chart=") == 6
     assert page.source.count('class="tile query"') == 12
-    assert page.images == 12 * 9 + 2 * 10
+    assert page.images == 12 * 9 + 2 * 10 + 10 * 2 + 10  # neighbours, both ends of log u, close pairs, outliers
+    assert "lazy" not in page.source  # which a printed page would lack
+    ids = ("extremes", "around")
+    assert page.ids.issuperset(ids)
     assert page.source.count('class="bar"') > 5
     for words in ("finished", "120 images", "Largest log u", "Smallest log u", "learning rate".capitalize()):
         assert page.says(words), words
@@ -110,8 +117,50 @@ def test_the_map_holds_every_image_with_its_class(run):
     assert data["sheet"].startswith("data:image/webp;base64,")
 
 
+def test_near_duplicates_and_outliers_are_listed_in_a_file_beside_the_page(digits_data, run, tmp_path):
+    """A copy under another name is the closest pair, a picture of another kind an outlier."""
+    data = shutil.copytree(digits_data / "train", tmp_path / "data")
+    original = sorted((data / "3").iterdir())[0]
+    shutil.copy(original, data / "5" / "copy.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+        data / "5" / "noise.png"
+    )
+    options = SMALL | {"max_steps": 1, "init_from": str(run)}
+    copied = package.train(data, tmp_path / "copied", quiet=True, **options).path
+    page = Page(report(copied))
+    assert page.says("report.images.csv")
+    with open(copied / "report.images.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    first = next(row for row in rows if row["what"] == "close pair")
+    assert {first["path"], first["nearest"]} == {f"3/{original.name}", "5/copy.png"}
+    assert float(first["cosine"]) > 0.9999
+    assert "5/noise.png" in [row["path"] for row in rows if row["what"] == "outlier"][:5]
+
+
+def test_the_features_in_the_page_have_the_cosines_of_the_encoder(run):
+    found = Page(report(run)).map()
+    features = np.frombuffer(base64.b64decode(found["features"]), np.int8).reshape(len(found["names"]), -1)
+    unit = features / np.linalg.norm(features.astype(float), axis=1, keepdims=True)
+    files = [RunFolder(run).manifest().root / name for name in found["names"]]
+    expected = torch.nn.functional.normalize(package.load_encoder(run).encode_files(files), dim=1)
+    assert np.abs(unit @ unit.T - (expected @ expected.T).numpy()).max() < 0.03
+
+
+def test_options_without_effect_are_left_out(run):
+    shown = [table for table in configuration(RunSummary.read(RunFolder(run))) if table.caption == "loss"]
+    names = {row[0] for row in shown[0].rows}
+    assert names >= {"method", "temperature", "estimator", "gamma"}
+    assert not names & {"rho", "temperature_lr", "alpha", "bias", "queue", "prototypes", "key_momentum", "symmetric"}
+    assert "pairs" not in [table.caption for table in configuration(RunSummary.read(RunFolder(run)))]
+
+
+def test_ticks_are_what_they_say():
+    axis = Axis.of([0.0, 12.5])
+    assert [axis.text(t) for t in axis.ticks] == ["0.0", "2.5", "5.0", "7.5", "10.0", "12.5"]
+
+
 def test_the_same_run_gives_the_same_page(run, tmp_path):
-    first, again = (report(run, out=tmp_path / f"{k}.html").read_text() for k in range(2))
+    first, again = (report(run, out=tmp_path / "page.html").read_text() for _ in range(2))
     assert first == again
     assert not (run / "report.html").exists()
 

@@ -30,6 +30,8 @@ def report(
 ) -> Path:
     """Write RUN/report.html: curves, nearest neighbours, a map of the embeddings, the normalizers, the configuration.
 
+    Near-duplicates and outliers are listed beside it, in report.images.csv.
+
     Args:
         run: The run's folder, finished or not.
         data: Where the images are now, if they moved.
@@ -54,6 +56,9 @@ def report(
     where = None if data is None else os.fspath(data)
     with progress_bar("reading images", quiet, progress) as show, computing_on(device, workers) as (chosen, readers):
         found = collect(summary, where, images, workers=readers, device=str(chosen), progress=show)
-    # File names may hold half a surrogate pair, which UTF-8 has no bytes for.
-    write_text(path, page(summary, found).encode("utf-8", "replace").decode("utf-8"))
+    beside = path.with_suffix(".images.csv")
+    texts = {path: page(summary, found, beside.name)} | ({beside: found.extremes} if found.extremes else {})
+    for file, text in texts.items():
+        # File names may hold half a surrogate pair, which UTF-8 has no bytes for.
+        write_text(file, text.encode("utf-8", "replace").decode("utf-8"))
     return path

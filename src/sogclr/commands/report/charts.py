@@ -57,7 +57,7 @@ class Axis:
             mantissa, _, exponent = f"{value:.{digits}g}".replace("-", "−").partition("e")
             return f"{mantissa}e{exponent.replace('−0', '−').replace('+0', '')}" if exponent else mantissa
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
-        if digits and round(self.step * 10**digits, 6) % 1:  # 0.25 needs one more than its size says
+        if round(self.step * 10**digits, 6) % 1:  # 2.5 and 0.25 need one more than their size says
             digits += 1
         return f"{value + 0.0:,.{digits}f}".replace("-", "−")
 

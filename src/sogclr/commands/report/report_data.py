@@ -16,6 +16,7 @@ from ...models.two_tower import load_two_tower
 from ...progress import ProgressCallback
 from .captions import nearest_to_captions
 from .embedding_map import EmbeddingMap, embedding_map, layout
+from .extremes import extremes, extremes_table
 from .run_summary import RunSummary
 from .sample import (
     NEIGHBOURS,
@@ -56,6 +57,12 @@ class ReportData:
     """Texts of the first column with those of the second nearest to them, of a run on texts."""
     same_class: float | None = None
     """Share of the sample's nearest neighbours that have the class of their query."""
+    closest: list[tuple[Thumbnail, Thumbnail]] = field(default_factory=list)
+    """Pairs of images that lie closest to each other."""
+    farthest: list[Thumbnail] = field(default_factory=list)
+    """Images that lie farthest from their nearest."""
+    extremes: str = ""
+    """A CSV of more of both."""
     map: EmbeddingMap | None = None
     log_u: np.ndarray | None = None
     """float32, of the images or texts visited, of pairs of those in the first column; None where the method keeps none."""
@@ -140,6 +147,7 @@ def collect(
     if sample is None:
         return found
     _add_neighbours(sample, thumbnails, found)
+    _add_extremes(sample, thumbnails, found)
     _add_map(sample, thumbnails, size, found)
     if found.pairs is not None and found.pairs.kinds == IMAGE_TEXT:
         try:
@@ -230,6 +238,16 @@ def _add_neighbours(sample: Sample, thumbnails: Thumbnails, found: ReportData) -
             found.queries.append((asked[0], nearest))
     if y is not None:
         found.same_class = same_class_share(sample.unit, y, NEIGHBOURS)
+
+
+def _add_extremes(sample: Sample, thumbnails: Thumbnails, found: ReportData) -> None:
+    both = extremes(sample)
+    found.extremes = extremes_table(both, thumbnails.manifest)
+    for i, j, cosine in both.closest[:AT_EACH_END]:
+        pair = thumbnails.of([i, j], [cosine, cosine])
+        found.closest += [(pair[0], pair[1])] if len(pair) == 2 else []
+    lonely = both.farthest[:AT_EACH_END]
+    found.farthest = thumbnails.of([i for i, _, _ in lonely], [value for _, _, value in lonely])
 
 
 def _add_map(sample: Sample, thumbnails: Thumbnails, image_size: int, found: ReportData) -> None:
