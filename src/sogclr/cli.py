@@ -63,7 +63,7 @@ COMMANDS = {
     "export": Command(
         "export:export", "write the encoder for timm, ONNX, Sentence Transformers and other libraries", ("run",)
     ),
-    "report": Command("report:report", "write one HTML page about a run", ("run",)),
+    "report": Command("report:report", "write one HTML page about a run, or about several", ("run", "beside")),
     "cache": Command("cache:cache", "decode all images once, for training at memory speed", ("data",)),
     "inspect": Command("inspect:inspect", "what is in a run, a folder of images or an encoder", ("path",)),
 }

@@ -74,12 +74,13 @@ def file_tables(summary: RunSummary) -> list[Table]:
 
 
 def _pairs(name: str, values: Iterable[tuple[str, object]]) -> Table:
-    return Table(name, [[key, _shown(value)] for key, value in values], [])
+    return Table(name, [[key, shown_value(value)] for key, value in values], [])
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
+    """Return a value of the configuration as it is shown."""
     if isinstance(value, list):
-        return ", ".join(_shown(v) for v in value)
+        return ", ".join(shown_value(v) for v in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
