@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .config.schema import TrainConfig
 from .config.toml import from_options, read_table
 from .errors import BadInput, RunFailed
-from .files import atomic_write
+from .files import atomic_write, check_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +99,7 @@ class RunFolder:
             raise BadInput(
                 f"--out {self.path} holds other files ({', '.join(others[:3])}); give a new or an empty folder"
             )
+        check_folder(self.path)
 
     def clear_remains(self) -> None:
         """Remove what a start that failed has left and a run with other options would take for its own."""

@@ -21,7 +21,7 @@ from ..evaluation.warm_start import moving_averages
 from ..kernels import ranks
 from ..losses.estimators.sharded import whole_state
 from ..models.two_view import convert_sync_batchnorm
-from ..progress import clock
+from ..progress import clock, rounded
 from ..run_folder import RunFolder, save_checkpoint
 from .ending import worth_of_training, write_trained
 from .metrics import Clock, Meters, MetricWriter, NullWriter, Writer
@@ -246,7 +246,7 @@ class Trainer:
 
     def _show_scores(self, scores: dict[str, float], note: str = "") -> None:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
-        self.progress.info(f"epoch {self.epoch:g}: {shown}{note}")
+        self.progress.info(f"epoch {rounded(self.epoch)}: {shown}{note}")
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of everything.
@@ -265,7 +265,7 @@ class Trainer:
         distributed.run_on_rank0(lambda: write_trained(self.model, self.task, self.run))
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
-        self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
+        self.progress.info(f"trained {rounded(self.epoch)} epochs in {clock(self.seconds)}")
         if distributed.is_rank0() and (line := worth_of_training(self.task, self.run)):
             self.progress.info(line)
 
