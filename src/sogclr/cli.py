@@ -23,7 +23,7 @@ from .config.removed import check_none_removed
 from .config.schema import BASIC_OPTIONS
 from .config.toml import check_weights_said, from_options, read_table, split_weights_names
 from .errors import BadInput, Interrupted, RunFailed
-from .options import REQUIRED, Option, parse_options, read_sections, read_signature
+from .options import REQUIRED, Option, flags, parse_options, read_sections, read_signature
 from .progress import Progress
 from .run_folder import RunFolder
 
@@ -63,7 +63,7 @@ COMMANDS = {
     "export": Command(
         "export:export", "write the encoder for timm, ONNX, Sentence Transformers and other libraries", ("run",)
     ),
-    "report": Command("report:report", "write one HTML page about a run", ("run",)),
+    "report": Command("report:report", "write one HTML page about a run, or about several", ("run", "beside")),
     "cache": Command("cache:cache", "decode all images once, for training at memory speed", ("data",)),
     "inspect": Command("inspect:inspect", "what is in a run, a folder of images or an encoder", ("path",)),
 }
@@ -79,6 +79,9 @@ def usage() -> str:
             "usage: sogclr COMMAND ...      sogclr COMMAND --help",
             "",
             *lines,
+            "",
+            "  sogclr help COMMAND         the options of a command",
+            "  sogclr completion bash      a script that completes commands and options; also zsh",
             "",
             "  sogclr train photos/ --out runs/photos      a first run; exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted",
         ]
@@ -130,6 +133,9 @@ def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(), flush=True)
         return 0 if args else 2
+    if args[0] == "completion":
+        print(completion(*args[1:2]), flush=True)
+        return 0
     if args[0] == "--version":
         print(__version__, flush=True)
         return 0
@@ -143,6 +149,45 @@ def _dispatch(args: list[str]) -> int:
     run = _run_train if name == "train" else _run
     run(name, words)
     return 0
+
+
+def completion(shell: str = "") -> str:
+    """Return the script that completes the commands and their options.
+
+    Raises:
+        BadInput: it is for another shell.
+    """
+    if shell not in _COMPLETED:
+        raise BadInput(f"there is no completion for {shell or 'no shell'}; give one of {', '.join(_COMPLETED)}")
+    cases = [f'    {name}) words="{" ".join(_flags(name))}" ;;' for name in COMMANDS]
+    return _SCRIPT.format(
+        head=_COMPLETED[shell], commands=" ".join([*COMMANDS, "help", "completion"]), cases="\n".join(cases)
+    )
+
+
+def _flags(name: str) -> list[str]:
+    if name == "train":
+        return [*flags(read_sections(from_options({"data": "", "out": ""}))), "--config", "--help", "--help-all"]
+    return [*flags(read_signature(COMMANDS[name].load(), COMMANDS[name].positional)), "--help"]
+
+
+_COMPLETED = {
+    "bash": "# sogclr completion bash > ~/.local/share/bash-completion/completions/sogclr",
+    "zsh": "# sogclr completion zsh > ~/.sogclr.zsh; echo 'source ~/.sogclr.zsh' >> ~/.zshrc\n"
+    "autoload -Uz compinit bashcompinit && compinit && bashcompinit",
+}
+"""The first lines of the script for a shell, which say where it goes."""
+_SCRIPT = """{head}
+_sogclr() {{
+  local words="" current="${{COMP_WORDS[COMP_CWORD]}}"
+  if [ "$COMP_CWORD" -eq 1 ]; then words="{commands}"; else case "${{COMP_WORDS[1]}}" in
+    help) words="{commands}" ;;
+    completion) words="bash zsh" ;;
+{cases}
+  esac; fi
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o default -o bashdefault -F _sogclr sogclr"""
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -215,13 +260,15 @@ def _parse(
     if shown is not None:
         description += f" These are the options that a first run may need; all: sogclr {name} --help-all"
     words = ["--help" if word == "--help-all" else word for word in words]
-    errors = io.StringIO()
+    errors, plain = io.StringIO(), io.StringIO()
+    no_colour = contextlib.redirect_stdout(plain) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), no_colour:  # tyro colours a terminal, whatever NO_COLOR says
             return parse_options(options, words, prog=f"sogclr {name}", description=description, shown=shown)
     except SystemExit as exit:
         if exit.code:
             raise BadInput(_sentence(errors.getvalue())) from None
+        print(plain.getvalue(), end="", flush=True)
         return None
 
 

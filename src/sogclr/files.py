@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import mmap
@@ -9,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,6 +219,25 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise BadInput(f"--out {path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise BadInput(f"there is no folder {path.parent} for {path.name}; make it, or give another --out")
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder can be made at `path`, or written to, before work begins; it is left as it was.
+
+    Raises:
+        BadInput: it cannot be.
+    """
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise BadInput(f"--out {path} cannot be written to ({error.strerror}); give another folder") from None
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def cache_folder() -> Path:

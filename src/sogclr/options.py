@@ -149,6 +149,16 @@ def parse_options(
     return _flat(tyro.cli(command, args=list(args), prog=prog, description=description, config=(OmitArgPrefixes,)))
 
 
+def flags(options: Sequence[Option]) -> list[str]:
+    """Return the names of options as words of the command line; `--no-x` too of those that are yes or no."""
+    found = []
+    for option in options:
+        name = FLAGS.get(option.name, option.name.replace("_", "-"))
+        if not option.positional:
+            found += [f"--{name}", *([f"--no-{name}"] if bool in _members(option.type) else [])]
+    return found
+
+
 def _flat(parsed: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in vars(parsed).items():

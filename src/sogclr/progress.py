@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import rich.progress
 from rich.console import Console, RenderableType
@@ -18,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+_BESIDE = 32  # columns that a shortest bar takes, with its times and spaces
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total), both in the same unit: images, steps, files."""
@@ -59,7 +62,7 @@ class Progress:
         self.stop()
         self._next_line = time.monotonic() + self.every
         self._started, self._first = time.monotonic(), done
-        if self.console.is_terminal:
+        if self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None):
             self._bar = rich.progress.Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -78,7 +81,8 @@ class Progress:
     def advance(self, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` are done; `note` stands at the end of the line."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, note=note)
+            taken = len(self._name) + 2 * len(str(total)) + _BESIDE
+            self._bar.update(self._task, completed=done, total=total, note=fitting(note, self.console.width - taken))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self.every
             left = (time.monotonic() - self._started) / max(1, done - self._first) * (total - done)
@@ -104,6 +108,13 @@ class Progress:
                 self.stop()
 
         return report
+
+
+def fitting(note: str, room: int) -> str:
+    """Return as many of the parts of a note, which commas part, as there is room for, from the first on."""
+    while len(note) > room and note:
+        note = note.rpartition(", ")[0]
+    return note
 
 
 def part_of(progress: ProgressCallback | None, before: int, here: int, total: int) -> ProgressCallback | None:
@@ -151,6 +162,11 @@ class RichText:
         with console.capture() as shown:
             console.print(self)
         return "\n".join(line.rstrip() for line in shown.get().splitlines())
+
+
+def rounded(epochs: float) -> str:
+    """Format epochs with two decimals at most."""
+    return f"{epochs:.2f}".rstrip("0").rstrip(".")
 
 
 def clock(seconds: float) -> str:

@@ -15,7 +15,7 @@ from .checkpoint_file import load_checkpoint as load_checkpoint
 from .config.schema import TrainConfig
 from .config.toml import from_options, read_table
 from .errors import BadInput, RunFailed
-from .files import atomic_write, flush
+from .files import atomic_write, check_folder, flush
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +99,7 @@ class RunFolder:
             raise BadInput(
                 f"--out {self.path} holds other files ({', '.join(others[:3])}); give a new or an empty folder"
             )
+        check_folder(self.path)
 
     def clear_remains(self) -> None:
         """Remove what a start that failed has left and a run with other options would take for its own.

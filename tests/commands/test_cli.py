@@ -1,6 +1,7 @@
 """The command line as a real process: every bad input is one sentence, exit code 2, and nothing written."""
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -42,6 +43,60 @@ def test_help_and_version_answer_at_once():
     code = "import sys, sogclr.cli; sogclr.cli.main(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), capture_output=True)
     assert sogclr("--version", check=0).stdout.strip()
+
+
+def test_help_has_no_colours_where_they_are_not_wanted(monkeypatch, capsys):
+    """As a terminal is told: the escape codes go, and no word."""
+    monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", True)
+    assert main(["embed", "--help"]) == 0
+    coloured = capsys.readouterr().out
+    assert "\x1b[" in coloured
+    monkeypatch.undo()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["embed", "--help"]) == 0
+    assert capsys.readouterr().out == re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+
+
+@pytest.mark.integration
+def test_the_shell_completes_commands_and_options(tmp_path):
+    """In a real bash."""
+    script = tmp_path / "sogclr"
+    script.write_text(sogclr("completion", "bash", check=0).stdout)
+
+    def completed(*typed):
+        words, at = " ".join(map(shlex.quote, typed)), len(typed) - 1
+        code = f'source {script}; COMP_WORDS=({words}); COMP_CWORD={at}; _sogclr; echo "${{COMPREPLY[@]}}"'
+        return subprocess.run(["bash", "-c", code], check=True, capture_output=True, text=True).stdout.split()
+
+    assert completed("sogclr", "in") == ["inspect"]
+    assert set(completed("sogclr", "")) == {*COMMANDS, "help", "completion"}
+    assert completed("sogclr", "embed", "--as") == ["--as"]
+    assert "--image-size" in completed("sogclr", "train", "--image")
+    assert "bashcompinit" in sogclr("completion", "zsh", check=0).stdout
+    assert "no completion for fish; give one of bash, zsh" in sogclr("completion", "fish", check=2).stderr
+
+
+def test_an_out_that_cannot_be_is_said_before_the_plan(data, capsys):
+    """By trying, as permissions say nothing to root; and nothing is left."""
+    sentence = refused(capsys, "train", data, "--out", "/proc/sogclr/run")
+    assert re.fullmatch(r"--out /proc/sogclr/run cannot be written to \(.*\); give another folder", sentence)
+    assert main(["train", str(data), "--out", "/proc/sogclr/run"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_compiler_that_is_missing_is_one_sentence(tmp_path):
+    """In a process of its own, as torch asks for the compiler once."""
+    environ = environment() | {"CXX": str(tmp_path / "no" / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    code = (
+        "import torch; from sogclr.training.compiling import compiler_errors; from sogclr.errors import RunFailed\n"
+        "try:\n    with compiler_errors():\n        torch.compile(torch.sin)(torch.ones(3))\n"
+        "except RunFailed as error:\n    print(error)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True, timeout=240
+    )
+    assert re.fullmatch(r"torch.compile failed \(.*\); install .* train without --compile\n", result.stdout)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,6 +1,7 @@
 """`evaluate` and `sogclr eval`: where the scores come from, their names, and what is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_one_folder_is_split_within_each_class_and_always_alike(digits_run, digi
     assert result.split.startswith(
         "a fixed stratified split of one folder (seed 0): fitted on 100 images, scored on 20"
     )
-    assert "may have seen in training, without labels" in result.split
+    assert result.split.endswith("; 20 of the 20 scored were trained on, without labels")
     first, again = (split_labelled(Manifest.scan(data), "auto", 0) for _ in range(2))
     assert np.array_equal(first.fit, again.fit)
     assert np.array_equal(first.score, again.score)
@@ -155,6 +156,24 @@ def test_one_folder_is_split_within_each_class_and_always_alike(digits_run, digi
     assert np.bincount(first.values[first.score]).tolist() == [2] * 10
     other = split_labelled(Manifest.scan(data), "auto", 1)
     assert not np.array_equal(first.score, other.score)
+
+
+def test_images_that_were_trained_on_are_counted_wherever_they_lie(digits_run, digits_data, tmp_path):
+    """A copy of what was trained on is the same; a part of it is where it lies, and new images are new."""
+    shutil.copytree(digits_data / "train", tmp_path / "copy")
+    for digit in range(10):
+        shutil.copytree(digits_data / "test" / str(digit), tmp_path / "new" / str(digit))
+    listed = sorted((digits_data / "train").rglob("*.png")) + sorted((tmp_path / "new").rglob("*.png"))
+    (tmp_path / "both.txt").write_text("\n".join(map(str, listed)))
+    rows = [f"{path},{path.parent.name}" for path in listed]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    assert "20 of the 20 scored were trained on" in evaluate(digits_run, tmp_path / "copy", workers=0).split
+    assert "trained on" not in evaluate(digits_run, tmp_path / "new", workers=0).split
+    found = evaluate(digits_run, tmp_path / "both.txt", labels=str(tmp_path / "labels.csv"), workers=0)
+    seen = int(re.search(r"(\d+) of the 40 scored were trained on", found.split)[1])
+    assert 10 < seen < 40
+    exported = evaluate(digits_run / "encoder.safetensors", digits_data, workers=0)
+    assert exported.split.endswith("whether the encoder was trained on these images is not known")
 
 
 def test_labels_may_come_from_a_csv(digits_run, tmp_path):

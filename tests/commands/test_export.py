@@ -203,7 +203,14 @@ for name, images, lines in torch.load("todo.pt"):
 @pytest.mark.integration
 def test_the_lines_that_are_shown_load_the_file_without_this_package(tmp_path, capfd):
     todo, expected = [], {}
-    sizes = {"resnet10_mini": 16, "resnet18_small": 32, "resnet50_small": 32, "resnet18": 96, "test_vit": 64}
+    sizes = {
+        "resnet10_mini": 16,
+        "resnet18_small": 32,
+        "resnet18_stride2": 32,
+        "resnet50_small": 32,
+        "resnet18": 96,
+        "test_vit": 64,
+    }
     for name, size in sizes.items():
         source, images = encoder_file(tmp_path, name, size), torch.randn(2, 3, size, size)
         capfd.readouterr()

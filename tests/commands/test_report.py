@@ -1,29 +1,38 @@
 """The report: everything in one page, nothing from the network, and a page for every state that a run can be in."""
 
 import base64
+import csv
 import hashlib
+import io
 import json
 import re
 import shutil
 from html.parser import HTMLParser
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from digits import SMALL, write_digits
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sogclr as package
 from sogclr import cli
 from sogclr.commands.report import charts, report
+from sogclr.commands.report.augmented import augmented_views
 from sogclr.commands.report.charts import Axis, histogram, line_chart, thinned
 from sogclr.commands.report.embedding_map import colours, layout
 from sogclr.commands.report.run_summary import RunSummary
 from sogclr.commands.report.sample import choose_queries, encoder_of, neighbours, same_class_share
+from sogclr.commands.report.tables import configuration
+from sogclr.data.augment import Augmentation
+from sogclr.data.loader import training_loader
 from sogclr.data.manifest import Manifest
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder
+from sogclr.training.reading import view_groups
 
 SECTIONS = ("overview", "curves", "neighbours", "embedding-map", "normalizers", "configuration")
 
@@ -88,7 +97,11 @@ def test_the_page_of_a_finished_run_holds_everything_and_loads_nothing(run):
         assert page.says(curve)
     assert page.source.count("data-chart=") == 6
     assert page.source.count('class="tile query"') == 12
-    assert page.images == 12 * 9 + 2 * 10
+    # neighbours, both ends of log u, close pairs, outliers, views
+    assert page.images == 12 * 9 + 2 * 10 + 10 * 2 + 10 + 4 * 9
+    assert "lazy" not in page.source  # which a printed page would lack
+    ids = ("extremes", "around", "views")
+    assert page.ids.issuperset(ids)
     assert page.source.count('class="bar"') > 5
     for words in ("finished", "120 images", "Largest log u", "Smallest log u", "learning rate".capitalize()):
         assert page.says(words), words
@@ -120,8 +133,97 @@ def test_the_map_holds_every_image_with_its_class(run):
     assert data["sheet"].startswith("data:image/webp;base64,")
 
 
+def test_near_duplicates_and_outliers_are_listed_in_a_file_beside_the_page(digits_data, run, tmp_path):
+    """A copy under another name is the closest pair, a picture of another kind an outlier."""
+    data = shutil.copytree(digits_data / "train", tmp_path / "data")
+    original = sorted((data / "3").iterdir())[0]
+    shutil.copy(original, data / "5" / "copy.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+        data / "5" / "noise.png"
+    )
+    options = SMALL | {"max_steps": 1, "init_from": str(run)}
+    copied = package.train(data, tmp_path / "copied", quiet=True, **options).path
+    page = Page(report(copied))
+    assert page.says("report.images.csv")
+    with open(copied / "report.images.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    first = next(row for row in rows if row["what"] == "close pair")
+    assert {first["path"], first["nearest"]} == {f"3/{original.name}", "5/copy.png"}
+    assert float(first["cosine"]) > 0.9999
+    assert "5/noise.png" in [row["path"] for row in rows if row["what"] == "outlier"][:5]
+
+
+def test_the_features_in_the_page_have_the_cosines_of_the_encoder(run):
+    found = Page(report(run)).map()
+    features = np.frombuffer(base64.b64decode(found["features"]), np.int8).reshape(len(found["names"]), -1)
+    unit = features / np.linalg.norm(features.astype(float), axis=1, keepdims=True)
+    files = [RunFolder(run).manifest().root / name for name in found["names"]]
+    expected = torch.nn.functional.normalize(package.load_encoder(run).encode_files(files), dim=1)
+    assert np.abs(unit @ unit.T - (expected @ expected.T).numpy()).max() < 0.03
+
+
+def test_the_views_are_those_of_the_training(run, digits_data):
+    """The first two of an image are its views of the first epoch, to the loss of the compression."""
+    summary = RunSummary.read(RunFolder(run))
+    manifest, config = summary.run.manifest(), summary.run.config()
+    shown = augmented_views(summary, manifest, np.array([5, 40, 77]))
+    assert set(shown) == {5, 40, 77}
+    recipe = view_groups(config)[0].recipe
+    loader = training_loader(manifest, manifest.usable, recipe, 16, 8, config.run.seed)
+    info = package.load_encoder(run).info
+    augment = Augmentation(recipe, 16, info.mean, info.std, config.run.seed)
+    seen = 0
+    for batch in islice(loader, 15):  # an epoch
+        for v in (0, 1):
+            pixels = augment(batch.crops[v], batch.index, 0, v) * torch.tensor(info.std)[:, None, None]
+            pixels = (pixels + torch.tensor(info.mean)[:, None, None]).clamp(0, 1) * 255
+            for id, expected in zip(batch.index.tolist(), pixels, strict=True):
+                if id in shown:
+                    found = Image.open(io.BytesIO(base64.b64decode(shown[id][v].split(",")[1])))
+                    assert np.abs(np.asarray(found).astype(float) - expected.permute(1, 2, 0).numpy()).mean() < 12
+                    seen += 1
+    assert seen == 6
+
+
+def test_runs_are_compared_on_one_page(run, digits_data, tmp_path):
+    """Curves over each other, scores with their spread, and the options that differ and do something."""
+    options = SMALL | {"epochs": 2, "optimizer": "adamw", "lr": 1e-3, "method": "simclr"}
+    other = package.train(digits_data, tmp_path / "simclr <b>", quiet=True, **options).path
+    for folder in (run, other):
+        package.evaluate(folder, digits_data, workers=0, quiet=True).save()
+    page = Page(report(run, (str(other),)))
+    assert page.ids >= {"scores", "curves", "differences"}
+    assert not page.references[1:]
+    for curve in ("Objective", "Online kNN", "Normalizer"):
+        assert page.says(curve)
+    assert page.source.count('<path class="curve"') == 2 * page.source.count('<svg class="chart"')
+    scores = json.loads((other / "eval.json").read_text())
+    spread = 100 * scores["linear_top1_1_per_class_std"]
+    assert page.says(f"{100 * scores['linear_top1_1_per_class']:.1f}% ± {spread:.1f}%")
+    rows = dict(re.findall(r'<th scope="row">(\S+)</th><td>(.*?)</td>', page.source))
+    assert rows["loss.method"] == "sogclr"
+    assert rows["optim.lr"] == "0.003"
+    assert not {"loss.queue", "loss.bias", "optim.optimizer", "data.data", "data.out"} & set(rows)
+    assert "simclr &lt;b&gt;" in page.source
+    with pytest.raises(BadInput, match="nowhere"):
+        report(run, (str(tmp_path / "nowhere"),))
+
+
+def test_options_without_effect_are_left_out(run):
+    shown = [table for table in configuration(RunSummary.read(RunFolder(run))) if table.caption == "loss"]
+    names = {row[0] for row in shown[0].rows}
+    assert names >= {"method", "temperature", "estimator", "gamma"}
+    assert not names & {"rho", "temperature_lr", "alpha", "bias", "queue", "prototypes", "key_momentum", "symmetric"}
+    assert "pairs" not in [table.caption for table in configuration(RunSummary.read(RunFolder(run)))]
+
+
+def test_ticks_are_what_they_say():
+    axis = Axis.of([0.0, 12.5])
+    assert [axis.text(t) for t in axis.ticks] == ["0.0", "2.5", "5.0", "7.5", "10.0", "12.5"]
+
+
 def test_the_same_run_gives_the_same_page(run, tmp_path):
-    first, again = (report(run, out=tmp_path / f"{k}.html").read_text() for k in range(2))
+    first, again = (report(run, out=tmp_path / "page.html").read_text() for _ in range(2))
     assert first == again
     assert not (run / "report.html").exists()
 

@@ -1,7 +1,9 @@
 """`embed`, `eval` and `search` of a run on pairs, as real commands."""
 
 import json
+import re
 import time
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -53,6 +55,23 @@ def test_texts_find_their_images_in_a_file_of_embeddings(run, embeddings):
     assert "the digit seven" in html
     assert html.count("data:image/webp") == 10
     assert "://" not in html
+
+
+def test_the_page_shows_the_query_and_links_to_the_files(run, data, embeddings, tmp_path):
+    """With names whole, and as a URL wants them."""
+    asked = sorted((data.parent / "two").iterdir())[0]
+    found = search(run, image=asked, source=embeddings, top=4, device="cpu", workers=0, out=tmp_path / "s.html")
+    html = found.page.read_text()
+    assert html.count("data:image/webp") == 1 + 4
+    links = re.findall(r'href="(.*?)"', html)
+    assert len(links) == 1 + 2 * 4
+    for link in links:
+        assert (tmp_path / unquote(link)).is_file()
+    for hit in found.hits:
+        assert f">{hit.path}</a>" in html
+    odd = tmp_path / "a b#1%.png"
+    odd.write_bytes(asked.read_bytes())
+    assert 'href="a%20b%231%25.png"' in gallery("q", [Hit("a b#1%.png", 0.5, odd)], tmp_path)
 
 
 def test_pictures_are_found_beside_embeddings_of_another_program(run, embeddings, data, tmp_path):
@@ -212,7 +231,7 @@ def test_what_cannot_be_searched_is_refused(arguments, message, run, data, tmp_p
 
 
 def test_names_cannot_break_the_page(tmp_path):
-    page = gallery("<script>alert(1)</script>", [Hit('"><script>.png', 0.5, tmp_path / "no.png")])
+    page = gallery("<script>alert(1)</script>", [Hit('"><script>.png', 0.5, tmp_path / "no.png")], tmp_path)
     assert "<script>" not in page
     assert page.count("&lt;script&gt;") == 3  # the title, the heading, below the picture
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -28,11 +29,12 @@ from sogclr.data.decoded import DecodedImages, decoded_file, find_decoded, write
 from sogclr.data.images import decode
 from sogclr.data.loader import training_loader
 from sogclr.data.manifest import Manifest
+from sogclr.data.multi_crop import CropGroup, crop_groups, needed_side
 from sogclr.data.pairs import Pairs
 from sogclr.data.recipe import RECIPES
 from sogclr.errors import BadInput
 from sogclr.run_folder import RunFolder, load_checkpoint
-from sogclr.training.resolve import choose_cache
+from sogclr.training.reading import choose_cache
 
 
 @pytest.fixture
@@ -49,6 +51,9 @@ def folder(tmp_path, monkeypatch):
         write(root / name)
     truncated(large_jpeg, 0.5)(root / "x.jpg")
     return root
+
+
+VIEWS = [CropGroup(2, 16, RECIPES["small"])]  # crops of a fifth of an image: 36 pixels
 
 
 def scan(folder):
@@ -107,22 +112,50 @@ def test_the_files_are_not_opened(folder):
 
 def test_what_does_not_fit_is_not_used_and_says_so(folder):
     manifest = scan(folder)
-    assert find_decoded(manifest, "white") == (None, None)
+    assert find_decoded(manifest, "white") == ([], None)
     write_decoded(manifest)
-    assert find_decoded(manifest, "#ffffff")[0] is not None
+    assert len(find_decoded(manifest, "#ffffff")[0]) == 1
     assert "--background than black" in find_decoded(manifest, "black")[1]
     stamp = (folder / "a.png").stat().st_mtime_ns + 10**9
     os.utime(folder / "a.png", ns=(stamp, stamp))  # another picture of the same size in bytes
     images, reason = find_decoded(scan(folder), "white")
-    assert images is None
+    assert images == []
     assert "are of other files than" in reason
     assert "`sogclr cache` makes them again" in reason
     write_decoded(scan(folder))
-    assert find_decoded(scan(folder), "white")[0] is not None
+    assert len(find_decoded(scan(folder), "white")[0]) == 1
     path = decoded_file(manifest)
     for damaged in (b"", path.read_bytes()[:-9], b"x" * 100):
         path.write_bytes(damaged)
         assert "is damaged and is not used" in find_decoded(manifest, "white")[1]
+
+
+def test_decoded_images_smaller_than_the_views_need_are_not_used(folder):
+    """Nor do they take the place of larger ones: each side has a file of its own."""
+    config = from_options({"data": str(folder), "out": "run"})
+    manifest = scan(folder)
+    assert needed_side(VIEWS) == 36
+    assert needed_side(crop_groups("2x32,4x16", 2, 32, RECIPES["simclr"])) == 86  # 32 / sqrt(1.75 * 0.08)
+    write_decoded(manifest, 35)
+    kind, (line,) = choose_cache(config, manifest, VIEWS)
+    assert kind == "none"
+    assert re.search(
+        r"-35.pixels is not used: .* at most 35 pixels.* need 36 .*`sogclr cache .*photos --side 36`", line
+    )
+    write_decoded(manifest, 36)
+    assert choose_cache(config, manifest, VIEWS)[0] == "36"
+    write_decoded(manifest)
+    assert choose_cache(config, manifest, VIEWS)[0] == "full"
+    write_decoded(manifest, 35)
+    assert choose_cache(config, manifest, VIEWS)[0] == "full"
+    assert [images.kind for images in find_decoded(manifest, "white")[0]] == ["full", "36", "35"]
+    decoded_file(manifest).unlink()
+    largest = int(np.minimum(manifest.widths, manifest.heights).max())  # more than any image has is enough
+    write_decoded(manifest, largest)
+    assert choose_cache(config, manifest, [CropGroup(2, 200, RECIPES["simclr"])])[0] == str(largest)
+    with pytest.raises(BadInput, match=r"--cache 15 is smaller than the views .* need 36 .*--side 36"):
+        choose_cache(from_options({"data": str(folder), "out": "run", "cache": "15"}), manifest, VIEWS)
+    assert choose_cache(from_options({"data": str(folder), "out": "run", "cache": "16"}), manifest, VIEWS)[0] == "16"
 
 
 def test_killed_midway(folder):
@@ -200,7 +233,7 @@ def test_other_captions_leave_them_and_other_images_do_not(folder):
     table = write_table(folder, "csv")
     write_decoded(Pairs.scan(table).images)
     table.write_text(table.read_text().replace("first", "another"))
-    assert find_decoded(Pairs.scan(table).images, "white")[0] is not None
+    assert len(find_decoded(Pairs.scan(table).images, "white")[0]) == 1
     stamp = (folder / "a.png").stat().st_mtime_ns + 10**9
     os.utime(folder / "a.png", ns=(stamp, stamp))
     assert "are of other files than" in find_decoded(Pairs.scan(table).images, "white")[1]
@@ -242,17 +275,17 @@ def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_resumed_bit_for_bit_with_them_and_not_without(data, tmp_path):
-    make(data, 6)
+    make(data, 20)
     whole = package.train(data, tmp_path / "whole", quiet=True, **RUN)
-    assert whole.config().data.cache == "6"
+    assert whole.config().data.cache == "20"
     part = package.train(data, tmp_path / "part", quiet=True, **(RUN | {"workers": 2}))
     part.encoder_file.unlink()
     part.latest_checkpoint().unlink()
     assert part.latest_checkpoint() is not None
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(BadInput, match=r"no decoded images of .*run `sogclr cache .* --side 6`"):
+    with pytest.raises(BadInput, match=r"no decoded images of .*run `sogclr cache .* --side 20`"):
         package.resume(part.path, quiet=True)
-    make(data, 6)
+    make(data, 20)
     package.resume(part.path, quiet=True)
     for key, value in weights(whole).items():
         assert torch.equal(value, weights(part)[key])
@@ -300,8 +333,8 @@ def test_a_frozen_image_tower_reads_none(folder):
     pairs = Pairs.scan(table)
     write_decoded(pairs.images)
     options = {"data": str(table), "out": "run"}
-    assert choose_cache(from_options(options), pairs)[0] == "full"
-    assert choose_cache(from_options(options | {"image_rate": 0.0}), pairs) == ("none", [])
+    assert choose_cache(from_options(options), pairs, VIEWS)[0] == "full"
+    assert choose_cache(from_options(options | {"image_rate": 0.0}), pairs, VIEWS) == ("none", [])
 
 
 def test_what_cannot_be(data, tmp_path):

@@ -31,7 +31,10 @@ def test_images_are_the_same_at_the_same_place_whatever_the_table(absolute, tmp_
 def test_copies_elsewhere_are_other_images_and_texts_know_no_place(tmp_path):
     tables = [write_pairs(tmp_path / name, per_digit=1) for name in ("a", "b")]
     first, second = (Pairs.scan(table, check=False) for table in tables)
-    assert count_shared(first, second, first.usable) == 0
+    assert count_shared(first, second, first.usable) == len(first)  # a copy of all of it
+    more = tmp_path / "b" / "more.csv"
+    more.write_text(tables[1].read_text() + next(line for line in tables[1].read_text().splitlines()[1:]) + " again\n")
+    assert count_shared(Pairs.scan(more, check=False), first, np.arange(len(first))) == 0
     texts = []
     for name, rows in (("a", [("x", "y"), ("y", "x"), ("x", "z")]), ("b", [("x", "y"), ("z", "x"), ("q", "z")])):
         (tmp_path / name / "texts.csv").write_text("one,two\n" + "".join(f"{a},{b}\n" for a, b in rows))

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from sogclr.errors import BadInput
-from sogclr.models.backbone import create_backbone, resolve_name, timm
+from sogclr.models.backbone import create_backbone, forward_operations, resolve_name, timm
 from sogclr.models.encoder import Encoder, EncoderInfo, load_encoder, normalise, save_encoder
 from sogclr.models.two_view import ContrastiveModel, ProjectionHead
 
 
-@pytest.mark.parametrize("name", ["resnet10_mini", "resnet18_small", "convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet10_mini", "resnet18_small", "resnet18_stride2", "convnext_atto"])
 def test_encoder_file_is_loaded_strictly_by_timm(name, tmp_path):
     torch.manual_seed(0)
     backbone, info = create_backbone(name, 32).eval(), EncoderInfo(name, 32)
@@ -30,6 +30,8 @@ def test_small_stem_keeps_the_resolution():
 def test_default_names_follow_the_image_size():
     assert resolve_name(None, 32)[0] == "resnet18_small"
     assert resolve_name(None, 224)[0] == "resnet50"
+    of_cpu = {size: resolve_name(None, size, on_cpu=True)[0] for size in (32, 64, 96, 224)}
+    assert of_cpu == {32: "resnet18_small", 64: "resnet18_stride2", 96: "resnet18", 224: "resnet18"}
     assert resolve_name("resnet50", 64)[0] == "resnet50_small"
     assert resolve_name("resnet50", 96)[0] == "resnet50"
     with pytest.raises(BadInput, match=r"no model named 'resnet5O' in timm .*did you mean .*resnet50"):
@@ -70,3 +72,13 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "e.safetensors")
     with pytest.raises(BadInput, match="is marked None, this version reads 'sogclr-encoder-1'"):
         load_encoder(tmp_path / "e.safetensors")
+
+
+def test_operations_are_those_that_the_papers_give():
+    """Two for each multiplication with its addition, of which ResNet-18 and -50 have 1.8 and 4.1 thousand million."""
+    assert forward_operations("resnet18", 224) / 2 == pytest.approx(1.81e9, rel=0.01)
+    assert forward_operations("resnet50", 224) / 2 == pytest.approx(4.09e9, rel=0.01)
+    assert forward_operations("test_vit", 64) > 0
+    small = forward_operations("resnet18_small", 64)
+    assert small > 2.9 * forward_operations("resnet50", 96)  # the dearer of the two that were chosen everywhere
+    assert forward_operations("resnet18_stride2", 64) == pytest.approx(small / 4, rel=0.01)

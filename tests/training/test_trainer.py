@@ -491,7 +491,7 @@ def test_choices_follow_the_images_and_the_machine(data, tmp_path):
     assert config.run.device in ("cpu", "cuda", "mps")
     assert any("reader process" in line for line in lines)
     large, _ = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, "image_size": 224}), manifest)
-    assert large.model.model == "resnet50"
+    assert large.model.model == ("resnet18" if large.run.device == "cpu" else "resnet50")
     assert large.augment["blur"] == 0.5
     assert large.optim.lr == pytest.approx(0.075 * math.sqrt(8))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.augment import Augmentation
 from ..data.labels import Labels, in_order, read_labels
 from ..data.manifest import Manifest
+from ..data.pair_overlap import count_shared_images
 from ..data.recipe import named_recipe
 from ..errors import BadInput
 from ..evaluation.knn import TEMPERATURE
@@ -22,6 +23,7 @@ from ..evaluation.worth import worth_of_scores
 from ..models.encoder import Encoder, EncoderInfo
 from ..models.features import ImageEncoder, compute_features, compute_views, nothing_readable
 from ..models.two_tower import create_run_backbone, load_run_encoder, load_two_tower
+from ..run_folder import RunFolder
 from .eval_result import EvalResult, EvalSettings, compared_with
 from .evaluate_pairs import knows_texts, zero_shot_images
 from .random_crops import Crops, random_crops
@@ -82,6 +84,7 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
             towers = load_two_tower(run, settings.device, mix=share)
             results[name] |= zero_shot_images(towers, manifest, split.score, labels, settings)
     scores = results.pop("")
+    text = None if split is None else split.text + _seen_words(manifest, RunFolder(run), split.score)
     fit, score = (0, 0) if split is None else (int(np.isin(part, kept).sum()) for part in (split.fit, split.score))
     return EvalResult(
         scores,
@@ -91,7 +94,7 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
         seed=settings.seed,
         images=len(kept),
         unreadable=len(manifest.bad) + len(bad),
-        split=None if split is None else split.text,
+        split=text,
         classes=None if split is None else len(split.classes),
         fit_images=None if split is None else fit,
         score_images=None if split is None else score,
@@ -99,6 +102,14 @@ def evaluate_images(run: str | os.PathLike[str], data: str | os.PathLike[str], s
         baselines=results or None,
         worth=worth_of_scores(results["start"], scores, {"": score}) if "start" in results else None,
     )
+
+
+def _seen_words(manifest: Manifest, run: RunFolder, ids: np.ndarray) -> str:
+    """Return how many of the images that are scored the run was trained on; nothing where it was on none."""
+    if not run.manifest_file.is_file():
+        return "; whether the encoder was trained on these images is not known"
+    seen = count_shared_images(manifest, run.manifest(), ids)
+    return f"; {seen:,} of the {len(ids):,} scored were trained on, without labels" if seen else ""
 
 
 # ----------------------------------------------------------------------------------------------------------- the split
@@ -147,7 +158,7 @@ def split_labelled(manifest: Manifest, how: str, seed: int) -> Split | None:
         fit, score = stratified(values, TEST_SHARE, seed)
         text = (
             f"a fixed stratified split of one folder (seed {seed}): fitted on {len(fit):,} images, scored on "
-            f"{len(score):,}, all of which the encoder may have seen in training, without labels; {where}"
+            f"{len(score):,}; {where}"
         )
     if len(np.unique(values[fit])) < 2 or not len(score):
         raise BadInput(

@@ -134,13 +134,41 @@ def _about(path: Path, encoder: Encoder, format: str, table: dict[str, Any]) -> 
 
 
 def preparation(info: EncoderInfo) -> str:
-    """Return the paragraph on how images become inputs."""
+    """Return the paragraphs on how images become inputs: in words, and as lines of Python that read one."""
     part = "squeezed into a square of" if info.squash else _CROPPED.format(info.crop_fraction)
     mean, std = ([round(v, 6) for v in values] for values in (info.mean, info.std))
     return (
         f"Images are {part} {info.image_size} pixels "
         f"({info.interpolation}), divided by 255, and normalised: (x − mean) / std with mean {mean}, std {std}. Transparent "
-        f"pixels are laid on {info.background}."
+        f"pixels are laid on {info.background}. Photographs are read at full size and resized with antialiasing, as Pillow does it; "
+        "another way (OpenCV, tensors without antialiasing) gives other features."
+        f"\n\n```python\n{reading_lines(info)}\n```"
+    )
+
+
+def reading_lines(info: EncoderInfo) -> str:
+    """Return the lines of Python that read a photograph as the encoder wants it, without this package."""
+    mean, std = ([round(v, 6) for v in values] for values in (info.mean, info.std))
+    if info.squash:
+        box = "box = (0, 0, image.width, image.height)"
+    else:
+        share = "" if info.crop_fraction == 1 else f" * {info.crop_fraction:g}"
+        box = (
+            f"side = min(image.size){share}\n"
+            "left, top = (image.width - side) / 2, (image.height - side) / 2\n"
+            "box = (left, top, left + side, top + side)"
+        )
+    size = info.image_size
+    return "\n".join(
+        [
+            "import numpy",
+            "from PIL import Image, ImageOps",
+            'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
+            box,
+            f"image = image.resize(({size}, {size}), Image.Resampling.{info.interpolation.upper()}, box=box)",
+            f"images = (numpy.asarray(image)[None] / 255 - {mean}) / {std}  # (1, {size}, {size}, 3)",
+            f"images = images.transpose(0, 3, 1, 2).astype(numpy.float32)  # (1, 3, {size}, {size})",
+        ]
     )
 
 

@@ -6,6 +6,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +110,7 @@ def search(
         tower = encoders.towers[encoders.opposite(found.column, kind) if asked is None else asked]
         query = embed_query(tower, text if text is not None else str(image), chosen)
         hits = found.nearest(query, top)
-    write_text(page, gallery(text if text is not None else f"like {image}", hits))
+    write_text(page, gallery(text if text is not None else f"like {image}", hits, page.parent, image))
     return SearchResult(hits, page)
 
 
@@ -145,10 +146,28 @@ def embed_query(tower: Encoder | TextTower, query: str, device: torch.device) ->
 
 
 # ----------------------------------------------------------------------------------------------------------------- page
-def gallery(query: str, hits: list[Hit]) -> str:
-    """Return a page that holds everything it shows."""
-    shown = [(hit, *_thumbnail(hit.picture)) for hit in hits]
-    return render("search.html.j2", query=query, hits=shown, version=__version__)
+def gallery(query: str, hits: list[Hit], folder: Path, image: Picture | None = None) -> str:
+    """Return a page that holds everything it shows, with links to the files.
+
+    Args:
+        query: in words.
+        hits: best first.
+        folder: where the page will be.
+        image: that was looked for, if it was one.
+    """
+    shown = [(hit, *_thumbnail(hit.picture), _link(hit.picture, folder)) for hit in hits]
+    asked = (*_thumbnail(image), _link(image, folder))
+    return render("search.html.j2", query=query, hits=shown, asked=asked, version=__version__)
+
+
+def _link(picture: Picture | None, folder: Path) -> str:
+    """Return the way from the page to a picture's own file; nothing where there is none."""
+    if not isinstance(picture, str | os.PathLike) or not os.path.exists(picture):
+        return ""
+    try:
+        return quote(os.path.relpath(picture, os.path.abspath(folder)).replace(os.sep, "/"))
+    except ValueError:  # on another drive
+        return Path(os.path.abspath(picture)).as_uri()
 
 
 def _thumbnail(picture: Picture | None) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from ..hardware import choose_device
 from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint, load_newest, remove_older
 from ..training.build import build
+from ..training.compiling import compiler_errors
 from ..training.loggers import import_tracker, open_logger
 from ..training.own.config import adapt_config, adapt_options, listeners, path_of
 from ..training.own.data import DatasetSource
@@ -296,6 +297,7 @@ def _fit(trainer: Trainer, config: TrainConfig) -> RunFolder:
                 opened.callback(logger.close)
                 trainer.parts.on_metrics = [logger, *trainer.parts.on_metrics]
         patient = distributed.world_size() > 1
+        opened.enter_context(compiler_errors())
         stop = opened.enter_context(stop_on_signals(trainer.progress.info, patient=patient))
         trainer.fit(stop)
     return trainer.run

@@ -114,7 +114,7 @@ class ModelConfig:
     title: ClassVar[str] = "model"
 
     model: str | None = None
-    """Any timm name, or resnet18_small, resnet50_small, resnet10_mini. That of the weights, or chosen by the image size, when left out."""
+    """Any timm name, or resnet18_small, resnet18_stride2, resnet50_small, resnet10_mini. That of the weights, or chosen by the image size, when left out."""
     pretrained: str | None = None
     """Weights to start from: a local file for the same timm model, or timm's name of them, as resnet50.a1_in1k, which may be downloaded."""
     clip: str | None = None

@@ -49,6 +49,8 @@ class Cropper(Protocol):
     views: int
     interpolation: str
     """How they are resized."""
+    exact: bool
+    """Whether images are read as any program reads them: whole, and resized in one go; faster where they are not."""
 
     def boxes(self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, image: int = 0) -> np.ndarray:
         """Return the boxes of images (n,) of these sizes, pixels: float64 (n, V, 4) of left, top, right, bottom.
@@ -73,7 +75,7 @@ class RandomCrops:
         small: smaller crops, which come after them.
     """
 
-    interpolation = "bilinear"
+    interpolation, exact = "bilinear", False
 
     def __init__(self, recipe: Recipe, views: int, seed: int, small: Sequence[CropGroup] = ()) -> None:
         self.recipes = [recipe] * views + [group.recipe for group in small for _ in range(group.views)]
@@ -90,7 +92,7 @@ class RandomCrops:
 class CentralCrop:
     """The one evaluation crop."""
 
-    views = 1
+    views, exact = 1, True
 
     def __init__(self, crop_fraction: float, interpolation: str = "bilinear", squash: bool = False) -> None:
         self.crop_fraction, self.interpolation, self.squash = crop_fraction, interpolation, squash
@@ -124,14 +126,11 @@ def evaluation_crop(
     """
     if isinstance(image, Image.Image):
         pixels = OpenImage(image, "").pixels(background)
-        whole = central_box(pixels.width, pixels.height, crop_fraction, squash)
-        return resized_crop(pixels, whole, size, interpolation)
-    with opened(image) as file:
-        box = np.array(central_box(file.width, file.height, crop_fraction, squash))
-        pixels = file.pixels(background, largest_shrink(box[None], [size]))
-        box *= [pixels.width / file.width, pixels.height / file.height] * 2  # a JPEG may be decoded smaller
-    left, top, right, bottom = box.tolist()
-    return resized_crop(pixels, (left, top, right, bottom), size, interpolation)
+    else:
+        with opened(image) as file:
+            pixels = file.pixels(background)
+    box = central_box(pixels.width, pixels.height, crop_fraction, squash)
+    return resized_crop(pixels, box, size, interpolation, exact=True)
 
 
 class CropDataset(Dataset[Batch]):
@@ -176,7 +175,7 @@ class CropDataset(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         ids, image_ids = request.ids, self.source.images_of(request.ids)
-        per_sample, how = image_ids.shape[1], self.cropper.interpolation
+        per_sample, how, exact = image_ids.shape[1], self.cropper.interpolation, self.cropper.exact
         # all boxes at once, where the headers were right
         expected = [self._boxes_of(request.epoch, ids, image_ids[:, k], k) for k in range(per_sample)]
         crops = [np.empty((per_sample * v, len(ids), side, side, 3), dtype=np.uint8) for v, side in self.groups]
@@ -194,7 +193,7 @@ class CropDataset(Dataset[Batch]):
                             boxes = boxes * ([image.width / width, image.height / height] * 2)
                         for (g, v), box in zip(self.places, boxes.tolist(), strict=True):
                             views, side = self.groups[g]
-                            crops[g][k * views + v, len(good)] = resized_crop(image, tuple(box), side, how)
+                            crops[g][k * views + v, len(good)] = resized_crop(image, tuple(box), side, how, exact)
                 except BadImage as error:
                     bad.append((id, str(error)))
                 else:
@@ -264,7 +263,8 @@ class CropDataset(Dataset[Batch]):
         with opened(found_file) as file:
             width, height = file.width, file.height
             boxes = boxes_at(width, height)
-            pixels = file.pixels(self.background, largest_shrink(boxes, self.sizes))
+            shrink = 1 if self.cropper.exact else largest_shrink(boxes, self.sizes)
+            pixels = file.pixels(self.background, shrink)
         if self._keep and boxes is expected:
             self._kept[image_id] = pixels
         return pixels, width, height, boxes

@@ -9,9 +9,11 @@ Of pairs it holds the different images, each once, by their image ids.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -82,6 +84,13 @@ class DecodedImages:
         what = f"at most {side} pixels on the shorter side" if side else "at full size"
         return f"{np.count_nonzero(self._stored[:, 0]):,} decoded images, {what}, from {self.path}"
 
+    def enough(self, manifest: Manifest, side: int) -> bool:
+        """Return whether the shorter sides are long enough: of `side` pixels, or those that the files have."""
+        shorter = np.minimum(manifest.widths, manifest.heights)
+        known = len(shorter) > 0 and shorter.min() > 0
+        own: int = self.head["side"]
+        return own == 0 or own >= side or bool(known and own >= shorter.max())
+
     def unfit(self, manifest: Manifest, background: str) -> str | None:
         """Return why these are not the images of `manifest`; None where they are."""
         if self.head["fingerprint"] != manifest.fingerprint or self.head["mtimes"] != _digest(manifest.mtimes):
@@ -94,24 +103,34 @@ class DecodedImages:
         return {**self.__dict__, "_bytes": None}
 
 
-def decoded_file(manifest: Manifest) -> Path:
-    """Return where the decoded images of a source are kept: one file a folder, list or table, in the cache folder."""
+def decoded_file(manifest: Manifest, side: int = 0) -> Path:
+    """Return where the decoded images of a source are kept, a file each side, in the cache folder.
+
+    Args:
+        manifest: of a folder, list or table.
+        side: as for `write_decoded`.
+    """
     where = hashlib.sha256(os.fsencode(manifest.root / manifest.source.name)).hexdigest()[:16]
-    return cache_folder() / "decoded" / f"{manifest.root.name or 'images'}-{where}.pixels"
+    of_side = f"-{side}" if side else ""
+    return cache_folder() / "decoded" / f"{manifest.root.name or 'images'}-{where}{of_side}.pixels"
 
 
-def find_decoded(manifest: Manifest, background: str) -> tuple[DecodedImages | None, str | None]:
-    """Return the decoded images of a manifest; or None and, where there are some that do not fit, a sentence."""
+def find_decoded(manifest: Manifest, background: str) -> tuple[list[DecodedImages], str | None]:
+    """Return the decoded images of a manifest, the largest first; and a sentence about some that do not fit."""
     path = decoded_file(manifest)
-    if not path.exists():
-        return None, None
-    try:
-        images = DecodedImages(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None, f"{path} is damaged and is not used; `sogclr cache` makes it again"
-    if reason := images.unfit(manifest, background):
-        return None, f"{reason}; they are not used, and `sogclr cache` makes them again"
-    return images, None
+    found: list[DecodedImages] = []
+    reasons = []
+    for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}*{path.suffix}")):
+        try:
+            images = DecodedImages(file)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            reasons.append(f"{file} is damaged and is not used; `sogclr cache` makes it again")
+            continue
+        if reason := images.unfit(manifest, background):
+            reasons.append(f"{reason}; they are not used, and `sogclr cache` makes them again")
+        else:
+            found.append(images)
+    return sorted(found, key=lambda images: images.head["side"] or math.inf, reverse=True), next(iter(reasons), None)
 
 
 def require_decoded(manifest: Manifest, background: str, kind: str) -> DecodedImages | None:
@@ -127,10 +146,10 @@ def require_decoded(manifest: Manifest, background: str, kind: str) -> DecodedIm
     """
     if kind in ("none", "auto"):
         return None
-    images, reason = find_decoded(manifest, background)
-    if images is not None and images.kind == kind:
-        return images
-    if images is not None:
+    found, reason = find_decoded(manifest, background)
+    for images in found:
+        if images.kind == kind:
+            return images
         reason = f"the decoded images in {images.path} are of --side {images.head['side']}"
     side = "0" if kind == "full" else kind
     raise BadInput(
@@ -161,7 +180,7 @@ def write_decoded(
     Raises:
         BadInput: not enough room on the disk; another process is writing the same file; no such colour.
     """
-    path = decoded_file(manifest)
+    path = decoded_file(manifest, side)
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path.with_suffix(".lock"), f"decodes the images of {manifest.root}"):
         for left in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -66,6 +67,11 @@ def crop_groups(crops: str | None, views: int, size: int, recipe: Recipe) -> lis
     between = min(_WIDEST_SMALL * least, most)
     scales = [(between, most), *[(_LEAST_SMALL * least, between)] * (len(parts) - 1)]
     return [CropGroup(*part, replace(recipe, crop_scale=scale)) for part, scale in zip(parts, scales, strict=True)]
+
+
+def needed_side(groups: list[CropGroup]) -> int:
+    """Return how long an image's shorter side must be, pixels, so that not even the smallest crop is enlarged."""
+    return max(math.ceil(g.size / math.sqrt(g.recipe.crop_scale[0])) for g in groups)
 
 
 def views_words(groups: list[CropGroup], samples: int) -> str:

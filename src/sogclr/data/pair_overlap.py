@@ -1,4 +1,4 @@
-"""Which pairs of one data set are in another."""
+"""Which pairs or images of one data set are in another."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .manifest import Manifest
 from .pairs import Pairs
 from .text_columns import column_of
 
@@ -15,12 +16,14 @@ from .text_columns import column_of
 def count_shared(pairs: Pairs, others: Pairs, rows: np.ndarray) -> int:
     """Count the pairs that stand in another data set too: the same texts, and images at the same place.
 
+    A whole data set of the same texts and of images of the same names and sizes is the same wherever it lies.
+
     Args:
         pairs: those that are counted.
         others: of the same kinds; often many more.
         rows: int64 (p,), ids of `pairs`.
     """
-    if pairs.fingerprint == others.fingerprint and pairs.root == others.root:
+    if pairs.fingerprint == others.fingerprint:
         return len(rows)
     known = {"images": _image_ids(pairs, others), "texts": _ids(others.texts, pairs.texts)}
     first, second = (known[kind][others.ids(column)] for column, kind in enumerate(others.kinds))
@@ -30,7 +33,20 @@ def count_shared(pairs: Pairs, others: Pairs, rows: np.ndarray) -> int:
     return int(np.isin(pairs.first_ids[rows] * base + pairs.second_ids[rows], keys).sum())
 
 
-def _image_ids(pairs: Pairs, others: Pairs) -> np.ndarray:
+def count_shared_images(images: Manifest, others: Manifest, rows: np.ndarray) -> int:
+    """Count the images that are in another data set too, as `count_shared` does pairs.
+
+    Args:
+        images: those that are counted.
+        others: often many more.
+        rows: int64 (m,), ids of `images`.
+    """
+    return (
+        len(rows) if images.fingerprint == others.fingerprint else int(np.isin(rows, _image_ids(images, others)).sum())
+    )
+
+
+def _image_ids(pairs: Pairs | Manifest, others: Pairs | Manifest) -> np.ndarray:
     """Return the ids in `pairs` of the images of `others`, -1 where they are not there: int64 (m,)."""
     places = [os.path.join(pairs.root, name) for name in pairs.images.names.to_pylist()]
     both_ways = [os.path.relpath(place, others.root) for place in places] + [os.path.normpath(p) for p in places]

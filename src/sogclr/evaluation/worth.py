@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..progress import rounded
 from .scores import SCORES, selector
 
 
@@ -39,13 +40,13 @@ def worth_of_run(rows: Sequence[Mapping[str, Any]], run: object, things: str, be
     if best_kept:
         last = f"; the last were {100 * end:.1f}" if best > end else ""
         change = f"{score.title} {100 * start:.1f} -> {100 * best:.1f}"
-        return f"worth it  {change} (start -> epoch {epoch:g}, the best on {things}, whose weights the run keeps{last})"
+        return f"worth it  {change} (start -> epoch {rounded(epoch)}, the best on {things}, whose weights the run keeps{last})"
     change = f"{score.title} {100 * start:.1f} -> {100 * end:.1f} (start -> end, on {things})"
     if end < start:
-        kept = f"best.pt (epoch {epoch:g}) has {100 * best:.1f}" if epoch else "best.pt is the start"
+        kept = f"best.pt (epoch {rounded(epoch)}) has {100 * best:.1f}" if epoch else "best.pt is the start"
         mixes = f"sogclr eval {shlex.quote(str(run))} DATA --mix 0.5"
         return f"worse than its start: {change}; {kept}; lower --lr, or score a mix with the start: {mixes}"
-    after = f", best {100 * best:.1f} at epoch {epoch:g}" if best > end else ""
+    after = f", best {100 * best:.1f} at epoch {rounded(epoch)}" if best > end else ""
     return f"{'worth it ' if end > start else 'as before'} {change}{after}"
 
 

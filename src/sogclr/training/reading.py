@@ -11,9 +11,9 @@ from .. import distributed
 from ..config.methods import METHODS
 from ..config.schema import TrainConfig
 from ..data.crops import Batch
-from ..data.decoded import DecodedImages
+from ..data.decoded import DecodedImages, find_decoded
 from ..data.loader import training_loader
-from ..data.multi_crop import CropGroup, crop_groups
+from ..data.multi_crop import CropGroup, crop_groups, needed_side
 from ..data.recipe import Recipe, recipe_from_table
 from ..data.sampler import Order, ResumableSampler
 from ..data.source import Source
@@ -95,6 +95,36 @@ def view_groups(config: TrainConfig) -> list[CropGroup]:
     """Return the views of each image of a resolved configuration, the largest first."""
     data = config.data
     return crop_groups(data.crops, data.views, data.image_size or 0, recipe_from_table(Recipe(), config.augment))
+
+
+def choose_cache(config: TrainConfig, source: Source, groups: list[CropGroup]) -> tuple[str, list[str]]:
+    """Return which decoded images are read, `none`, `full` or their side; and a line about it.
+
+    Args:
+        config: with the choice or without.
+        source: the images.
+        groups: their views, which say how large the images must be.
+
+    Raises:
+        BadInput: the choice is smaller than the views.
+    """
+    asked, size, need = config.data.cache, groups[0].size, needed_side(groups)
+    remedy = (
+        f"views of {size} pixels, some of {groups[-1].recipe.crop_scale[0]:.2g} of an image's area, need {need} on its "
+        f"shorter side: `sogclr cache {config.data.data} --side {need}`"
+    )
+    if asked.isdecimal() and int(asked) < size:
+        raise BadInput(f"--cache {asked} is smaller than the views and would be enlarged; {remedy}")
+    if asked != "auto":
+        return asked, []
+    if config.pairs.image_rate == 0:
+        return "none", []  # the features of a frozen image tower are looked up
+    found, reason = find_decoded(source.images, config.data.background)
+    for images in found:
+        if images.enough(source.images, need):
+            return images.kind, [f"cache     {images.describe()}"]
+        reason = f"{images.path} is not used: its images have at most {images.kind} pixels, and {remedy}"
+    return "none", [f"cache     {reason}"] if reason else []
 
 
 def check_views(config: TrainConfig, kind: str) -> None:

@@ -11,10 +11,9 @@ from ..config.methods import METHODS, estimator_of, options_of
 from ..config.objective import LossConfig, OptimConfig
 from ..config.rows import Row
 from ..config.schema import ModelConfig, PairsConfig, RunConfig, TrainConfig
-from ..data.decoded import find_decoded
 from ..data.images import background_colour
 from ..data.inputs import Inputs, inputs_from_table
-from ..data.multi_crop import full_side, views_words
+from ..data.multi_crop import crop_groups, full_side, views_words
 from ..data.pair_columns import Kind
 from ..data.pairs import Pairs
 from ..data.recipe import named_recipe, recipe_from_table
@@ -25,10 +24,11 @@ from ..models.backbone import is_vision_transformer, resolve_name
 from ..models.clip import load_clip
 from ..models.pretrained import describe_weights, license_of, resolve_pretrained, weights_file
 from .clip_start import check_clip, clip_line, fill_in
+from .cost import time_lines
 from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .neighbours import check_neighbours, neighbour_lines
 from .rates import SMALL_VIEWS, TUNED_SHARE, learning_rate, optimizer_words, warmup, weight_decay
-from .reading import check_views, view_groups
+from .reading import check_views, choose_cache, view_groups
 from .warm_start import resolve_warm_start, usual_warm_start
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
@@ -52,7 +52,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     model, weights = resolve_pretrained(config.model.model, config.model.pretrained)
     of_weights, weights_size = describe_weights(model, weights)
     size = config.data.image_size or full_side(config.data.crops) or weights_size or image_size_for(source)
-    model, why = resolve_name(model, size)
+    model, why = resolve_name(model, size, choose_device(config.run.device).type == "cpu")
     inputs = inputs_from_table(Inputs(**of_weights), config.inputs)
     patches = is_vision_transformer(model)
     if weights is not None:
@@ -63,7 +63,9 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     total = min(config.run.epochs * steps_per_epoch, config.run.max_steps or config.run.epochs * steps_per_epoch)
     check_neighbours(config, source, total)
     run, workers = _resolve_run(config, total, steps_per_epoch)
-    cache, cache_lines = choose_cache(config, source)
+    recipe = recipe_from_table(named_recipe(named, size), config.augment)
+    groups = crop_groups(config.data.crops, config.data.views, size, recipe)
+    cache, cache_lines = choose_cache(config, source, groups)
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
@@ -78,11 +80,12 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
             steps_per_epoch,
         ),
         run=run,
-        augment=asdict(recipe_from_table(named_recipe(named, size), config.augment)),
+        augment=asdict(recipe),
         inputs=asdict(inputs),
     )
     clip_lines = [] if start is None else [clip_line(resolved, start)]
-    return resolved, [*cache_lines, *clip_lines, *_lines(resolved, why, source, steps_per_epoch)]
+    lines = [*cache_lines, *clip_lines, *_lines(resolved, why, source, steps_per_epoch)]
+    return resolved, [*lines, *time_lines(resolved, groups, source)]
 
 
 # ------------------------------------------------------------------------------------------------------ the kind of DATA
@@ -153,19 +156,6 @@ def image_size_for(source: Source) -> int:
     sides = sides[sides > 0]
     median = float(np.median(sides)) if len(sides) else 224.0
     return next((size for below, size in _SIZES if median < below), 224)
-
-
-def choose_cache(config: TrainConfig, source: Source) -> tuple[str, list[str]]:
-    """Return which decoded images are read, `none`, `full` or their side; and a line about it."""
-    asked = config.data.cache
-    if asked != "auto":
-        return asked, []
-    if config.pairs.image_rate == 0:
-        return "none", []  # the features of a frozen image tower are looked up
-    images, reason = find_decoded(source.images, config.data.background)
-    if images is None:
-        return "none", [f"cache     {reason}"] if reason else []
-    return images.kind, [f"cache     {images.describe()}"]
 
 
 # -------------------------------------------------------------------------------------------------------- the sections

@@ -22,7 +22,7 @@ from ..evaluation.warm_start import moving_averages
 from ..kernels import ranks
 from ..losses.estimators.sharded import whole_state
 from ..models.two_view import convert_sync_batchnorm
-from ..progress import clock
+from ..progress import clock, rounded
 from ..run_folder import RunFolder
 from .divergence import check_scores, check_skips
 from .ending import worth_of_training, write_checkpoint, write_trained
@@ -248,7 +248,7 @@ class Trainer:
 
     def _show_scores(self, scores: dict[str, float], note: str = "") -> None:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
-        self.progress.info(f"epoch {self.epoch:g}: {shown}{note}")
+        self.progress.info(f"epoch {rounded(self.epoch)}: {shown}{note}")
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of everything.
@@ -267,7 +267,7 @@ class Trainer:
         self.seconds += self.clock.total()
         self.log.write("end", self.step, self.epoch, {}, {"seconds": self.seconds})
         distributed.run_on_rank0(lambda: write_trained(self.model, self.task, self.run))
-        self.progress.info(f"trained {self.epoch:g} epochs in {clock(self.seconds)}")
+        self.progress.info(f"trained {rounded(self.epoch)} epochs in {clock(self.seconds)}")
         if distributed.is_rank0() and (line := worth_of_training(self.task, self.run)):
             self.progress.info(line)
 

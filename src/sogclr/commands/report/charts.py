@@ -57,7 +57,7 @@ class Axis:
             mantissa, _, exponent = f"{value:.{digits}g}".replace("-", "−").partition("e")
             return f"{mantissa}e{exponent.replace('−0', '−').replace('+0', '')}" if exponent else mantissa
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
-        if digits and round(self.step * 10**digits, 6) % 1:  # 0.25 needs one more than its size says
+        if round(self.step * 10**digits, 6) % 1:  # 2.5 and 0.25 need one more than their size says
             digits += 1
         return f"{value + 0.0:,.{digits}f}".replace("-", "−")
 
@@ -114,6 +114,32 @@ def line_chart(
     }
     described = f"{label}: {len(points)} points, from {_plain(points[0][1])} to {_plain(points[-1][1])}"
     return _svg("".join(parts), described, f"data-chart='{escape(json.dumps(data, separators=(',', ':')))}'")
+
+
+def overlaid_chart(curves: Sequence[tuple[str, str, Sequence[Point]]], label: str, percent: bool = False) -> Markup:
+    """Return an SVG of several curves over each other, each with its name on hover.
+
+    Args:
+        curves: (name, CSS colour, (epoch, value) with epochs ascending).
+        label: what they are, for those who do not see it.
+        percent: the values are fractions, and are shown in percent.
+    """
+    scale = 100.0 if percent else 1.0
+    placed = [(name, colour, [(x, y * scale) for x, y in points]) for name, colour, points in curves if points]
+    if not placed:
+        return Markup('<p class="nothing">nothing was logged</p>')
+    x_axis = Axis.of([0.0] + [x for *_, points in placed for x, _ in points], tight=True, wanted=6)
+    y_axis = Axis.of([y for *_, points in placed for _, y in points])
+    place = _placer(x_axis, y_axis)
+    parts = [_frame(x_axis, y_axis, "epoch", "%" if percent else "")]
+    for name, colour, points in placed:
+        line, last = "L".join(place(x, y) for x, y in points), place(*points[-1]).split(",")
+        title = f"<title>{escape(name)}: {_plain(points[-1][1])}</title>"
+        curve = f'<path class="curve" style="stroke:{colour}" d="M{line}"/>'
+        end = f'<circle style="fill:{colour}" cx="{last[0]}" cy="{last[1]}" r="3.5"/>'
+        parts.append(f"<g>{title}{curve}{end}</g>")
+    ends = ", ".join(f"{name} ends at {_plain(points[-1][1])}" for name, _, points in placed)
+    return _svg("".join(parts), f"{label}: {ends}", "")
 
 
 def histogram(values: np.ndarray, label: str, x_label: str, things: str = "images", bins: int = 48) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from .sample import Sample, classes_of
 from .thumbnails import Thumbnails, data_uri, small_copies
+
+WIDTH = 128  # numbers of an image's features in the page
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class EmbeddingMap:
     """One for each class."""
     names: list[str]
     """Path of each image."""
+    features: str
+    """Base64 of int8 (m, D): the directions of the features, which say who is near whom."""
 
     @property
     def class_counts(self) -> list[int]:
@@ -65,7 +70,28 @@ def embedding_map(sample: Sample, points: np.ndarray, thumbnails: Thumbnails, im
         classes=classes,
         colours=colours(len(classes)),
         names=thumbnails.manifest.relatives(ids),
+        features=base64.b64encode(eight_bits(sample.unit[kept]).tobytes()).decode("ascii"),
     )
+
+
+def eight_bits(unit: np.ndarray) -> np.ndarray:
+    """Return features whose cosines are nearly the same, small enough for a page.
+
+    Args:
+        unit: float32 (m, D), at length 1.
+
+    Returns:
+        int8 (m, min(m, D, 128)): along their main directions.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # sums over threads come out in any order
+        _, _, directions = np.linalg.svd(unit.astype(np.float64), full_matrices=False)
+        along = unit @ directions[:WIDTH].T
+    length = np.linalg.norm(along, axis=1, keepdims=True)
+    along = along / np.maximum(length, 1e-12)
+    rounded: np.ndarray = np.rint(along * (127 / max(float(np.abs(along).max(initial=0.0)), 1e-12))).astype(np.int8)
+    return rounded
 
 
 def layout(unit: np.ndarray) -> np.ndarray | None:

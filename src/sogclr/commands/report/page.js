@@ -150,6 +150,42 @@ if (figure) {
     for (const other of document.querySelectorAll("[data-class]")) other.setAttribute("aria-pressed", String(Number(other.dataset.class) === only));
     draw();
   });
+  // Neighbours of any image: cosines of the features in the page, of 8 bits each.
+  const around = document.getElementById("around"), count = map.names.length;
+  const bytes = Uint8Array.from(atob(map.features), (c) => c.charCodeAt(0)), features = new Int8Array(bytes.buffer);
+  const wide = features.length / count, rows = new Map(map.names.map((name, i) => [name, i]));
+  const dot = (i, j) => { let sum = 0; for (let d = 0; d < wide; d++) sum += features[i * wide + d] * features[j * wide + d]; return sum; };
+  const figureOf = (i, cosine, first) => {
+    const box = document.createElement("figure"), small = document.createElement("canvas"), value = document.createElement("b");
+    small.width = small.height = map.tile;
+    small.className = canvas.className.replace("far", "");
+    small.getContext("2d").drawImage(sprite, ...corner(i), map.tile, map.tile, 0, 0, map.tile, map.tile);
+    value.textContent = first ? "" : cosine.toFixed(2).replace("-", "−");
+    box.append(small, value, map.y[i] >= 0 ? map.classes[map.y[i]] : map.names[i].split("/").pop());
+    box.title = map.names[i];
+    box.className = first ? "first" : "";
+    box.addEventListener("click", () => showAround(i));
+    return box;
+  };
+  const showAround = (i) => {
+    const own = Math.sqrt(dot(i, i)) || 1, title = document.createElement("h3");
+    const found = map.names.map((_, j) => [dot(i, j) / (own * Math.sqrt(dot(j, j)) || 1), j]).filter(([, j]) => j !== i);
+    found.sort((a, b) => b[0] - a[0] || a[1] - b[1]);
+    title.textContent = `Nearest to ${map.names[i]}`;
+    around.replaceChildren(title, figureOf(i, 1, true), ...found.slice(0, 12).map(([cosine, j]) => figureOf(j, cosine, false)));
+    around.hidden = false;
+    around.dataset.row = i;
+    around.scrollIntoView({ block: "nearest" });
+  };
+  canvas.addEventListener("click", (e) => { const i = under(e.offsetX, e.offsetY); if (i >= 0) showAround(i); });
+  for (const tile of document.querySelectorAll("[data-path]")) {
+    const i = rows.get(tile.dataset.path);
+    if (i === undefined) continue;
+    tile.classList.add("known");
+    tile.tabIndex = 0;
+    tile.addEventListener("click", () => showAround(i));
+    tile.addEventListener("keydown", (e) => { if (e.key === "Enter") showAround(i); });
+  }
   sprite.onload = draw;
   sprite.src = map.sheet;
   new ResizeObserver(() => { if (sprite.complete && figure.clientWidth !== width) draw(); }).observe(figure);

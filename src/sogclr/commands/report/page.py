@@ -38,12 +38,13 @@ class Panel(NamedTuple):
     chart: Markup
 
 
-def page(summary: RunSummary, data: ReportData) -> str:
+def page(summary: RunSummary, data: ReportData, extremes_file: str = "") -> str:
     """Return the whole document.
 
     Args:
         summary: what the run's own files say.
         data: what there is to show of its images.
+        extremes_file: name of the file beside it that lists near-duplicates and outliers.
     """
     log_u = data.log_u
     return render(
@@ -51,6 +52,7 @@ def page(summary: RunSummary, data: ReportData) -> str:
         version=__version__,
         run=summary,
         data=data,
+        extremes_file=extremes_file,
         facts=list(_facts(summary, data)),
         scores=score_table(summary),
         split=(summary.evaluation or {}).get("split"),

@@ -14,8 +14,10 @@ from ...data.remote import RemotePath
 from ...errors import BadInput
 from ...models.two_tower import load_two_tower
 from ...progress import ProgressCallback
+from .augmented import augmented_views
 from .captions import nearest_to_captions
 from .embedding_map import EmbeddingMap, embedding_map, layout
+from .extremes import extremes, extremes_table
 from .run_summary import RunSummary
 from .sample import (
     NEIGHBOURS,
@@ -33,6 +35,7 @@ from .thumbnails import Thumbnail, Thumbnails
 
 COPY_SIZE = 128  # pixels of a thumbnail: sharp at twice the size that is shown
 TINY = 48  # pixels; images up to this size are shown with square pixels
+VIEWED = 4  # images with views
 AT_EACH_END = 10  # images or texts with the largest, and with the smallest log u
 
 
@@ -56,6 +59,14 @@ class ReportData:
     """Texts of the first column with those of the second nearest to them, of a run on texts."""
     same_class: float | None = None
     """Share of the sample's nearest neighbours that have the class of their query."""
+    views: list[tuple[Thumbnail, list[str]]] = field(default_factory=list)
+    """Images, each with data URIs of views as the encoder saw them."""
+    closest: list[tuple[Thumbnail, Thumbnail]] = field(default_factory=list)
+    """Pairs of images that lie closest to each other."""
+    farthest: list[Thumbnail] = field(default_factory=list)
+    """Images that lie farthest from their nearest."""
+    extremes: str = ""
+    """A CSV of more of both."""
     map: EmbeddingMap | None = None
     log_u: np.ndarray | None = None
     """float32, of the images or texts visited, of pairs of those in the first column; None where the method keeps none."""
@@ -140,6 +151,7 @@ def collect(
     if sample is None:
         return found
     _add_neighbours(sample, thumbnails, found)
+    _add_views(summary, thumbnails, found)
     _add_map(sample, thumbnails, size, found)
     if found.pairs is not None and found.pairs.kinds == IMAGE_TEXT:
         try:
@@ -230,6 +242,27 @@ def _add_neighbours(sample: Sample, thumbnails: Thumbnails, found: ReportData) -
             found.queries.append((asked[0], nearest))
     if y is not None:
         found.same_class = same_class_share(sample.unit, y, NEIGHBOURS)
+    _add_extremes(sample, thumbnails, found)
+
+
+def _add_views(summary: RunSummary, thumbnails: Thumbnails, found: ReportData) -> None:
+    shown = [query for query, _ in found.queries[:: max(1, len(found.queries) // VIEWED)]][:VIEWED]
+    try:
+        views = augmented_views(summary, thumbnails.manifest, np.array([query.id for query in shown], dtype=np.int64))
+    except (BadInput, KeyError, TypeError) as error:  # a configuration of an older version
+        found.notes.append(f"No views are shown: {error}.")
+        return
+    found.views = [(query, views[query.id]) for query in shown if query.id in views]
+
+
+def _add_extremes(sample: Sample, thumbnails: Thumbnails, found: ReportData) -> None:
+    both = extremes(sample)
+    found.extremes = extremes_table(both, thumbnails.manifest)
+    for i, j, cosine in both.closest[:AT_EACH_END]:
+        pair = thumbnails.of([i, j], [cosine, cosine])
+        found.closest += [(pair[0], pair[1])] if len(pair) == 2 else []
+    lonely = both.farthest[:AT_EACH_END]
+    found.farthest = thumbnails.of([i for i, _, _ in lonely], [value for _, _, value in lonely])
 
 
 def _add_map(sample: Sample, thumbnails: Thumbnails, image_size: int, found: ReportData) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from ...config.methods import ESTIMATORS, METHODS, options_of
+from ...config.objective import LossConfig
 from ...evaluation.scores import SCORES
 from ...progress import clock
 from .run_summary import RunSummary
@@ -37,9 +39,22 @@ def score_table(summary: RunSummary) -> Table | None:
 
 def configuration(summary: RunSummary) -> list[Table]:
     """Return how long everything took, and all that was chosen, a table a section."""
-    return [Table("time", _times(summary), [])] + [
-        _pairs(name, section.items()) for name, section in summary.config.items() if section
-    ]
+    sections = ((name, with_effect(summary, name)) for name in summary.config)
+    return [Table("time", _times(summary), [])] + [_pairs(name, rows.items()) for name, rows in sections if rows]
+
+
+def with_effect(summary: RunSummary, name: str) -> dict[str, object]:
+    """Return the options of a section that do something in this run: those of its method and its kind of data."""
+    section = summary.config[name]
+    if name == "pairs" and summary.unit == "images":
+        return {}
+    if name == "loss" and (method := str(section.get("method"))) in METHODS:
+        estimator = str(section["estimator"]) if section.get("estimator") in ESTIMATORS else None
+        idle = {f.name for f in fields(LossConfig)} - {"method", *options_of(method, estimator)}
+        idle |= {"rho", "temperature_lr"} if section.get("temperature_mode") == "constant" else set()
+        idle |= set() if section.get("gamma_schedule") == "adaptive" else {"alpha"}
+        section = {key: value for key, value in section.items() if key not in idle}
+    return section
 
 
 def file_tables(summary: RunSummary) -> list[Table]:
@@ -59,12 +74,13 @@ def file_tables(summary: RunSummary) -> list[Table]:
 
 
 def _pairs(name: str, values: Iterable[tuple[str, object]]) -> Table:
-    return Table(name, [[key, _shown(value)] for key, value in values], [])
+    return Table(name, [[key, shown_value(value)] for key, value in values], [])
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
+    """Return a value of the configuration as it is shown."""
     if isinstance(value, list):
-        return ", ".join(_shown(v) for v in value)
+        return ", ".join(shown_value(v) for v in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
