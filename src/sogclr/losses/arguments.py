@@ -24,16 +24,16 @@ def check_num_samples(count: int, name: str = "num_samples") -> int:
 
 
 def check_num_negatives(count: float | None) -> float | None:
-    """Return the number of negatives of a softmax.
+    """Return the number of negatives of a softmax; None for infinitely many, beside which the positive does not count.
 
     Raises:
         BadInput: it is not greater than 0.
     """
-    if count is not None and not 0 < count < math.inf:
+    if count is not None and not count > 0:
         raise BadInput(
-            f"num_negatives must be greater than 0 and was {count}; 255 is a batch of 256, None leaves it out"
+            f"num_negatives must be greater than 0 and was {count}; 255 is a batch of 256, None leaves the positive out"
         )
-    return count
+    return None if count == math.inf else count
 
 
 def check_built_for(part: object, count: int, what: str, advice: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         model=replace(
             config.model, model=model, pretrained=weights, batchnorm=choose_batchnorm(config, source.kind, patches)
         ),
-        loss=resolve_loss(config.loss),
+        loss=resolve_loss(config.loss, source.kind),
         optim=resolve_warm_start(
             _resolve_optim(config, total / steps_per_epoch, source.kind, patches, weights, size),
             usual_warm_start(config, source, run.device),
@@ -159,8 +160,8 @@ def image_size_for(source: Source) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- the sections
-def resolve_loss(loss: LossConfig) -> LossConfig:
-    """Return the section with the defaults of its method and estimator in the place of open options."""
+def resolve_loss(loss: LossConfig, kind: str) -> LossConfig:
+    """Return the section with the defaults of its method and estimator for this kind of DATA in the place of open options."""
     method, estimator = METHODS[loss.method], estimator_of(loss.method, loss.estimator)
     meant: dict[str, Any] = {
         "estimator": estimator.name if estimator else None,
@@ -168,6 +169,7 @@ def resolve_loss(loss: LossConfig) -> LossConfig:
         "temperature_mode": method.temperature_mode,
         **(estimator.defaults if estimator else {}),
         **method.defaults,
+        **method.usual.get(kind, {}),
     }
     return replace(loss, **{k: v for k, v in meant.items() if getattr(loss, k) is None})
 
@@ -244,7 +246,10 @@ def loss_words(loss: LossConfig) -> list[str]:
         words.append(str(loss.convention))
     if "key_momentum" in taken:
         words.append(f"key momentum {loss.key_momentum}" + (" to 1" if loss.key_schedule == "cosine" else ""))
-    words += [f"the positive beside {loss.num_negatives:,g} negatives"] if loss.num_negatives else []
+    if loss.num_negatives == inf:
+        words.append("the positive left out")
+    elif loss.num_negatives:
+        words.append(f"the positive beside {loss.num_negatives:,g} negatives")
     words += ["both views are queries"] if loss.symmetric else []
     return [word for word in words if word]
 
