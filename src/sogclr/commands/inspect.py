@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -169,7 +170,7 @@ def _inspect_run(run: RunFolder) -> RunInspection:
         last_train=train,
         last_eval=evaluation,
         skipped_steps=sum(row["kind"] == "skipped" for row in rows),
-        config=config,
+        config={k: {o: str(v) if v == math.inf else v for o, v in values.items()} for k, values in config.items()},
         log_u=None if log_u is None else _normalizers(log_u),
     )
 

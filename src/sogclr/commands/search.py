@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import __version__
-from ..data.images import central_crop, decode
+from ..data.boxes import central_crop
+from ..data.images import decode
 from ..data.listing import list_paths
 from ..data.manifest import Manifest
 from ..data.pair_columns import Kind

@@ -58,7 +58,7 @@ class LossConfig:
     convention: Convention | None = None
     """How the two views share one normalizer in a moving average; per_view when left out."""
     num_negatives: Annotated[
-        float | None, Range(0, above=True, note="255 is a batch of 256, inf leaves the positive out")
+        float | None, Range(0, above=True, infinite=True, note="255 is a batch of 256, inf leaves the positive out")
     ] = None
     """Put the positive in the denominator beside so many negatives, as the softmax loss of a batch with that many does, at any batch size. The fewer, the less an anchor counts that has won. 150 of sogclr on images when left out, else inf: the positive is not there, as in the paper."""
     estimator: Annotated[

@@ -22,6 +22,8 @@ class Range:
     below: bool = False
     """Whether `high` itself is excluded."""
     note: str = ""
+    infinite: bool = False
+    """Whether infinity is in it."""
 
     def refusal(self, value: Any) -> str | None:
         """Return what is wrong with a value; None when it is in the range."""
@@ -87,7 +89,8 @@ def check_fields(section: Any) -> None:
     limits = limits_of(type(section))
     for name, value in vars(section).items():
         option = f"--{name.replace('_', '-')}"
-        if isinstance(value, float) and not math.isfinite(value):
+        endless = value == math.inf and any(getattr(limit, "infinite", False) for limit in limits[name])
+        if isinstance(value, float) and not math.isfinite(value) and not endless:
             raise BadInput(f"{option} must be a finite number and was {value}")
         for limit in limits[name] if value is not None else ():
             if refusal := limit.refusal(value):

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 
 from ..errors import BadImage
 from .augment_params import CROP_SLOTS, crop_boxes, largest_shrink, uniforms
+from .boxes import central_box, resized_crop
 from .decoded import DecodedImages
-from .images import ImageFile, OpenImage, central_box, opened, resized_crop, warnings_off
+from .images import ImageFile, OpenImage, opened, warnings_off
 from .multi_crop import CropGroup
 from .recipe import Recipe
 from .remote import CONNECTIONS, RemotePath

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ...data.images import central_crop, decode
+from ...data.boxes import central_crop
+from ...data.images import decode
 from ...data.labels import Labels
 from ...data.manifest import Manifest
 from ...errors import BadImage

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from ... import distributed
 from ...data.augment import Augmentation
+from ...data.boxes import resized_crop
 from ...data.crops import Batch, RandomCrops
-from ...data.images import resized_crop
 from ...data.labels import Labels
 from ...data.loader import one_pass, read_batches
 from ...data.sampler import Request
