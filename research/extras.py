@@ -86,7 +86,7 @@ def report(cache: Cache) -> None:
             continue
         text += [
             "",
-            f"## {data.capitalize()}",
+            f"## {data[0].upper()}{data[1:]}",
             "",
             f"| | seeds | {' | '.join(f'{t} | difference' for t in SHOWN.values())} |",
             "|---" * (2 + 2 * len(SHOWN)) + "|",

@@ -105,7 +105,7 @@ def draw(cache: Cache) -> None:
 def section(cache: Cache, data: str) -> list[str]:
     """Return a data set's tables, one a score, methods by batch size."""
     rows = found(cache, data)
-    lines = [f"## {data.capitalize()}", ""]
+    lines = [f"## {data[0].upper()}{data[1:]}", ""]
     for score, title in SHOWN.items():
         lines += [
             f"| {title} | rate | {' | '.join(f'B = {b:,}' for b in BATCHES)} |",
