@@ -102,6 +102,11 @@ def draw(cache: Cache) -> None:
     save(fig, "flat_line.png")
 
 
+def cell(values: list[float]) -> str:
+    """Return mean and, of several seeds, standard deviation."""
+    return plus_minus(values, 1) if len(values) > 1 else f"{values[0]:.1f}"
+
+
 def section(cache: Cache, data: str) -> list[str]:
     """Return a data set's tables, one a score, methods by batch size."""
     rows = found(cache, data)
@@ -114,7 +119,7 @@ def section(cache: Cache, data: str) -> list[str]:
         for method in (*METHODS, DEFAULT):
             mine = {b: (f, results) for m, b, f, results in rows if m == method}
             factor = next((f for f, _ in mine.values()), None)
-            cells = [plus_minus([r[score] for r in mine[b][1]], 1) if b in mine else "" for b in BATCHES]
+            cells = [cell([r[score] for r in mine[b][1]]) if b in mine else "" for b in BATCHES]
             lines.append(f"| {method} | {'its own' if factor is None else f'x {factor:g}'} | {' | '.join(cells)} |")
         lines.append("")
     return lines
