@@ -45,7 +45,13 @@ def digits_run(digits_data, tmp_path_factory):
 
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "digits"
-    options = SMALL | {"epochs": 10, "optimizer": "adamw", "lr": 3e-3, "precision": "fp32"}
+    options = SMALL | {
+        "epochs": 10,
+        "optimizer": "adamw",
+        "lr": 3e-3,
+        "precision": "fp32",
+        "num_negatives": float("inf"),
+    }
     return sogclr.train(digits_data, out, quiet=True, **options).path
 
 

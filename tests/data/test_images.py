@@ -10,7 +10,7 @@ import pytest
 from image_files import BAD, GOOD, HEIGHT, WIDTH, colours, jpeg, png, png_gray_16_key, png_rgba
 from PIL import Image
 
-from sogclr.data import images
+from sogclr.data import boxes, images
 from sogclr.errors import BadImage, BadInput
 
 
@@ -141,9 +141,9 @@ def test_only_jpeg_is_decoded_smaller(tmp_path):
 def test_central_crop_takes_the_middle_square():
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, 20:40] = 200
-    got = images.central_crop(Image.fromarray(pixels), 20, 1.0)
+    got = boxes.central_crop(Image.fromarray(pixels), 20, 1.0)
     np.testing.assert_array_equal(got, np.full((20, 20, 3), 200))
-    half = images.central_crop(Image.fromarray(pixels), 20, 0.5)
+    half = boxes.central_crop(Image.fromarray(pixels), 20, 0.5)
     assert half.shape == (20, 20, 3)
     assert half.dtype == np.uint8
     assert (half == 200).all()
@@ -151,7 +151,7 @@ def test_central_crop_takes_the_middle_square():
 
 def test_reducing_keeps_the_mean():
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    small = images.central_crop(Image.fromarray(pixels), 16)
+    small = boxes.central_crop(Image.fromarray(pixels), 16)
     assert np.abs(small.astype(float).mean((0, 1)) - pixels.mean((0, 1))).max() < 1.0
     assert small.std() < 12  # antialiased: picking single pixels of noise would leave 74
 

@@ -15,7 +15,7 @@ import torch
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
 
-from sogclr.data import crops, images, loader, watch
+from sogclr.data import boxes, crops, images, loader, watch
 from sogclr.data.augment_params import CROP_SLOTS, crop_boxes, uniforms
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
@@ -212,7 +212,7 @@ def test_evaluation_passes_once_in_order(workers, manifest):
     for batch in batches:
         for k, id in enumerate(batch.index.tolist()):
             whole = images.decode(manifest.path(id))
-            box = images.central_box(*whole.size, 0.9)
+            box = boxes.central_box(*whole.size, 0.9)
             expected = np.asarray(whole.resize((16, 16), Image.Resampling.BILINEAR, box=box))
             assert (batch.crops[0, k].numpy() == expected).all()
 

@@ -160,7 +160,8 @@ def softmax_dual_loss(
     ahead = s_pos / temperature - nu - math.log(negatives)
     weight = torch.sigmoid(-ahead).detach()
     values = softplus(ahead, threshold=_LINEAR) + nu + weight * (torch.exp(log_g - nu) - 1)
-    return -s_pos.view(-1, s_pos.shape[-1]).mean(dim=0) + (temperature * values).flatten(0, -2).mean(dim=0)
+    positives = s_pos.mean(dim=(0, 1)) if s_pos.ndim > log_g.ndim else s_pos
+    return -positives + (temperature * values).mean(dim=_over_views(s_pos, log_g))
 
 
 def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, temperature: float | Tensor) -> Tensor:
@@ -176,7 +177,12 @@ def ntxent_loss(s_pos: Tensor, log_g: Tensor, negatives: float | Tensor, tempera
         (B,), one value a sample.
     """
     excess = log_g - (s_pos / temperature - log_count(negatives))
-    return softplus(excess, threshold=_LINEAR).flatten(0, -2).mean(dim=0)
+    return softplus(excess, threshold=_LINEAR).mean(dim=_over_views(s_pos, log_g))
+
+
+def _over_views(s_pos: Tensor, log_g: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of the views: one of two views' anchors, two where each stands with each of the others."""
+    return (0, 1) if s_pos.ndim > log_g.ndim else (0,)
 
 
 _LINEAR = 40.0  # from here on log(1 + exp(x)) is x in float64 too

@@ -231,7 +231,8 @@ def read_info_of(path: Path, format: str, remedy: str) -> tuple[EncoderInfo, dic
         info = EncoderInfo.from_json(metadata.get("info", ""))
     except BadInput as error:
         raise BadInput(f"{path} cannot be used: {error}") from None
-    if not info.name.startswith((OWN, CLIP)):
+    texts_alone = "image" not in metadata.get("kinds", "image")  # such a file has no encoder of images
+    if not info.name.startswith((OWN, CLIP)) and not texts_alone:
         wanted, held = count_parameters(info.name, info.image_size), count_numbers(path)
         if wanted > 2 * held + 1_000_000:  # positions may be fewer at another size
             raise BadInput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -37,10 +38,13 @@ def time_lines(config: TrainConfig, groups: list[CropGroup], source: Source) -> 
     images = samples * (source.images_of(source.usable[:1]).shape[1] if of_pairs else 1)
 
     def operations(name: str, scale: float = 1.0) -> float:
-        return images * sum(n * forward_operations(name, max(8, round(size * scale))) for n, size in views)
+        try:
+            return images * sum(n * forward_operations(name, max(8, round(size * scale))) for n, size in views)
+        except AssertionError:  # a vision transformer whose patches do not fit: said when it is built
+            return math.inf
 
     own = operations(model)
-    if own * (1 + _BACKWARD) < WORTH_SAYING:
+    if own == math.inf or own * (1 + _BACKWARD) < WORTH_SAYING:
         return []
     seconds, count = seconds_per_operation(model, groups[0].size, run.threads or 1, run.precision == "bf16")
     line = f"time      about {in_words(own * seconds)} on this CPU (by a pass of {count} images), without reading them"
