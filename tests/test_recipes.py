@@ -1,5 +1,6 @@
 """Every recipe file is complete, says what its head says, and trains: wiring only, at a tiny size."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ def test_a_recipe_holds_the_papers_values_and_its_own_command(file):
     assert config.optim.optimizer == "lars"
     assert (config.model.head_layers, config.model.head_hidden, config.model.head_dim) == (2, 2048, 128)
     assert config.loss.method == ("simclr" if "simclr" in file.stem else "sogclr")
+    assert config.loss.num_negatives == (None if "simclr" in file.stem else math.inf)
     text = file.read_text()
     assert f"--config examples/recipes/{file.name}" in text
     for line in text.splitlines():
