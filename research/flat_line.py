@@ -14,21 +14,19 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from benchmarks import pages
 
 from .figures import dress, figure, save, style
 from .measure import Cache
-from .points import Point, plus_minus, write_points
-from .trainer_runs import DRAWINGS, FASHION, PHOTOGRAPHS, Job, Places, make
+from .points import Point, cell, write_points
+from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, Job, Places, make, parser_of
 
 BATCHES = (8, 16, 32, 64, 128, 256, 512, 1024)
 FIRST = (8, 32, 128, 512)  # batch sizes that are run before the others
 TUNED, TUNED_AT, TUNING_SEED, SEEDS = "SimCLR", (16, 256), 100, 3
 FACTORS = (1.0, 4.0, 12.0)  # of LARS's 0.075 sqrt(B)
-PAPER = {"method": "sogclr", "gamma": 0.9}
 METHODS: dict[str, dict[str, Any]] = {
     "SimCLR": {"method": "simclr"},
     "DCL": {"method": "dcl"},
@@ -102,11 +100,6 @@ def draw(cache: Cache) -> None:
     save(fig, "flat_line.png")
 
 
-def cell(values: list[float]) -> str:
-    """Return mean and, of several seeds, standard deviation."""
-    return plus_minus(values, 1) if len(values) > 1 else f"{values[0]:.1f}"
-
-
 def section(cache: Cache, data: str) -> list[str]:
     """Return a data set's tables, one a score, methods by batch size."""
     rows = found(cache, data)
@@ -119,7 +112,7 @@ def section(cache: Cache, data: str) -> list[str]:
         for method in (*METHODS, DEFAULT):
             mine = {b: (f, results) for m, b, f, results in rows if m == method}
             factor = next((f for f, _ in mine.values()), None)
-            cells = [cell([r[score] for r in mine[b][1]]) if b in mine else "" for b in BATCHES]
+            cells = [cell([r[score] for r in mine[b][1]], 1) if b in mine else "" for b in BATCHES]
             lines.append(f"| {method} | {'its own' if factor is None else f'x {factor:g}'} | {' | '.join(cells)} |")
         lines.append("")
     return lines
@@ -151,16 +144,8 @@ def report(cache: Cache) -> None:
 
 
 def main() -> None:
-    parser = pages.parser(__doc__)
-    parser.add_argument("--data", type=Path, help="photographs of clothes")
-    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--only", nargs="+", default=list(DATA), choices=list(DATA), help="which data")
+    parser = parser_of(__doc__, DATA, SEEDS)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, DEFAULT], choices=[*METHODS, DEFAULT])
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many of them")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
-    parser.add_argument("--quick", action="store_true", help="one epoch of two runs, no page")
-    parser.add_argument("--report", action="store_true", help="only the page, from what is there")
     options = parser.parse_args()
     cache = Cache("flat_line", options.quick)
     places = Places(options.data, options.fashion)

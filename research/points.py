@@ -59,6 +59,11 @@ def plus_minus(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{digits}f} ± {sd:.{digits}f}"
 
 
+def cell(values: Sequence[float], digits: int) -> str:
+    """Return the mean and, of several values, the standard deviation."""
+    return plus_minus(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+
+
 def write_points(name: str, points: Iterable[Point]) -> Path:
     """Write docs/results/NAME, the CSV that lies beside a page, and return its path."""
     path = pages.RESULTS / name

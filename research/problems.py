@@ -106,3 +106,12 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     dims = data[3]
     shape = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+
+
+def write_images(folder: Path, data: Path, train: int, test: int) -> None:
+    """Write PNG files, a folder a class, in train/ and val/."""
+    images, labels = read_idx(data, "train-images-idx3-ubyte"), read_idx(data, "train-labels-idx1-ubyte")
+    for i in range(train + test):
+        place = folder / ("train" if i < train else "val") / str(labels[i])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i]).save(place / f"{i:05d}.png")

@@ -7,7 +7,6 @@ docs/results/resnet50.md. With --quick a ResNet-18 on 32 pixels for an epoch, an
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import tempfile
@@ -19,12 +18,14 @@ from typing import Any
 import sogclr
 from benchmarks import pages
 from sogclr.errors import Interrupted
+from sogclr.run_folder import RunFolder
 
 from .measure import Cache
+from .trainer_runs import PAPER
 
 BATCHES = (32, 128, 512)
 EPOCHS, EVERY = 100, 20
-SAME: dict[str, Any] = {"method": "sogclr", "gamma": 0.9, "optimizer": "lars", "workers": 2, "quiet": True}
+SAME: dict[str, Any] = PAPER | {"optimizer": "lars", "workers": 2, "quiet": True}
 BIG: dict[str, Any] = {"model": "resnet50", "image_size": 128, "epochs": EPOCHS, "eval_every": EVERY}
 QUICK: dict[str, Any] = {"model": "resnet18", "image_size": 32, "epochs": 1, "eval_every": 1}
 SCORES = {"knn_top1": "kNN, %", "linear_top1": "linear, %", "linear_top1_10_per_class": "linear, ten labels a class, %"}
@@ -52,7 +53,7 @@ def run(data: Path, config: dict[str, Any], device: str, until: float) -> dict[s
             scores = {name: 100 * found[name] for name in SCORES}
         except Interrupted:
             seconds = time.monotonic() - begun
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        rows = RunFolder(out).metrics()
     online = {round(row["epoch"]): 100 * row["knn_top1"] for row in rows if row["kind"] == "eval"}
     return {"scores": scores, "online": online, "epochs": rows[-1]["epoch"], "seconds": seconds}
 

@@ -5,6 +5,8 @@ Data are photographs of clothes (`--data DIR`, with train/ and test/, a folder a
 
 from __future__ import annotations
 
+import argparse
+import math
 import multiprocessing
 import tempfile
 import time
@@ -17,11 +19,15 @@ from typing import Any
 import torch
 
 import sogclr
+from benchmarks import pages
 from sogclr.commands.demo_pairs import write_emoji
 from sogclr.files import atomic_folder, cache_folder
 
 from .measure import Cache
+from .problems import write_images
 
+PAPER: dict[str, Any] = {"method": "sogclr", "gamma": 0.9, "num_negatives": math.inf}
+"""SogCLR as the paper has it, whatever the trainer's default is."""
 PHOTOGRAPHS, FASHION, DRAWINGS = "photographs", "Fashion-MNIST", "drawings"
 FASHION_IMAGES = (4000, 2000)  # for training and for the test
 SCORES = {"knn": "knn_top1", "linear": "linear_top1", "few": "linear_top1_10_per_class"}
@@ -69,14 +75,32 @@ class Places:
         return self.photographs
 
     def _write_fashion(self) -> Path:
-        from .with_a_resnet import write_images
-
         folder = cache_folder() / "fashion-{}-{}".format(*FASHION_IMAGES)
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with atomic_folder(folder) as temporary:
                 write_images(temporary, self.fashion, *FASHION_IMAGES)
         return folder
+
+
+def parser_of(about: str | None, data: Iterable[str], seeds: int) -> argparse.ArgumentParser:
+    """Return a parser of what such pages have in common.
+
+    Args:
+        about: the script's docstring.
+        data: the names of the data sets.
+        seeds: of the whole page.
+    """
+    parser = pages.parser(about)
+    parser.add_argument("--data", type=Path, help="photographs of clothes")
+    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--only", nargs="+", default=list(data), choices=list(data), help="which data")
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many of them")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
+    parser.add_argument("--quick", action="store_true", help="one epoch of a run or two, no page")
+    parser.add_argument("--report", action="store_true", help="only the page, from what is there")
+    return parser
 
 
 def train_and_score(folder: Path, options: dict[str, Any], device: str) -> dict[str, float]:

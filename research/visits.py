@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import pages
+from sogclr.losses.functional import log_mean
 
 from .many_runs import Job, ManyRuns
 from .measure import Cache, exact
@@ -63,7 +64,7 @@ def measure(cache: Cache, epochs: tuple[int, ...] = EPOCHS) -> None:
         for k, (rate, gamma, seed) in enumerate(missing):
             _, f2, log_g = exact(runs.embeddings(k), tau)
             part, rule = next((p, r) for p, r in runs.rules if p.start <= k < p.stop)
-            error = rule.log_u[k - part.start] - (log_g.logsumexp(dim=0) - torch.tensor(len(log_g)).log())
+            error = rule.log_u[k - part.start] - log_mean(log_g)
             error = error[torch.isfinite(error)]
             found = {"F2": f2, "lag": float(error.mean()), "noise": float(error.std()), "seconds": seconds}
             cache.put(config_of(length, rate, samples, tau, gamma, seed), found)

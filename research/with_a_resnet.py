@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 import sogclr
 from benchmarks import pages
@@ -28,15 +27,16 @@ from sogclr import GlobalContrastiveLoss
 
 from .estimators import BoostedAverage, MemoryContrastiveLoss
 from .measure import Cache
-from .points import Point, plus_minus, write_points
-from .problems import read_idx
+from .points import Point, cell, write_points
+from .problems import write_images
+from .trainer_runs import PAPER
 
 METHODS: dict[str, dict[str, Any]] = {
     "SimCLR": {"method": "simclr"},
     "DCL": {"method": "dcl"},
-    "SogCLR 0.9": {"gamma": 0.9},
+    "SogCLR 0.9": PAPER,
     "boosted memory": {"loss": "boosted memory"},
-    "SogCLR cosine, whole": {"gamma": 0.1, "gamma_schedule": "cosine-full"},
+    "SogCLR cosine, whole": PAPER | {"gamma": 0.1, "gamma_schedule": "cosine-full"},
     "boosted": {"loss": "boosted"},
     "memory": {"loss": "memory"},
 }
@@ -73,15 +73,6 @@ SAME: dict[str, Any] = {
 }
 SCORES = ("knn_top1", "linear_top1", "linear_top1_10_per_class")
 SHOWN = (*((k, 100, 2) for k in SCORES), ("F2", 1, 4))  # (name, factor, digits)
-
-
-def write_images(folder: Path, data: Path, train: int, test: int) -> None:
-    """Write PNG files, a folder a class, in train/ and val/."""
-    images, labels = read_idx(data, "train-images-idx3-ubyte"), read_idx(data, "train-labels-idx1-ubyte")
-    for i in range(train + test):
-        place = folder / ("train" if i < train else "val") / str(labels[i])
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[i]).save(place / f"{i:05d}.png")
 
 
 def main() -> None:
@@ -137,11 +128,6 @@ def run(folder: Path, choice: dict[str, Any], seed: int, epochs: int, train: int
         lines = [json.loads(line) for line in (trained.path / "metrics.jsonl").read_text().splitlines()]
         scores["F2"] = next(line["F2"] for line in lines if line["kind"] == "diagnosis")
     return {**{k: scores[k] for k in (*SCORES, "F2")}, "seconds": seconds}
-
-
-def cell(values: list[float], digits: int) -> str:
-    """Return mean and, of several seeds, standard deviation."""
-    return plus_minus(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
 
 
 def found(cache: Cache) -> Iterator[tuple[int, str, str, list[dict[str, float]]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -42,7 +41,7 @@ class Advice:
     seconds: dict[int, float]
     """Epochs -> the time that a run takes with this batch size."""
     chosen: dict[str, Any]
-    """What the trainer chooses by itself: model, image_size, views, temperature, gamma, optimizer, lr."""
+    """What the trainer chooses by itself: model, image_size, temperature, gamma, optimizer."""
     gradient: dict[str, float]
     """Of one batch against the exact gradient, of images after a short training: `bias`, `variance`, both relative to its norm."""
 
@@ -145,8 +144,7 @@ def _gradient(data: Any, out: Path, batch: int, images: float, count: int, optio
     epochs = max(1, -(-steps * batch // count))
     given = {"max_steps": steps, "epochs": epochs, "diagnose_every": epochs, "eval_every": epochs}
     _train(data, out, None, batch_size=batch, **given, **options)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = next(line for line in reversed(lines) if line["kind"] == "diagnosis")
+    found = next(row for row in reversed(RunFolder(out).metrics()) if row["kind"] == "diagnosis")
     return {name: found[name] for name in ("bias", "variance")}
 
 
