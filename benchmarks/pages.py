@@ -31,6 +31,12 @@ def host(used: str = " (one used)") -> str:
     return f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores{used}, torch {torch.__version__}"
 
 
+def where(device: str) -> str:
+    """Return what computes a run, without a date: the GPU, or a thread of the processor, and torch's version."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"a core of {processor()}"
+    return f"{name}, torch {torch.__version__}"
+
+
 def one_thread() -> str:
     """Return date and machine for a sentence: `2026-11-24, one thread of a machine with 2 cores, torch 2.13.0`."""
     cores = os.cpu_count()

@@ -1,14 +1,19 @@
-"""What may beat gamma 0.9 with two views in the trainer, at equal rows through the encoder: python -m research.extras --data DIR [--only NAME ...]
+"""What may beat gamma 0.9 with two views in the trainer, at equal rows through the encoder.
+
+    python -m research.extras --data DIR [--only NAME ...] [--models NAME ...] [--batches B ...] [--rows NAME ...] [--seeds N]
 
 Views, batches of neighbours and how much the positive counts, each with the global loss and, where it has it too, with SimCLR's: six seeds that share initialisation and
-order, LARS at the rate that was best for SimCLR and SogCLR alike on photographs (research.flat_line). Rows through the encoder, steps and images seen are the same in
-every row: four views of half as many images for half as many epochs. DIR as for research.flat_line; every run is a line of research/cache/extras.jsonl.
-Writes docs/results/extras.md and .csv.
+order. A ResNet has LARS at the rate that was best for SimCLR and SogCLR alike on photographs (research.flat_line), a vision transformer what the trainer chooses. Rows
+through the encoder, steps and images seen are the same in every row: four views of half as many images for half as many epochs. DIR as for research.flat_line; every run
+is a line of research/cache/extras.jsonl. Writes docs/results/extras.md and .csv.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import pages
@@ -16,26 +21,26 @@ from benchmarks import pages
 from .measure import Cache
 from .paired import interval
 from .points import Point, plus_minus, write_points
-from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, SCORES, Job, Places, make, parser_of
+from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
 
-BATCH, EPOCHS, SEEDS = 16, 12, 6
-BASE = "SogCLR"
+BATCHES, EPOCHS, SEEDS = (16, 32), 12, 6
+BASE = "SogCLR, the paper's"
+OURS = {"method": "sogclr"}
 SIMCLR = {"method": "simclr"}
-FOUR_VIEWS = {"views": 4, "batch_size": BATCH // 2, "epochs": EPOCHS // 2}
+FOUR_VIEWS = {"views": 4}
 NEIGHBOURS = {"batches": "neighbours"}
 ROWS: dict[str, dict[str, Any]] = {
     BASE: PAPER,
     "SimCLR": SIMCLR,
-    "SogCLR, 4 views": PAPER | FOUR_VIEWS,
+    "SogCLR, the gradient scaled": OURS | {"num_negatives": math.inf},
+    "SogCLR, scaled, m = 150": OURS | {"num_negatives": 150.0},
+    "SogCLR, scaled, m = 30": OURS | {"num_negatives": 30.0},
+    "SogCLR, scaled, m = 150, 4 views": OURS | {"num_negatives": 150.0} | FOUR_VIEWS,
     "SimCLR, 4 views": SIMCLR | FOUR_VIEWS,
-    "SogCLR, m = 30": PAPER | {"num_negatives": 30.0},
-    "SogCLR, m = 150": PAPER | {"num_negatives": 150.0},
-    "SimCLR, tau 0.05": SIMCLR | {"temperature": 0.05},
-    "SogCLR, tau 0.05": PAPER | {"temperature": 0.05},
-    "SogCLR, tau 0.05, m = 150": PAPER | {"temperature": 0.05, "num_negatives": 150.0},
-    "SogCLR, 4 views, m = 30": PAPER | FOUR_VIEWS | {"num_negatives": 30.0},
-    "SogCLR, neighbours": PAPER | NEIGHBOURS,
+    "SogCLR, scaled, m = 150, neighbours": OURS | {"num_negatives": 150.0} | NEIGHBOURS,
     "SimCLR, neighbours": SIMCLR | NEIGHBOURS,
+    "SogCLR, scaled, m = 150, tau 0.05": OURS | {"num_negatives": 150.0, "temperature": 0.05},
+    "SimCLR, tau 0.05": SIMCLR | {"temperature": 0.05},
 }
 """Row -> options of `sogclr.train` beside the same of all."""
 DATA: dict[str, dict[str, Any]] = {
@@ -43,19 +48,42 @@ DATA: dict[str, dict[str, Any]] = {
     FASHION: {"image_size": 28},
     DRAWINGS: {"image_size": 32},
 }
+RESNET, VIT = "resnet10_mini", "vit_tiny_patch16_224"
+MODELS = {RESNET: "LARS at 0.3 sqrt(B)", VIT: "64 pixels, AdamW at the trainer's rate"}
+"""Model -> what is said of its training."""
 SHOWN = {"knn": "kNN", "linear": "linear", "few": "linear, ten labels a class"}
 
 
-def job(data: str, row: str, seed: int) -> Job:
-    """Return a run."""
-    same = {"model": "resnet10_mini", "optimizer": "lars", "lr": 1.2, "batch_size": BATCH, "epochs": EPOCHS}
-    return Job(data, same | DATA[data] | ROWS[row] | {"seed": seed})
+@dataclass(frozen=True)
+class Case:
+    """What is the same in the rows of a table.
+
+    Attributes:
+        data: a key of `DATA`.
+        model: a key of `MODELS`.
+        batch: batch size B of two views.
+    """
+
+    data: str
+    model: str
+    batch: int
+
+    def job(self, row: str, seed: int) -> Job:
+        """Return a run."""
+        options = {"model": self.model, "batch_size": self.batch, "epochs": EPOCHS} | DATA[self.data] | ROWS[row]
+        if self.model == RESNET:
+            options |= {"optimizer": "lars", "lr": round(0.3 * math.sqrt(self.batch), 6)}
+        else:
+            options["image_size"] = 64
+        if "views" in options:
+            options |= {"batch_size": self.batch // 2, "epochs": EPOCHS // 2}
+        return Job(self.data, options | {"seed": seed})
 
 
-def found(cache: Cache, data: str) -> Iterator[tuple[str, dict[int, dict[str, float]]]]:
+def found(cache: Cache, case: Case) -> Iterator[tuple[str, dict[int, dict[str, float]]]]:
     """Yield rows with the results that are there, by seed."""
     for row in ROWS:
-        by_seed = {s: r for s in range(SEEDS) if (r := cache.get(job(data, row, s).config())) is not None}
+        by_seed = {s: r for s in range(SEEDS) if (r := cache.get(case.job(row, s).config())) is not None}
         if by_seed:
             yield row, by_seed
 
@@ -72,20 +100,20 @@ def against(rows: dict[str, dict[int, dict[str, float]]], row: str, score: str) 
 def report(cache: Cache) -> None:
     """Write page and CSV from the runs of the cache."""
     text = [
-        *pages.head(
-            "Views, neighbours, the positive", "research.extras --data DIR", f"; {cache.hours:.1f} hours of all runs"
-        ),
-        f"resnet10_mini, {2 * BATCH} rows through the encoder a step, {EPOCHS} epochs of two views, LARS at 1.2, gamma 0.9, tau 0.1; mean ± standard deviation over seeds, and the mean "
-        f"difference from {BASE} with two views, paired by seed, with its 95 % interval by Student's t. In percent.",
+        *head("Views, neighbours, the positive", "research.extras --data DIR", cache),
+        f"2 B rows through the encoder a step, {EPOCHS} epochs of two views, gamma 0.9, tau 0.1; mean ± standard deviation over seeds, and the mean difference from {BASE} with two "
+        "views, paired by seed, with its 95 % interval by Student's t. In percent.",
     ]
     points = []
-    for data in DATA:
-        rows = dict(found(cache, data))
+    for case in (Case(*c) for c in itertools.product(DATA, MODELS, BATCHES)):
+        rows = dict(found(cache, case))
         if not rows:
             continue
         text += [
             "",
-            f"## {data[0].upper()}{data[1:]}",
+            f"## {case.data[0].upper()}{case.data[1:]}, {case.model}, B = {case.batch}",
+            "",
+            f"{MODELS[case.model]}.",
             "",
             f"| | seeds | {' | '.join(f'{t} | difference' for t in SHOWN.values())} |",
             "|---" * (2 + 2 * len(SHOWN)) + "|",
@@ -94,7 +122,16 @@ def report(cache: Cache) -> None:
             cells = [c for s in SHOWN for c in (plus_minus([r[s] for r in by_seed.values()], 1), against(rows, row, s))]
             text.append(f"| {row} | {len(by_seed)} | {' | '.join(cells)} |")
             points += [
-                Point(data, row, BATCH, EPOCHS, 1.2, s, [r[s] / 100 for r in by_seed.values()], ROWS[row])
+                Point(
+                    case.data,
+                    row,
+                    case.batch,
+                    EPOCHS,
+                    case.job(row, 0).options.get("lr"),
+                    s,
+                    [r[s] / 100 for r in by_seed.values()],
+                    {"model": case.model} | ROWS[row],
+                )
                 for s in SCORES
             ]
     write_points("extras.csv", points)
@@ -104,14 +141,17 @@ def report(cache: Cache) -> None:
 def main() -> None:
     parser = parser_of(__doc__, DATA, SEEDS)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="which rows")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="which encoders")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, choices=BATCHES, help="which batch sizes")
     options = parser.parse_args()
     cache, places = Cache("extras", options.quick), Places(options.data, options.fashion)
     if options.quick:
-        jobs = [job(data, BASE, 0) for data in options.only]
+        jobs = [Case(data, RESNET, BATCHES[0]).job(BASE, 0) for data in options.only]
         make([Job(j.data, j.options | {"epochs": 1}) for j in jobs], cache, places, options.device, options.at_once)
         return
-    for data in () if options.report else options.only:
-        jobs = [job(data, row, seed) for seed in range(options.seeds) for row in options.rows]
+    if not options.report:
+        cases = [Case(*c) for c in itertools.product(options.only, options.models, options.batches)]
+        jobs = [c.job(row, seed) for seed in range(options.seeds) for c in cases for row in options.rows]
         make(jobs, cache, places, options.device, options.at_once)
     report(cache)
 

@@ -21,7 +21,7 @@ from benchmarks import pages
 from .figures import dress, figure, save, style
 from .measure import Cache
 from .points import Point, cell, write_points
-from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, Job, Places, make, parser_of
+from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, Job, Places, head, make, parser_of
 
 BATCHES = (8, 16, 32, 64, 128, 256, 512, 1024)
 FIRST = (8, 32, 128, 512)  # batch sizes that are run before the others
@@ -129,9 +129,7 @@ def report(cache: Cache) -> None:
     write_points("flat_line.csv", points)
     draw(cache)
     text = [
-        *pages.head(
-            "Accuracy against the batch size", "research.flat_line --data DIR", f"; {cache.hours:.1f} hours of all runs"
-        ),
+        *head("Accuracy against the batch size", "research.flat_line --data DIR", cache),
         f"resnet10_mini, {EPOCHS} epochs at every batch size, mean ± standard deviation over seeds where there are several. The rate is a multiple of LARS's 0.075 sqrt(B), the best of "
         f"{', '.join(f'{f:g}' for f in FACTORS)} for {TUNED} at B = {TUNED_AT[0]} and {TUNED_AT[1]} by kNN and linear accuracy, on a seed that is not shown; it serves all three losses. The "
         "default is `sogclr train DATA --out RUN` with this model and batch size, and nothing tuned.",

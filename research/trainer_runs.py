@@ -26,7 +26,7 @@ from sogclr.files import atomic_folder, cache_folder
 from .measure import Cache
 from .problems import write_images
 
-PAPER: dict[str, Any] = {"method": "sogclr", "gamma": 0.9, "num_negatives": math.inf}
+PAPER: dict[str, Any] = {"method": "sogclr", "gamma": 0.9, "num_negatives": math.inf, "gradient_scale": 1.0}
 """SogCLR as the paper has it, whatever the trainer's default is."""
 PHOTOGRAPHS, FASHION, DRAWINGS = "photographs", "Fashion-MNIST", "drawings"
 FASHION_IMAGES = (4000, 2000)  # for training and for the test
@@ -103,15 +103,29 @@ def parser_of(about: str | None, data: Iterable[str], seeds: int) -> argparse.Ar
     return parser
 
 
-def train_and_score(folder: Path, options: dict[str, Any], device: str) -> dict[str, float]:
-    """Train on one part of a folder, and return scores on the other, in percent, and the seconds it took."""
+def train_and_score(folder: Path, options: dict[str, Any], device: str) -> dict[str, Any]:
+    """Train on one part of a folder, and return scores on the other, in percent, the seconds it took, and on what."""
     torch.set_num_threads(1)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as out:
         given = {"eval_every": options["epochs"], "device": device, **options, **SAME}
         run = sogclr.train(folder / "train", Path(out) / "run", **given)
         scores = sogclr.evaluate(run.path, folder, device=device, workers=0, quiet=True)
-    return {k: 100 * scores[name] for k, name in SCORES.items()} | {"seconds": time.monotonic() - begun}
+    found = {k: 100 * scores[name] for k, name in SCORES.items()}
+    return found | {"seconds": time.monotonic() - begun, "machine": pages.where(device)}
+
+
+def head(title: str, module: str, cache: Cache) -> list[str]:
+    """Return a page's first lines, with the hours of all runs and what they were made on."""
+    machines = sorted({str(entry["result"]["machine"]) for entry in cache.found.values()})
+    return [
+        f"# {title}",
+        "",
+        f"`python -m {module}`",
+        "",
+        f"{cache.hours:.1f} hours of runs, on {'; '.join(machines)}.",
+        "",
+    ]
 
 
 def make(jobs: Iterable[Job], cache: Cache, places: Places, device: str = "cpu", at_once: int = 1) -> None:

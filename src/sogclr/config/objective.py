@@ -115,6 +115,8 @@ class OptimConfig:
     """What is right before weights move: exact, each normalizer from a pass over the data, then still steps; ema: still steps alone; none. exact for pairs with --init-from, --clip, or weights for every tower (of 200,000 pairs at most on a CPU, 5 million on a GPU), else none, when left out."""
     still_steps: Annotated[int | None, Range(0)] = None
     """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A fiftieth of the run, at most 30, of adamw (ema: an epoch, at most half the run), when left out."""
+    gradient_scale: Annotated[float | None, Range(0, above=True)] = None
+    """Factor of the loss's gradient. A global loss is tau times a softmax loss: 1/tau, which makes it as large as theirs, when left out; else 1. Biases and normalisation under lars feel it, and sgd; adamw does not."""
     clip_grad: Annotated[float | None, Range(0, above=True)] = None
     """Largest norm of the gradient."""
     accumulate: Annotated[int, Range(1)] = 1

@@ -64,6 +64,7 @@ class TrainOptions(TypedDict, total=False):
     warmup_epochs: float | None
     warm_start: WarmStart | None
     still_steps: int | None
+    gradient_scale: float | None
     clip_grad: float | None
     accumulate: int
     micro_batch: int | None

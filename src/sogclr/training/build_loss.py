@@ -109,8 +109,8 @@ def build_loss_optimizers(loss: ContrastiveLoss, config: TrainConfig) -> list[to
     """Return what trains the loss's own parameters, at constant rates; empty where there are none.
 
     Per-sample temperatures: plain SGD, which takes their sparse gradients and so moves the visited ones only; its rate
-    is multiplied by the anchors of a step that have a temperature of their own, of which each gradient is the mean.
-    All else: Adam.
+    is multiplied by the anchors of a step that have a temperature of their own, of which each gradient is the mean, and
+    divided by what the gradient is multiplied by for the model. All else: Adam, which feels no scale.
     """
     options = config.loss
     of_temperature = options.temperature_lr or _TEMPERATURE_RATE.get(str(options.temperature_mode), 0.0)
@@ -125,9 +125,10 @@ def build_loss_optimizers(loss: ContrastiveLoss, config: TrainConfig) -> list[to
         elif parameters:
             adam.append({"params": parameters, "lr": of_temperature if isinstance(module, Global) else of_others})
     anchors = config.run.batch_size * config.optim.accumulate * len(sgd)  # of all towers
+    factor = anchors / (config.optim.gradient_scale or 1.0)
     found: list[torch.optim.Optimizer] = []
     if sgd:
-        found.append(torch.optim.SGD([{**group, "lr": group["lr"] * anchors} for group in sgd]))
+        found.append(torch.optim.SGD([{**group, "lr": group["lr"] * factor} for group in sgd]))
     if adam:
         found.append(torch.optim.Adam(adam, fused=use_fused(list(loss.parameters()))))
     return found

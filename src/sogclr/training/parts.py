@@ -59,6 +59,8 @@ class Parts:
     """Batches of a step."""
     micro_batch: int | None
     """Rows that are encoded at a time; None for all."""
+    gradient_scale: float
+    """Factor of the loss's gradient."""
     clip_grad: float | None
     """Largest norm of the model's gradient."""
 

@@ -28,7 +28,7 @@ from .clip_start import check_clip, clip_line, fill_in
 from .cost import time_lines
 from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .neighbours import check_neighbours, neighbour_lines
-from .rates import SMALL_VIEWS, TUNED_SHARE, learning_rate, optimizer_words, warmup, weight_decay
+from .rates import SMALL_VIEWS, TUNED_SHARE, gradient_scale, learning_rate, optimizer_words, warmup, weight_decay
 from .reading import check_views, choose_cache, view_groups
 from .warm_start import resolve_warm_start, usual_warm_start
 
@@ -67,15 +67,16 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     recipe = recipe_from_table(named_recipe(named, size), config.augment)
     groups = crop_groups(config.data.crops, config.data.views, size, recipe)
     cache, cache_lines = choose_cache(config, source, groups)
+    loss = resolve_loss(config.loss, source.kind)
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
         model=replace(
             config.model, model=model, pretrained=weights, batchnorm=choose_batchnorm(config, source.kind, patches)
         ),
-        loss=resolve_loss(config.loss, source.kind),
+        loss=loss,
         optim=resolve_warm_start(
-            _resolve_optim(config, total / steps_per_epoch, source.kind, patches, weights, size),
+            _resolve_optim(replace(config, loss=loss), total / steps_per_epoch, source.kind, patches, weights, size),
             usual_warm_start(config, source, run.device),
             total,
             steps_per_epoch,
@@ -202,6 +203,7 @@ def _resolve_optim(
         optimizer=optimizer,
         lr=optim.lr or (rule * TUNED_SHARE if tuned and kind == "images" and optimizer == "adamw" else rule),
         layer_decay=optim.layer_decay or (TUNED_LAYER_DECAY if tuned else 1.0),
+        gradient_scale=optim.gradient_scale or gradient_scale(config.loss),
         weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
         warmup_epochs=warmup(epochs) if optim.warmup_epochs is None else optim.warmup_epochs,
     )

@@ -102,7 +102,7 @@ class TrainStep:
                     loss = task.loss(watched, inputs, task.ids(batch))
                 statistics.append(loss_fn.statistics)
                 # backward
-                torch.autograd.backward(self.scaler.scale(loss / len(batches)))
+                torch.autograd.backward(self.scaler.scale(loss * (parts.gradient_scale / len(batches))))
                 if self.grad_cache is not None:
                     self.grad_cache.backward()
             # clip gradients
