@@ -56,6 +56,7 @@ def test_a_recipe_holds_the_papers_values_and_its_own_command(file):
     config = from_options({"data": "D", "out": "R"}, read_table(file))
     assert (config.run.batch_size, config.run.epochs, config.loss.temperature) == PAPER[file.stem]
     assert config.optim.optimizer == "lars"
+    assert config.optim.gradient_scale == 2  # the authors' loss is the sum over the two views
     assert (config.model.head_layers, config.model.head_hidden, config.model.head_dim) == (2, 2048, 128)
     assert config.loss.method == ("simclr" if "simclr" in file.stem else "sogclr")
     assert config.loss.num_negatives == (None if "simclr" in file.stem else math.inf)

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -140,6 +141,48 @@ def test_schedules_end_with_the_run_whatever_is_accumulated(data, tmp_path):
         trainer.fit(lambda: trainer.step >= 2)
     assert int(trainer.loss.estimator.step) == 4
     assert float(trainer.loss.estimator.current_gamma()) == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(
+    ("rival", "negatives"),
+    [("dcl", math.inf), ("simclr", 14.0)],  # 2 B - 2 negatives stand beside the positive
+)
+def test_every_parameter_moves_as_with_the_rivals_loss_where_the_normalizer_is_the_batchs(
+    data, tmp_path, rival, negatives
+):
+    """LARS adapts filters to any size of the gradient; biases and normalisation feel it."""
+    options = {
+        "optimizer": "lars",
+        "lr": 0.5,
+        "precision": "fp32",
+        "warmup_epochs": 0.0,
+        "max_steps": 3,
+        "batch_size": 8,
+    }
+    ours = {"gamma": 1.0, "num_negatives": negatives}
+    of_loss = {}
+    for name, given in (("rival", {"method": rival}), ("ours", ours), ("unscaled", ours | {"gradient_scale": 1.0})):
+        trainer = trainer_for(data, tmp_path / name, **options, **given)
+        trainer.fit(lambda: False)
+        of_loss[name] = {k: p.detach().clone() for k, p in trainer.model.named_parameters()}
+    for name, expected in of_loss["rival"].items():
+        torch.testing.assert_close(of_loss["ours"][name], expected, rtol=2e-3, atol=2e-4)
+    biases = [k for k, p in of_loss["rival"].items() if p.ndim == 1]
+    assert any((of_loss["unscaled"][k] - of_loss["rival"][k]).abs().max() > 1e-2 for k in biases)
+
+
+def test_a_run_that_was_begun_without_a_scale_goes_on_without(data, tmp_path):
+    manifest = Manifest.scan(data)
+    options = {"data": str(data), "out": str(tmp_path), **SMALL, "method": "isogclr", "batch_size": 8}
+    config, _ = resolve(from_options(options), manifest)
+    former = dataclasses.replace(config, optim=dataclasses.replace(config.optim, gradient_scale=None))
+    for number, (given, scale) in enumerate(((config, 10.0), (former, 1.0))):
+        run = RunFolder(tmp_path / f"{number}")
+        run.path.mkdir()
+        parts = build(given, manifest, run, Progress(quiet=True))
+        assert parts.gradient_scale == pytest.approx(scale)
+        # what the loss learns itself moves as far whatever the model's gradient is multiplied by
+        assert parts.loss_optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 8 / scale)
 
 
 def test_temperatures_of_visited_images_move_and_prototypes_learn(data, tmp_path):
@@ -488,7 +531,9 @@ def test_choices_follow_the_images_and_the_machine(data, tmp_path):
     assert config.augment["blur"] == 0.0
     assert config.optim.lr == pytest.approx(3 * 0.075 * math.sqrt(8))
     assert any(
-        "(3 x 0.075 sqrt(B): views of at most 96 pixels), weight decay 1e-06 (lars's), 10 warm-up" in x for x in lines
+        "(3 x 0.075 sqrt(B): views of at most 96 pixels), the gradient times 10, weight decay 1e-06 (lars's), 10 warm-up"
+        in x
+        for x in lines
     )
     assert any("as wide as the encoder, then 128 (the paper's)" in x for x in lines)
     assert config.run.device in ("cpu", "cuda", "mps")
@@ -514,7 +559,7 @@ def test_a_vision_transformer_from_nothing_never_gets_lars(model, data):
 def test_what_is_by_no_rule_is_said_without_one(data):
     given = {"lr": 0.5, "weight_decay": 1e-5, "warmup_epochs": 3.0, "temperature": 0.2, "head_dim": 64}
     _, lines = resolve(from_options({"data": str(data), "out": "x", "batch_size": 8, **given}), Manifest.scan(data))
-    assert "optimizer lars, lr 0.5, weight decay 1e-05, 3 warm-up epochs" in lines
+    assert "optimizer lars, lr 0.5, the gradient times 5, weight decay 1e-05, 3 warm-up epochs" in lines
     assert "head      2 layers, as wide as the encoder, then 64" in lines
     assert any("temperature 0.2, gamma" in line for line in lines)
 

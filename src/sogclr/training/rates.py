@@ -81,7 +81,8 @@ def optimizer_words(optim: OptimConfig, batch_size: int, small: bool, epochs: fl
     layers = f", times {optim.layer_decay:g} a layer down" if optim.layer_decay != 1 else ""
     decay = f" ({name}'s)" if optim.weight_decay == weight_decay(name) else ""
     usual = " (a tenth of the run, 10 at most)" if optim.warmup_epochs == warmup(epochs) else ""
-    scale = f", the gradient times {optim.gradient_scale:.4g}" if optim.gradient_scale not in (None, 1.0) else ""
+    felt = name != "adamw" and optim.gradient_scale not in (None, 1.0)
+    scale = f", the gradient times {optim.gradient_scale:.4g}" if felt else ""
     return (
         f"{name}, lr {rate:.4g}{f' ({said[rate]})' if rate in said else ''}{layers}{scale}, "
         f"weight decay {optim.weight_decay:g}{decay}, {optim.warmup_epochs:g} warm-up epochs{usual}"
