@@ -1,4 +1,4 @@
-"""A hook of the site (mkdocs.yml): a page is what it is in the repository, but for two things that only work there."""
+"""Hooks of the site (mkdocs.yml): a page is what it is in the repository, but for two things that only work there."""
 
 import posixpath
 import re
@@ -21,3 +21,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return link[0] if target.startswith("docs/") else f"]({REPOSITORY}{target})"
 
     return re.sub(r"\]\((\.\./[^)\s]+)\)", whole, markdown).replace("```python notest", "```python")
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Return the page without the mark by which the theme's script would ask GitHub for stars and forks, at every reader's visit.
+
+    Args:
+        output: the page's HTML.
+    """
+    return output.replace(' data-md-component="source"', "")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 REFERENCE = Path(__file__).parent / "reference.md"
-WIDTH = "120"
+WIDTH = "76"  # what a column of the site holds without scrolling
 
 
 def reference() -> str:

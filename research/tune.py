@@ -257,7 +257,7 @@ def report(cache: Cache) -> None:
     lines = [
         *pages.head("Tuning what is trained already", "research.tune --data DIR", ", shared with other work"),
         ABOUT,
-        "![](tune.png)",
+        "![Held-out scores before, during and after tuning](tune.png)",
         "",
     ]
     for runs in all_runs:

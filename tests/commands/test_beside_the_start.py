@@ -177,5 +177,5 @@ def test_the_report_shows_the_start(copied, digits_data):
     evaluate(copied, digits_data, **QUIET).save()
     html = report(copied, workers=0, device="cpu", quiet=True).read_text()
     worth = json.loads((copied / "eval.json").read_text())["worth"]
-    assert html.index(worth.replace(">", "&gt;")) < html.index('<table class="scores">')
-    assert re.findall(r'<th scope="row">([^<]*)</th>', html)[:2] == ["this encoder", "start"]
+    assert html.index(worth.replace(">", "&gt;")) < html.index('<table class="scores ours">')
+    assert re.findall(r'<th scope="col">([^<]*)</th>', html)[:3] == ["score", "this encoder", "start"]

@@ -96,9 +96,11 @@ def test_the_page_of_a_finished_run_holds_everything_and_loads_nothing(run):
     for curve in ("Objective", "Online kNN", "Normalizer", "Largest weight", "Learning rate", "Gradient norm"):
         assert page.says(curve)
     assert page.source.count("data-chart=") == 6
-    assert page.source.count('class="tile query"') == 12
+    assert page.source.count('class="tile query"') == 12 + 4
     # neighbours, both ends of log u, close pairs, outliers, views
     assert page.images == 12 * 9 + 2 * 10 + 10 * 2 + 10 + 4 * 9
+    assert page.source.count("data-path=") == page.images  # each can be clicked
+    assert page.source.count("<img") == page.source.count(' alt="')
     assert "lazy" not in page.source  # which a printed page would lack
     ids = ("extremes", "around", "views")
     assert page.ids.issuperset(ids)
@@ -117,6 +119,28 @@ def test_a_browser_may_run_the_pages_own_script_and_no_other(run):
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert base64.b64decode(allowed) == hashlib.sha256(script.encode()).digest()
     assert not re.search(r"<[^>]+\son[a-z]+=", page)
+
+
+def test_every_picture_has_neighbours_in_the_page(run):
+    """Of a sample too, which the ends of log u are a part of."""
+    page = Page(report(run, images=100))
+    shown = set(re.findall(r'data-path="(.*?)"', page.source))
+    known = set(page.map()["names"])
+    assert len(known) == 100
+    ends = page.source[page.source.index('id="normalizers"') :]
+    assert len(shown - known) == len(set(re.findall(r'data-path="(.*?)"', ends)) - known) <= 10
+    assert shown <= set(Page(report(run, images=120)).map()["names"])
+
+
+def test_the_wrong_neighbours_class_is_named(run):
+    page = report(run).read_text()
+    found = re.findall(
+        r'class="tile (same|other)" title="([^"]*)" [^>]*><img [^>]*><span>(.*?)</span>', page, re.DOTALL
+    )
+    assert len(found) == 12 * 8
+    for kind, title, caption in found:
+        name = re.search(r"class (\d)", title)[1]
+        assert caption.split("\n")[1:] == ([name] if kind == "other" else [])
 
 
 def test_the_map_holds_every_image_with_its_class(run):
@@ -241,7 +265,9 @@ def test_scores_on_file_are_shown(run, digits_data):
     for name in ("this encoder", "raw pixels", "untrained"):
         assert page.says(name)
     assert page.says(f"{100 * result['knn_top1']:.1f}%")
-    assert page.says(result.split)
+    assert page.says(f"{result.split}; ± the standard deviation over draws of the labels")
+    spread = f"{100 * result['linear_top1_1_per_class']:.1f}% ± {100 * result['linear_top1_1_per_class_std']:.1f}%"
+    assert page.says(spread)
     assert not page.says("No evaluation is on file")
 
 

@@ -156,9 +156,8 @@ def histogram(values: np.ndarray, label: str, x_label: str, things: str = "image
     if high - low < 1e-6 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     counts, edges = np.histogram(values.astype(np.float64), bins=bins, range=(low, high))
-    x_axis, y_axis = Axis.of([low, high], tight=True, wanted=8), Axis.of([0.0, float(counts.max())], wanted=4)
-    width, height = 2 * WIDTH, HEIGHT
-    place = _placer(x_axis, y_axis, width)
+    x_axis, y_axis = Axis.of([low, high], tight=True, wanted=6), Axis.of([0.0, float(counts.max())], wanted=4)
+    place = _placer(x_axis, y_axis)
     bars = []
     for count, a, b in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
@@ -169,12 +168,12 @@ def histogram(values: np.ndarray, label: str, x_label: str, things: str = "image
                 f'height="{max(y1 - y0, 0.5):.1f}"><title>{title}</title></rect>'
             )
     described = f"{label}: {len(values):,} values from {_plain(low)} to {_plain(high)}"
-    return _svg(_frame(x_axis, y_axis, x_label, "", width) + "".join(bars), described, "", width, height)
+    return _svg(_frame(x_axis, y_axis, x_label, "") + "".join(bars), described, "")
 
 
-def _placer(x_axis: Axis, y_axis: Axis, width: int = WIDTH) -> Callable[[float, float], str]:
+def _placer(x_axis: Axis, y_axis: Axis) -> Callable[[float, float], str]:
     """Return the function from values to "x,y" in the units of the view box."""
-    across, down = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def place(x: float, y: float) -> str:
         px = LEFT + across * (x - x_axis.low) / (x_axis.high - x_axis.low)
@@ -184,25 +183,25 @@ def _placer(x_axis: Axis, y_axis: Axis, width: int = WIDTH) -> Callable[[float, 
     return place
 
 
-def _frame(x_axis: Axis, y_axis: Axis, x_label: str, unit: str, width: int = WIDTH) -> str:
+def _frame(x_axis: Axis, y_axis: Axis, x_label: str, unit: str) -> str:
     """Return grid lines with the ticks' labels."""
-    place = _placer(x_axis, y_axis, width)
+    place = _placer(x_axis, y_axis)
     floor = HEIGHT - BOTTOM
     lines = []
     for tick in y_axis.ticks:
         y = float(place(x_axis.low, tick).split(",")[1])
-        lines.append(f'<path class="grid" d="M{LEFT},{y}H{width - RIGHT}"/>')
+        lines.append(f'<path class="grid" d="M{LEFT},{y}H{WIDTH - RIGHT}"/>')
         lines.append(f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{y_axis.text(tick)}{unit}</text>')
     for tick in x_axis.ticks:
         x = place(tick, y_axis.low).split(",")[0]
         lines.append(f'<text x="{x}" y="{floor + 15}" text-anchor="middle">{x_axis.text(tick)}</text>')
-    middle = (LEFT + width - RIGHT) / 2
+    middle = (LEFT + WIDTH - RIGHT) / 2
     lines.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join(lines)
 
 
-def _svg(body: str, label: str, attributes: str, width: int = WIDTH, height: int = HEIGHT) -> Markup:
-    box = f'viewBox="0 0 {width} {height}" data-plot="{LEFT} {TOP} {width - LEFT - RIGHT} {height - TOP - BOTTOM}"'
+def _svg(body: str, label: str, attributes: str) -> Markup:
+    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" data-plot="{LEFT} {TOP} {WIDTH - LEFT - RIGHT} {HEIGHT - TOP - BOTTOM}"'
     return Markup(f'<svg class="chart" role="img" aria-label="{escape(label)}" {box} {attributes}>{body}</svg>')
 
 

@@ -11,7 +11,7 @@ from ..templates import render
 from .charts import overlaid_chart, thinned
 from .embedding_map import colours
 from .run_summary import RunSummary, scores_of
-from .tables import Table, score_text, shown_value, with_effect
+from .tables import Table, score_table, shown_value, with_effect
 
 _CURVES = (("objective", "Objective"), ("normalizer_mean", "Normalizer"), ("grad_norm", "Gradient norm"))
 _PLACES = {("data", "out"), ("data", "workers")}
@@ -39,21 +39,13 @@ def names_of(summaries: list[RunSummary]) -> list[str]:
 
 def compared_scores(summaries: list[RunSummary]) -> Table | None:
     """Return the scores of each run's `eval.json`, else of its training, a row a score; None without any."""
-    found = [scores_of(s.evaluation or {}) or s.online_scores() for s in summaries]
-    pairs = list(zip(summaries, found, strict=True))
-    keys = [key for key in SCORES if any(key in scores for scores in found)]
-    rows = [[SCORES[key].title, *(_score(run, scores, key) for run, scores in pairs)] for key in keys]
-    caption = (
-        "Those of `sogclr eval`, ± the standard deviation over draws of the labels; or else the last during training."
-    )
-    return Table(caption, rows, ["score", *names_of(summaries)]) if rows else None
-
-
-def _score(summary: RunSummary, scores: dict[str, float], key: str) -> str:
-    if key not in scores:
-        return "–"
-    spread = (summary.evaluation or {}).get(f"{key}_std")
-    return score_text(key, scores[key]) + (f" ± {score_text(key, spread)}" if isinstance(spread, float) else "")
+    caption = "Those of sogclr eval, ± the standard deviation over draws of the labels; else the last during training."
+    evaluated = [summary.evaluation or {} for summary in summaries]
+    columns = [
+        (name, values if scores_of(values) else summary.online_scores())
+        for name, values, summary in zip(names_of(summaries), evaluated, summaries, strict=True)
+    ]
+    return score_table(caption, columns)
 
 
 def differences(summaries: list[RunSummary]) -> Table:

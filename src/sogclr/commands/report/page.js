@@ -1,4 +1,7 @@
 "use strict";
+// On paper all that can be unfolded is unfolded.
+addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("details")) folded.open = true; });
+
 // Charts: the value under the pointer.
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
   const { points, x, y, unit } = JSON.parse(svg.dataset.chart);
@@ -76,7 +79,7 @@ if (figure) {
     const ratio = window.devicePixelRatio || 1;
     width = figure.clientWidth; height = Math.round(Math.min(width, 780));
     side = width < 600 ? 20 : 26;
-    canvas.width = width * ratio; canvas.height = height * ratio; canvas.style.height = `${height}px`;
+    canvas.width = width * ratio; canvas.height = height * ratio; canvas.style.aspectRatio = `${width} / ${height}`;
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.imageSmoothingQuality = "high";
     canvas.classList.toggle("far", view.scale > 1);
@@ -151,31 +154,33 @@ if (figure) {
     draw();
   });
   // Neighbours of any image: cosines of the features in the page, of 8 bits each.
-  const around = document.getElementById("around"), count = map.names.length;
+  const around = document.getElementById("around"), title = document.getElementById("around-title"), count = map.names.length;
   const bytes = Uint8Array.from(atob(map.features), (c) => c.charCodeAt(0)), features = new Int8Array(bytes.buffer);
   const wide = features.length / count, rows = new Map(map.names.map((name, i) => [name, i]));
   const dot = (i, j) => { let sum = 0; for (let d = 0; d < wide; d++) sum += features[i * wide + d] * features[j * wide + d]; return sum; };
-  const figureOf = (i, cosine, first) => {
-    const box = document.createElement("figure"), small = document.createElement("canvas"), value = document.createElement("b");
+  const tileOf = (i, kind, caption) => {
+    const tile = document.createElement("button"), small = document.createElement("canvas"), text = document.createElement("span");
     small.width = small.height = map.tile;
-    small.className = canvas.className.replace("far", "");
     small.getContext("2d").drawImage(sprite, ...corner(i), map.tile, map.tile, 0, 0, map.tile, map.tile);
-    value.textContent = first ? "" : cosine.toFixed(2).replace("-", "−");
-    box.append(small, value, map.y[i] >= 0 ? map.classes[map.y[i]] : map.names[i].split("/").pop());
-    box.title = map.names[i];
-    box.className = first ? "first" : "";
-    box.addEventListener("click", () => showAround(i));
-    return box;
+    text.textContent = `${caption}${map.y[i] >= 0 ? map.classes[map.y[i]] : map.names[i].split("/").pop()}`;
+    tile.append(small, text);
+    tile.title = map.names[i];
+    tile.className = `tile ${kind}`;
+    tile.addEventListener("click", () => showAround(i));
+    return tile;
   };
   const showAround = (i) => {
-    const own = Math.sqrt(dot(i, i)) || 1, title = document.createElement("h3");
+    const own = Math.sqrt(dot(i, i)) || 1, first = tileOf(i, "query", "");
     const found = map.names.map((_, j) => [dot(i, j) / (own * Math.sqrt(dot(j, j)) || 1), j]).filter(([, j]) => j !== i);
     found.sort((a, b) => b[0] - a[0] || a[1] - b[1]);
     title.textContent = `Nearest to ${map.names[i]}`;
-    around.replaceChildren(title, figureOf(i, 1, true), ...found.slice(0, 12).map(([cosine, j]) => figureOf(j, cosine, false)));
-    around.hidden = false;
+    around.querySelector(".near").replaceChildren(first, ...found.slice(0, 12).map(([cosine, j]) => {
+      const known = map.y[i] >= 0 && map.y[j] >= 0;
+      return tileOf(j, known ? (map.y[i] === map.y[j] ? "same" : "other") : "", `${cosine.toFixed(2).replace("-", "−")}\n`);
+    }));
     around.dataset.row = i;
-    around.scrollIntoView({ block: "nearest" });
+    if (!around.open) around.showModal();
+    first.focus();
   };
   canvas.addEventListener("click", (e) => { const i = under(e.offsetX, e.offsetY); if (i >= 0) showAround(i); });
   for (const tile of document.querySelectorAll("[data-path]")) {
@@ -183,8 +188,9 @@ if (figure) {
     if (i === undefined) continue;
     tile.classList.add("known");
     tile.tabIndex = 0;
+    tile.setAttribute("role", "button");
     tile.addEventListener("click", () => showAround(i));
-    tile.addEventListener("keydown", (e) => { if (e.key === "Enter") showAround(i); });
+    tile.addEventListener("keydown", (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); showAround(i); } });
   }
   sprite.onload = draw;
   sprite.src = map.sheet;

@@ -54,7 +54,7 @@ def page(summary: RunSummary, data: ReportData, extremes_file: str = "") -> str:
         data=data,
         extremes_file=extremes_file,
         facts=list(_facts(summary, data)),
-        scores=score_table(summary),
+        scores=score_table("Evaluation", summary.evaluations()),
         split=(summary.evaluation or {}).get("split"),
         panels=list(_panels(summary)),
         neighbours=NEIGHBOURS,
@@ -86,7 +86,8 @@ def _facts(summary: RunSummary, data: ReportData) -> Iterator[Fact]:
         yield Fact("Encoder", str(summary.get("model", "model") or "?"), f"{size} × {size} pixels" if size else "")
     temperature = summary.get("loss", "temperature")
     shown = f"{temperature:.4g}" if isinstance(temperature, float) else temperature
-    yield Fact("Method", summary.method, f"temperature {shown}")
+    method, *more = summary.method.split(", ")
+    yield Fact("Method", method, ", ".join([*more, f"temperature {shown}"]))
     batch_size, optimizer = summary.get("run", "batch_size"), summary.get("optim", "optimizer")
     yield Fact("Batch size", str(batch_size or "?"), str(optimizer or ""))
     planned = summary.get("run", "epochs")

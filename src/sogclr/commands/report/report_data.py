@@ -219,7 +219,8 @@ def _sample(
     if encoder is None:
         found.notes.append(f"{missing} the run has saved no encoder yet.")
         return None
-    sample = draw_sample(manifest, encoder, most, workers=workers, device=device, progress=progress)
+    shown = [one.id for one in (*found.largest, *found.smallest) if isinstance(one, Thumbnail)]
+    sample = draw_sample(manifest, encoder, most, shown=shown, workers=workers, device=device, progress=progress)
     found.sampled = len(sample.ids)
     if sample.bad:
         first = ", ".join(f"{manifest.relative(id)} ({reason})" for id, reason in sample.bad[:3])

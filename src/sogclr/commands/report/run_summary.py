@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -111,16 +112,15 @@ class RunSummary:
         found = {key: self.series("eval", key) for key in SCORES}
         return {key: points[-1][1] for key, points in found.items() if points}
 
-    def evaluations(self) -> list[tuple[str, dict[str, float]]]:
-        """Return the rows of `eval.json`, (name, scores): this run's encoder first, then the baselines."""
+    def evaluations(self) -> list[tuple[str, dict[str, object]]]:
+        """Return the tables of `eval.json` that hold scores, (name, table): this run's encoder first, then the baselines."""
         if not self.evaluation:
             return []
         tables: list[tuple[str, object]] = [("this encoder", self.evaluation)]
         baselines = self.evaluation.get("baselines")
         if isinstance(baselines, dict):
             tables += [(name.replace("_", " "), table) for name, table in baselines.items()]
-        scored = [(name, scores_of(table)) for name, table in tables if isinstance(table, dict)]
-        return [(name, scores) for name, scores in scored if scores]
+        return [(name, table) for name, table in tables if isinstance(table, dict) and scores_of(table)]
 
     @property
     def scored(self) -> str:
@@ -181,7 +181,7 @@ class RunSummary:
         return [*lines, ("score", f"sogclr eval {run} {data} --baselines"), ("this page", f"sogclr report {run}")]
 
 
-def scores_of(table: dict[str, object]) -> dict[str, float]:
+def scores_of(table: Mapping[str, object]) -> dict[str, float]:
     """Return the known scores in a table, in the order of `SCORES`."""
     values = [(key, table.get(key)) for key in SCORES]
     return {key: float(value) for key, value in values if _finite(value)}

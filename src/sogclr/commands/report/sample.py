@@ -88,6 +88,7 @@ def draw_sample(
     encoder: Encoder,
     most: int,
     *,
+    shown: list[int],
     workers: int,
     device: str,
     progress: ProgressCallback | None = None,
@@ -98,11 +99,14 @@ def draw_sample(
         manifest: where the images are.
         encoder: on `device`.
         most: images.
+        shown: ids of images that the page shows anyway; they are the sample's last, up to a tenth of it.
         workers: processes that read images.
         device: what computes the features.
         progress: called with (images done, images to do).
     """
-    order = np.random.Generator(np.random.Philox(key=0)).permutation(manifest.usable)[:most]
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(manifest.usable)
+    last = np.array(shown[: most // 10], dtype=np.int64)
+    order = np.concatenate([order[~np.isin(order, last)][: most - len(last)], last])
     features, ids, bad = compute_features(
         encoder, manifest, np.sort(order), workers=workers, device=device, progress=progress
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from ...config.methods import ESTIMATORS, METHODS, options_of
 from ...config.objective import LossConfig
 from ...evaluation.scores import SCORES
 from ...progress import clock
-from .run_summary import RunSummary
+from .run_summary import RunSummary, scores_of
 
 ROWS_SHOWN = 20  # of files, and of steps
 
@@ -29,12 +29,24 @@ def score_text(key: str, value: float) -> str:
     return f"{100 * value:.1f}%" if SCORES[key].fraction else f"{value:.3g}".replace("-", "−")
 
 
-def score_table(summary: RunSummary) -> Table | None:
-    """Return the scores of `eval.json`, this run's in the first row; None without any."""
-    rows = summary.evaluations()
-    keys = [key for key in SCORES if any(key in scores for _, scores in rows)]
-    body = [[name, *(score_text(k, scores[k]) if k in scores else "–" for k in keys)] for name, scores in rows]
-    return Table("Evaluation", body, ["features", *(SCORES[key].title for key in keys)]) if rows else None
+def score_table(caption: str, columns: Sequence[tuple[str, Mapping[str, object]]]) -> Table | None:
+    """Return scores, each with its spread where one is known, a row a score; None without any.
+
+    Args:
+        caption: of the table.
+        columns: (title, values by key) of what was scored.
+    """
+    found = [(values, scores_of(values)) for _, values in columns]
+    keys = [key for key in SCORES if any(key in scores for _, scores in found)]
+    rows = [[SCORES[key].title, *(_with_spread(key, *both) for both in found)] for key in keys]
+    return Table(caption, rows, ["score", *(title for title, _ in columns)]) if rows else None
+
+
+def _with_spread(key: str, values: Mapping[str, object], scores: Mapping[str, float]) -> str:
+    if key not in scores:
+        return "–"
+    spread = values.get(f"{key}_std")
+    return score_text(key, scores[key]) + (f" ± {score_text(key, spread)}" if isinstance(spread, float) else "")
 
 
 def configuration(summary: RunSummary) -> list[Table]:
