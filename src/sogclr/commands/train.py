@@ -19,7 +19,7 @@ from ..data.bad_files import too_many_bad
 from ..data.manifest import Manifest
 from ..data.source import Source, load_source
 from ..errors import BadInput
-from ..files import clear_leftovers, file_lock
+from ..files import clear_leftovers, file_lock, flush, make_folder
 from ..hardware import choose_device
 from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint, load_newest, remove_older
@@ -221,7 +221,7 @@ def _begin(
         progress.info(line)
 
     # write the run's folder
-    run.path.mkdir(parents=True, exist_ok=True)
+    make_folder(run.path)
     held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     run.check_free()  # again: another process may have been faster
     clear_leftovers(run.path)
@@ -235,6 +235,7 @@ def _begin(
     if trainer.bad or source.rejected:
         trainer.write_bad()
     trainer.save()
+    flush(run.path)  # with the names of all that
     write_config(run, config, own)  # last: this makes it a run
     return trainer
 
