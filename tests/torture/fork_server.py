@@ -45,7 +45,7 @@ OPTIONS = {"epochs": 3, "save_every": 2, "eval_every": 1, "log_every": 1, "lr": 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where fsync takes no time
 PATIENCE = 300  # seconds that a command may take
 Act = Callable[[int, int | None], None]
-"""What is done before each event, and at the end: of its number, from 1 on, and the descriptor that is flushed, if one is."""
+"""What is done before each event: of its number, from 1 on, and the descriptor that is flushed, if one is; 0 is the end."""
 
 
 def nothing(count: int, flushed: int | None) -> None:
@@ -133,9 +133,8 @@ def in_a_process(argv: list[str], run: Path, act: Act) -> tuple[int, int, str]:
                 os.dup2(file.fileno(), 2)
             meddler = Meddler(run, act)
             code = cli.main(argv)
-            events = meddler.count
-            act(events + 1, None)
-            counted.write_text(str(events))
+            act(0, None)
+            counted.write_text(str(meddler.count))
             sys.stdout.flush()
         except BaseException:
             traceback.print_exc()
