@@ -334,6 +334,35 @@ def test_a_file_whose_reading_does_not_end_is_named_and_the_readers_end(tmp_path
     assert not [p for p in multiprocessing.active_children() if p.is_alive()]
 
 
+HANGS = """
+import os, sys
+from pathlib import Path
+from sogclr import progress
+from sogclr.data import watch
+from sogclr.data.loader import evaluation_loader
+from sogclr.data.manifest import Manifest
+watch.HANGS_AFTER, watch.LOOK_EVERY = 1.0, 0.3
+progress.of_command = True
+folder = Path(sys.argv[1])
+manifest = Manifest.scan(folder, cache=False)
+(folder / "5.png").unlink()
+os.mkfifo(folder / "5.png")
+next(evaluation_loader(manifest, manifest.usable, 16))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@linux
+def test_a_file_whose_reading_does_not_end_ends_a_command_without_readers(tmp_path):
+    for k in range(8):
+        png(tmp_path / f"{k}.png")
+    done = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr.startswith("sogclr: 5.png has been read for ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.integration
 @linux
