@@ -317,6 +317,13 @@ def test_a_program_that_ends_with_a_live_iterator_does_not_hang(folder):
     assert (process.returncode, out, err) == (0, "", "")
 
 
+def test_a_pass_in_inference_mode_leaves_later_ones_alone(manifest, monkeypatch):
+    monkeypatch.setattr(watch, "_mine", None)  # as in a process that has read nothing yet
+    with torch.inference_mode():
+        next(evaluation_loader(manifest, manifest.usable, 16))
+    assert len(take(manifest, 2)) == 2
+
+
 @linux
 def test_a_file_whose_reading_does_not_end_is_named_and_the_readers_end(tmp_path, monkeypatch):
     """As on a network disk that is gone: here it is a pipe that nobody writes to."""

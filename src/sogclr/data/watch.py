@@ -16,7 +16,7 @@ from ..errors import RunFailed
 
 HANGS_AFTER = 300.0  # seconds that one file may take
 LOOK_EVERY = 5.0  # seconds
-_mine: Tensor | None = None  # this reader's row
+_mine: Tensor | list[int] | None = None  # this reader's row
 _name: Callable[[int], str] = str  # of what the main process reads itself
 
 
@@ -44,15 +44,16 @@ def watch_here(name: Callable[[int], str]) -> None:
     global _mine, _name
     _name = name
     if _mine is None:
-        _mine = torch.full((2,), -1, dtype=torch.int64)
-        threading.Thread(target=_look, args=(_mine,), daemon=True).start()
+        row = [-1, -1]  # no tensor: it may be made in inference mode and be written to outside of it
+        _mine = row
+        threading.Thread(target=_look, args=(row,), daemon=True).start()
 
 
-def _look(row: Tensor) -> None:
-    seen, looks = row.tolist(), 0
+def _look(row: list[int]) -> None:
+    seen, looks = list(row), 0
     while True:
         time.sleep(LOOK_EVERY)
-        before, seen = seen, row.tolist()
+        before, seen = seen, list(row)
         looks = (
             looks + 1 if seen == before and seen[0] >= 0 else 0
         )  # counted, since the whole process may be stopped for long
