@@ -163,9 +163,8 @@ def look(run: RunFolder, promised: int, finished: bool) -> str:
     if run.step < promised or run.finished < finished:
         return f"is at step {run.step}, was at {promised}{' and finished' if finished else ''}"
     try:
-        if run.config_file.is_file():
-            load_source(run)
-            load_source(run.validation)
+        if run.config_file.is_file() and type(load_source(run)) is not type(load_source(run.validation)):
+            return "lists another kind of samples for --validation"
     except BadInput as error:
         return str(error)
     return ""

@@ -19,7 +19,7 @@ from ..data.bad_files import too_many_bad
 from ..data.manifest import Manifest
 from ..data.source import Source, load_source
 from ..errors import BadInput
-from ..files import clear_leftovers, file_lock, flush, make_folder
+from ..files import clear_leftovers, file_lock, make_folder
 from ..hardware import choose_device
 from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint, load_newest, remove_older
@@ -228,14 +228,13 @@ def _begin(
     run.clear_remains()
     trainer.task.write_inputs(run)
     if validation is not None:
-        run.validation.path.mkdir(exist_ok=True)
+        make_folder(run.validation.path)
         validation.save_to(run.validation)
     if config.begins_trained:
         trainer.task.save_weights(run.start_file)
     if trainer.bad or source.rejected:
         trainer.write_bad()
     trainer.save()
-    flush(run.path)  # with the names of all that
     write_config(run, config, own)  # last: this makes it a run
     return trainer
 
