@@ -9,10 +9,13 @@ demo: .venv/with-wordnet
 test: .venv/with-text .venv/with-research
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# A run killed, or refused by the system, at each event of the file system, and every file format fuzzed: hours.
+# A run killed, refused by the system, or cut off from power at each event of the file system, and every file format fuzzed:
+# hours. Each pass says how far it is.
 torture: .venv/with-text
-	for kind in images pairs; do $(BIN)/python tests/torture/fork_server.py --kind $$kind && $(BIN)/python tests/torture/fork_server.py --kind $$kind --twice || exit 1; done
-	for what in ENOSPC EIO EMFILE; do $(BIN)/python tests/torture/fork_server.py --what $$what || exit 1; done
+	for kind in images pairs; do \
+		for what in kill "kill --twice" ENOSPC EIO EMFILE; do $(BIN)/python tests/torture/fork_server.py --kind $$kind --what $$what || exit 1; done; \
+		$(BIN)/python tests/torture/power_cut.py --kind $$kind || exit 1; \
+	done
 	TORTURE_EXAMPLES=20000 $(BIN)/python -m pytest tests/torture/test_fuzz.py -n 2
 
 # Without what starts a process, needs a package of an extra, or takes long: an answer in about a minute.

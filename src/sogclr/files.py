@@ -78,6 +78,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, as far as there are none, and bring their names onto the disk."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        flush(made.parent)
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove the temporary files below `folder` that killed processes have left.
 

@@ -22,6 +22,8 @@ from rich.progress import (
 
 _BESIDE = 32  # columns that a shortest bar takes, with its times and spaces
 
+of_command = False
+"""Whether this process is a command of ours, which may end itself, and not somebody's program."""
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total), both in the same unit: images, steps, files."""
 

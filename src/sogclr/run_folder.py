@@ -15,7 +15,7 @@ from .checkpoint_file import load_checkpoint as load_checkpoint
 from .config.schema import TrainConfig
 from .config.toml import from_options, read_table
 from .errors import BadInput, RunFailed
-from .files import atomic_write, check_folder, flush
+from .files import atomic_write, check_folder, flush, make_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,7 +255,7 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
     """
     import torch
 
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    make_folder(run.checkpoints)
     path = run.checkpoint_file(state["step"])
     try:
         # torch's own writer, which takes a file name, does not say that the disk is full

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -260,6 +261,34 @@ def test_weights_that_do_not_fit_or_are_pickled_are_refused(data, tmp_path, caps
 
 class Dangerous:
     """What a pickle could run."""
+
+
+INTERRUPTED = """
+import os, signal, sys
+from sogclr.__main__ import main
+times = [float(text) for text in sys.argv.pop(1).split()]
+def press(*about):
+    if times:
+        signal.setitimer(signal.ITIMER_PROF, times.pop(0))
+    os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGPROF, press)
+signal.setitimer(signal.ITIMER_PROF, times.pop(0))
+code = main()
+signal.setitimer(signal.ITIMER_PROF, 0)
+sys.exit(code)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="timers")
+@pytest.mark.parametrize("times", ["0.03", "0.4", "1", "0.4 0.0003", "1 0.003"])
+def test_an_interruption_during_imports_and_another_are_no_traceback(times):
+    """The times are seconds of the processor, so that a busy machine changes nothing."""
+    command = [sys.executable, "-c", INTERRUPTED, times, "train", "nowhere", "--out", "run"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert result.returncode in ((130, -signal.SIGINT) if " " in times else (130,)), result.stderr
+    assert result.stderr in ("sogclr: interrupted\n", "")
 
 
 @pytest.mark.integration

@@ -131,6 +131,25 @@ def test_going_on_after_an_interruption_gives_the_same_file(
     assert not parts.exists()
 
 
+def test_a_part_that_is_damaged_is_computed_again(digits_run, digits_data, tmp_path, small_parts):
+    whole, out = tmp_path / "whole.npz", tmp_path / "cut.npz"
+    embed(digits_run, digits_data / "test", whole, workers=0)
+
+    def stop(done, total):
+        if done >= 40:
+            raise Stop
+
+    with pytest.raises(Stop):
+        embed(digits_run, digits_data / "test", out, workers=0, batch_size=8, progress=stop)
+    first, second = sorted((tmp_path / ".cut.npz.parts").glob("*.safetensors"))
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1 << 6  # of a number
+    first.write_bytes(content)
+    second.write_bytes(second.read_bytes()[:-1])
+    embed(digits_run, digits_data / "test", out, workers=0)
+    assert out.read_bytes() == whole.read_bytes()
+
+
 def test_parts_of_another_job_are_thrown_away(digits_run, digits_data, tmp_path, small_parts):
     whole, out = tmp_path / "whole.npz", tmp_path / "cut.npz"
     embed(digits_run, digits_data / "test", whole, workers=0)

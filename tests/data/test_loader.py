@@ -317,6 +317,13 @@ def test_a_program_that_ends_with_a_live_iterator_does_not_hang(folder):
     assert (process.returncode, out, err) == (0, "", "")
 
 
+def test_a_pass_in_inference_mode_leaves_later_ones_alone(manifest, monkeypatch):
+    monkeypatch.setattr(watch, "_mine", None)  # as in a process that has read nothing yet
+    with torch.inference_mode():
+        next(evaluation_loader(manifest, manifest.usable, 16))
+    assert len(take(manifest, 2)) == 2
+
+
 @linux
 def test_a_file_whose_reading_does_not_end_is_named_and_the_readers_end(tmp_path, monkeypatch):
     """As on a network disk that is gone: here it is a pipe that nobody writes to."""
@@ -332,6 +339,35 @@ def test_a_file_whose_reading_does_not_end_is_named_and_the_readers_end(tmp_path
         next(batches)
     del batches
     assert not [p for p in multiprocessing.active_children() if p.is_alive()]
+
+
+HANGS = """
+import os, sys
+from pathlib import Path
+from sogclr import progress
+from sogclr.data import watch
+from sogclr.data.loader import evaluation_loader
+from sogclr.data.manifest import Manifest
+watch.HANGS_AFTER, watch.LOOK_EVERY = 1.0, 0.3
+progress.of_command = True
+folder = Path(sys.argv[1])
+manifest = Manifest.scan(folder, cache=False)
+(folder / "5.png").unlink()
+os.mkfifo(folder / "5.png")
+next(evaluation_loader(manifest, manifest.usable, 16))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@linux
+def test_a_file_whose_reading_does_not_end_ends_a_command_without_readers(tmp_path):
+    for k in range(8):
+        png(tmp_path / f"{k}.png")
+    done = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr.startswith("sogclr: 5.png has been read for ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 import sogclr
+from sogclr.data import paths
 from sogclr.data.labels import read_labels
 from sogclr.data.manifest import Manifest
 from sogclr.data.pair_columns import ColumnNames
 from sogclr.data.pairs import Pairs
 from sogclr.data.shards import find_shards
 from sogclr.data.source import kind_of, open_source
-from sogclr.errors import BadInput
+from sogclr.errors import BadInput, RunFailed
 
 NO_COLUMNS = ColumnNames()
 
@@ -136,7 +137,7 @@ def test_tables_of_images(tmp_path, kind, several):
 def test_the_bytes_are_copied_once_and_again_where_the_cache_is_gone(tmp_path):
     pq.write_table(table(range(4)), tmp_path / "a.parquet")
     images = open_source(tmp_path / "a.parquet")
-    (copy,) = (tmp_path / "cache" / "unpacked").iterdir()
+    (copy,) = (tmp_path / "cache" / "unpacked").glob("*.images")
     before = copy.stat().st_mtime_ns
     open_source(tmp_path / "a.parquet")
     assert copy.stat().st_mtime_ns == before
@@ -144,6 +145,34 @@ def test_the_bytes_are_copied_once_and_again_where_the_cache_is_gone(tmp_path):
     again = images.rescan(NO_COLUMNS)
     assert not images.difference(again)
     assert images.file(2).read() == picture(2)
+
+
+def test_a_copy_that_is_damaged_is_noticed_and_made_anew(tmp_path):
+    pq.write_table(table(range(4)), tmp_path / "a.parquet")
+    images = open_source(tmp_path / "a.parquet")
+    (copy,) = (tmp_path / "cache" / "unpacked").glob("*.images")
+    whole = copy.read_bytes()
+    for at in range(0, len(picture(1)), 7):
+        damaged = bytearray(whole)
+        damaged[len(picture(0)) + at] ^= 1 << at % 8
+        copy.write_bytes(damaged)
+        assert images.file(0).read() == picture(0)
+        with pytest.raises(
+            RunFailed, match=r"the copy of the images of \S+a\.parquet in the cache was damaged, and is removed"
+        ):
+            images.file(1)
+        assert not copy.exists()
+    assert images.rescan(NO_COLUMNS).file(1).read() == picture(1)
+    assert copy.read_bytes() == whole
+
+    (checksums,) = copy.parent.glob("*.checksums")
+    damaged = bytearray(checksums.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    checksums.write_bytes(damaged)
+    paths._read_checksums.cache_clear()
+    assert images.file(1).read() == picture(1)  # nothing says that this is wrong
+    assert images.rescan(NO_COLUMNS).file(1).read() == picture(1)
+    assert checksums.read_bytes() != damaged
 
 
 def test_a_table_of_images_with_captions_is_pairs(tmp_path):

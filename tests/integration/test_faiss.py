@@ -63,8 +63,12 @@ def test_the_index_is_kept_until_the_file_changes(small, tmp_path):
 
     assert open_index(file, 500, never).nearest(query, 5) == first
     (kept,) = small.iterdir()
-    kept.write_bytes(b"damaged")
-    assert open_index(file, 500, lambda: rows).nearest(query, 5) == first
+    flipped = bytearray(kept.read_bytes())
+    flipped[len(flipped) // 2] ^= 1 << 6
+    for damaged in (b"damaged", b"", flipped):
+        kept.write_bytes(damaged)
+        assert open_index(file, 500, lambda: rows).nearest(query, 5) == first
+        assert kept.read_bytes() != damaged
     file.write_bytes(b"another")
     assert open_index(file, 500, lambda: rows[::-1].copy()).nearest(query, 1)[1] == [492]
     assert len(list(small.iterdir())) == 1  # the old one is gone

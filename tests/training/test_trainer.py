@@ -3,6 +3,8 @@ import dataclasses
 import json
 import math
 import os
+import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from sogclr.progress import Progress
 from sogclr.run_folder import RunFolder, load_checkpoint
 from sogclr.training.build import build
 from sogclr.training.divergence import SKIPS_IN_A_ROW
+from sogclr.training.loggers import open_logger
 from sogclr.training.momentum_encoder import MomentumEncoder
 from sogclr.training.resolve import image_size_for, resolve
 from sogclr.training.trainer import Trainer
@@ -606,3 +609,27 @@ def test_metrics_are_json_and_tensorboard_reads_the_events(data, tmp_path):
     train = [row for row in rows if row["kind"] == "train"]
     assert [s for s, _ in written] == [row["step"] for row in train] == list(range(1, 11))
     assert [v for _, v in written] == pytest.approx([row["objective"] for row in train])
+
+
+@pytest.mark.parametrize("rows", [2000, 60])
+def test_a_full_disk_is_one_sentence_although_tensorboard_writes_in_a_thread(rows, tmp_path, capfd):
+    """The limit on a file's size stands for a full disk; of few rows the last call tells it."""
+    import resource
+
+    hook = threading.excepthook
+    logger = open_logger("tensorboard", RunFolder(tmp_path), {})
+
+    def write():
+        with closing(logger):
+            for step in range(rows):
+                logger({"kind": "train", "step": step, "objective": 0.5})
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"TensorBoard in \S+ could not be written \(File too large\); free some"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capfd.readouterr().err == ""
+    assert threading.excepthook == hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,8 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 from .. import __version__
 from ..config.ranges import check_least
@@ -22,7 +22,7 @@ from ..data.bad_files import bad_files_beside, write_bad_files_beside
 from ..data.texts import Texts
 from ..errors import BadInput
 from ..evaluation.label_free import refuse_non_finite
-from ..files import atomic_write, check_output, file_lock, write_text
+from ..files import atomic_write, check_output, file_lock, read_sealed, seal, write_text
 from ..hardware import computing_on
 from ..models.encoder import Encoder
 from ..models.features import Features, compute_features, nothing_readable
@@ -214,8 +214,13 @@ class _Parts:
         return self.folder / f"{number:06d}.safetensors"
 
     def missing(self) -> list[int]:
-        """Return the numbers of the pieces that are still to be computed."""
-        return [k for k in range(self.count) if not self._file(k).is_file()]
+        """Return the numbers of the pieces that are still to be computed, damaged ones among them."""
+        return [k for k in range(self.count) if not self._is_whole(k)]
+
+    def _is_whole(self, number: int) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return bool(read_sealed(self._file(number)))
+        return False
 
     def write(self, number: int, features: np.ndarray, ids: np.ndarray, bad: list[tuple[int, str]]) -> None:
         """Save a piece: float (m, D), int64 (m,), and (id, reason) of images that cannot be read."""
@@ -223,19 +228,17 @@ class _Parts:
             self.folder.mkdir(parents=True)
             write_text(*self._job)
         with atomic_write(self._file(number)) as temporary:
-            save_file({"embedding": features, "id": ids}, temporary, metadata={"bad": json.dumps(bad)})
+            lost = np.frombuffer(json.dumps(bad).encode(), np.uint8)
+            save_file({"embedding": features, "id": ids, "bad": lost}, temporary)
+            seal(temporary)
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield `embedding` and `id` of all pieces, in order."""
-        return (load_file(self._file(k)) for k in range(self.count))
+        """Yield `embedding`, `id` and `bad` of all pieces, in order."""
+        return (load(bytes(read_sealed(self._file(k)))) for k in range(self.count))
 
     def bad(self) -> list[tuple[int, str]]:
         """Return (id, reason) of the images that cannot be read."""
-        found = []
-        for k in range(self.count):
-            with safe_open(self._file(k), framework="numpy") as file:
-                found += [(int(i), reason) for i, reason in json.loads(file.metadata()["bad"])]
-        return found
+        return [(int(i), reason) for part in self.read() for i, reason in json.loads(part["bad"].tobytes())]
 
     def remove(self) -> None:
         """Take all pieces away."""

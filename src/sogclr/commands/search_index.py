@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..files import atomic_write, cache_folder
+from ..files import atomic_write, cache_folder, read_sealed, seal
 
 EXACT_AT_MOST = 1_000_000
 """Rows of a file that are all compared with the query; above it faiss is used where it is installed."""
@@ -102,16 +103,15 @@ def _kept(faiss: Any, file: Path, rows: Callable[[], np.ndarray], info: Callable
     status, place = os.stat(file), hashlib.sha256(os.fsencode(os.path.abspath(file))).hexdigest()[:16]
     folder = cache_folder() / "search"
     kept = folder / f"{place}-{status.st_size:x}-{status.st_mtime_ns:x}.faiss"
-    if kept.is_file():
-        try:
-            return faiss.read_index(str(kept), faiss.IO_FLAG_MMAP)
-        except RuntimeError:  # damaged: as if it were not there
-            kept.unlink()
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # damaged: as if it were not there
+        read_sealed(kept)
+        return faiss.read_index(str(kept), faiss.IO_FLAG_MMAP)
     if info is not None:
         info(f"index     is built once, and kept in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:
         faiss.write_index(_build(faiss, rows()), str(temporary))
+        seal(temporary)
     for other in folder.glob(f"{place}-*.faiss"):
         if other != kept:
             other.unlink()

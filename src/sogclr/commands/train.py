@@ -19,7 +19,7 @@ from ..data.bad_files import too_many_bad
 from ..data.manifest import Manifest
 from ..data.source import Source, load_source
 from ..errors import BadInput
-from ..files import clear_leftovers, file_lock
+from ..files import clear_leftovers, file_lock, make_folder
 from ..hardware import choose_device
 from ..progress import Progress
 from ..run_folder import RunFolder, load_checkpoint, load_newest, remove_older
@@ -221,14 +221,14 @@ def _begin(
         progress.info(line)
 
     # write the run's folder
-    run.path.mkdir(parents=True, exist_ok=True)
+    make_folder(run.path)
     held.enter_context(file_lock(run.lock_file, f"trains in {run.path}"))
     run.check_free()  # again: another process may have been faster
     clear_leftovers(run.path)
     run.clear_remains()
     trainer.task.write_inputs(run)
     if validation is not None:
-        run.validation.path.mkdir(exist_ok=True)
+        make_folder(run.validation.path)
         validation.save_to(run.validation)
     if config.begins_trained:
         trainer.task.save_weights(run.start_file)

@@ -176,7 +176,11 @@ def read_batches(
     pin_memory = pin_memory and torch.cuda.is_available()  # torch warns about pinning without a device
     if workers == 0:
         for request in chain.from_iterable(passes):
-            batch = dataset[request]
+            watch.watch_here(name)
+            try:
+                batch = dataset[request]
+            finally:
+                watch.reads(-1)
             yield _pinned(batch) if pin_memory else batch
         return
     table = watch.new_watch(workers)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadInput
+from ..files import make_folder
 from ..progress import ProgressCallback
 from .column_files import RunFiles
 from .headers import check_headers
@@ -290,7 +291,7 @@ class Pairs:
             folder: for the Arrow files.
         """
         self.images.save(manifest_file)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.images.save(folder / IMAGES)
         head = {
             "fingerprint": self.fingerprint,

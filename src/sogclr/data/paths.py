@@ -11,9 +11,11 @@ import io
 import os
 import posixpath
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -21,14 +23,16 @@ from urllib.request import url2pathname
 
 import numpy as np
 
-from ..errors import BadImage, BadInput
-from ..files import cache_folder
+from ..errors import BadImage, BadInput, RunFailed
+from ..files import atomic_write, cache_folder, read_sealed, seal
 from .remote import CONNECTIONS, RemotePath, Status, is_url
 
 AnyPath = Path | RemotePath
 MISSING = "does not exist"
 TABLE_SUFFIXES = (".parquet", ".arrow")
 """Of files that may hold the bytes of images."""
+COPY_SUFFIX = ".images"
+"""Of a copy of the bytes of a table's images."""
 _SHARD = re.compile(r".*?\.(?:tar|parquet|arrow)(?=/)", re.DOTALL)
 
 
@@ -121,7 +125,61 @@ def statuses(names: list[str], root: RemotePath) -> list[Status | str]:
 def unpacked_file(path: AnyPath, version: int) -> Path:
     """Return where the bytes of a table's images are copied to."""
     about = identity(path) + f"\0{version}".encode()
-    return cache_folder() / "unpacked" / f"{hashlib.sha256(about).hexdigest()[:32]}.images"
+    return cache_folder() / "unpacked" / f"{hashlib.sha256(about).hexdigest()[:32]}{COPY_SUFFIX}"
+
+
+def write_checksums(copy: Path, table: np.ndarray) -> None:
+    """Write the checksums of a table's images beside the copy of their bytes.
+
+    Args:
+        copy: of the bytes.
+        table: int64 (2, n): where each begins there, ascending, and its CRC-32.
+    """
+    with atomic_write(_checksums_file(copy)) as temporary:
+        with open(temporary, "wb") as file:
+            np.save(file, table)
+        seal(temporary)
+
+
+def is_unpacked(copy: Path) -> bool:
+    """Return whether a table's images are copied, with their checksums."""
+    return copy.exists() and _checksums(copy) is not None
+
+
+def _checksums_file(copy: Path) -> Path:
+    return copy.with_suffix(".checksums")
+
+
+def _checksums(copy: Path) -> np.ndarray | None:
+    """Return what `write_checksums` wrote; None where it is damaged, or the copy is of an earlier version."""
+    try:
+        return _read_checksums(_checksums_file(copy))
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=4096)  # of one pass over a data set
+def _read_checksums(path: Path) -> np.ndarray:
+    found: np.ndarray = np.load(io.BytesIO(read_sealed(path)))
+    return found
+
+
+def _check_copied(copy: Path, start: int, content: bytes, shard: AnyPath) -> None:
+    """Check the bytes of an image that were copied from a table.
+
+    Raises:
+        RunFailed: they are damaged; the copy is removed, and made anew by the next command.
+    """
+    known = _checksums(copy)
+    if known is None:
+        return
+    place = int(np.searchsorted(known[0], start))
+    if place == known.shape[1] or known[:, place].tolist() != [start, zlib.crc32(content)]:
+        copy.unlink(missing_ok=True)
+        raise RunFailed(
+            f"the copy of the images of {shard} in the cache was damaged, and is removed ({copy}); "
+            "go on with the same command, or `sogclr resume`, which makes it anew"
+        )
 
 
 def place_of(
@@ -157,7 +215,7 @@ def file_at(
 
     Raises:
         BadImage: the shard, or the remote file, is gone.
-        RunFailed: the connection is lost.
+        RunFailed: the connection is lost, or the copy of a table's images is damaged.
     """
     if offsets is None and not isinstance(root, RemotePath):
         return os.path.join(root, relative)
@@ -167,8 +225,11 @@ def file_at(
             return io.BytesIO(place.read(start, None if offsets is None else int(sizes[row])))
         with open(place, "rb") as file:
             file.seek(start)
-            return io.BytesIO(file.read(int(sizes[row])))
+            content = file.read(int(sizes[row]))
     except OSError:
         if offsets is not None:
             raise BadImage(f"its shard {place.name} cannot be read") from None
         raise BadImage("no longer exists") from None
+    if offsets is not None and place.suffix == COPY_SUFFIX:
+        _check_copied(place, start, content, root / relative.rpartition("/")[0])
+    return io.BytesIO(content)

@@ -28,7 +28,7 @@ from ..progress import ProgressCallback
 from .images import IMAGE_SUFFIXES, NOT_NOW, may_pass
 from .listing import Listing, ListingBuilder, relative_to
 from .pair_columns import CAPTION_COLUMNS
-from .paths import TABLE_SUFFIXES, AnyPath, as_path, identity, status_of, unpacked_file
+from .paths import TABLE_SUFFIXES, AnyPath, as_path, identity, is_unpacked, status_of, unpacked_file
 from .remote import RemotePath
 from .table_images import has_captions, has_images, unpack
 from .tables import PairRows
@@ -195,7 +195,7 @@ def _index(shard: AnyPath) -> pa.Table:
     path = cache_folder() / "shards" / f"{hashlib.sha256(about).hexdigest()[:32]}.arrow"
     with contextlib.suppress(OSError, ValueError, pa.ArrowException):
         table = pa.ipc.open_file(pa.BufferReader(read_sealed(path))).read_all()
-        whole = shard.suffix not in TABLE_SUFFIXES or unpacked_file(shard, status.version).exists()
+        whole = shard.suffix not in TABLE_SUFFIXES or is_unpacked(unpacked_file(shard, status.version))
         if whole and (table.schema.metadata or {}).get(b"format") == _FORMAT:
             return table
     rows = unpack(shard) if shard.suffix in TABLE_SUFFIXES else _read(shard, status.size)

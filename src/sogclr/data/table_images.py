@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
+from array import array
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 from ..errors import BadInput
 from ..files import atomic_write
 from .pair_columns import CAPTION_COLUMNS, IMAGE_COLUMNS
-from .paths import AnyPath, status_of, unpacked_file
+from .paths import AnyPath, status_of, unpacked_file, write_checksums
 
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category")
 _ROWS = 64  # read at a time
@@ -63,11 +66,13 @@ def unpack(path: AnyPath) -> Iterator[dict[str, Any]]:
     _check_room(path, status.size, room)
     with atomic_write(target) as temporary, open(temporary, "wb") as images, path.open("rb") as file:
         try:
-            yield from _copy(path, file, images, room)
+            checksums = array("q")
+            yield from _copy(path, file, images, room, checksums)
         except (pa.ArrowException, OSError, UnicodeError) as error:  # the second also for what thrift cannot read
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise BadInput(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
+        write_checksums(target, np.array(checksums).reshape(-1, 2).T)
 
 
 def _check_room(path: AnyPath, size: int, room: int) -> None:
@@ -78,7 +83,9 @@ def _check_room(path: AnyPath, size: int, room: int) -> None:
         )
 
 
-def _copy(path: AnyPath, file: BinaryIO, images: BinaryIO, room: int) -> Iterator[dict[str, Any]]:
+def _copy(
+    path: AnyPath, file: BinaryIO, images: BinaryIO, room: int, checksums: array[int]
+) -> Iterator[dict[str, Any]]:
     row = 0
     for batch in _batches(path, file):
         pictures = batch.column(str(image_column(batch.schema)))
@@ -90,6 +97,8 @@ def _copy(path: AnyPath, file: BinaryIO, images: BinaryIO, room: int) -> Iterato
             key, offset, content = f"{row:09d}", images.tell(), picture.as_buffer() if picture.is_valid else b""
             _check_room(path, offset + len(content), room)  # compressed ones may be far larger than their file
             size = images.write(content)
+            if size:
+                checksums.extend((offset, zlib.crc32(content)))
             texts = None if caption is None else batch.column(caption)[k].as_py()
             value = None if label is None else batch.column(label)[k].as_py()
             yield {

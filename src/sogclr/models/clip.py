@@ -17,7 +17,7 @@ from torch.nn import functional
 from ..data.inputs import Inputs
 from ..data.pair_columns import IMAGE_TEXT
 from ..errors import BadInput, RunFailed
-from ..files import write_text
+from ..files import atomic_write, make_folder, write_text
 from ..run_folder import RunFolder, load_checkpoint
 from . import clip_hugging_face, clip_open_clip
 from .backbone import CLIP
@@ -68,9 +68,10 @@ class ClipSetup:
 
     def save(self, folder: Path) -> None:
         """Write `setup.json` and the files of the tokenizer to `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for name, content in self.files.items():
-            (folder / name).write_bytes(content)
+            with atomic_write(folder / name) as temporary:
+                temporary.write_bytes(content)
         table = {"library": self.library, "name": self.name, "config": self.config, "files": sorted(self.files)}
         write_text(folder / _SETUP, json.dumps(table | {"bias": self.bias}, indent=2))
 

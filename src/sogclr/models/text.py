@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..files import write_text
+from ..files import make_folder, write_text
 from .hugging_face import Pooling, find_encoder, import_transformers, pooling_of
 from .open_clip_package import cleaning
 
@@ -263,7 +263,7 @@ class TextSetup:
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `tokenizer.json` to `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_text(folder / "tokenizer.json", self.tokenizer.inner.to_str())
         write_text(folder / "config.json", json.dumps(self.info.to_table(), indent=2))
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..evaluation.worth import worth_of_run
+from ..files import flush
 from ..run_folder import RunFolder, load_checkpoint, save_checkpoint
 from .divergence import check_weights
 from .parts import Parts
@@ -38,6 +39,8 @@ def write_trained(model: nn.Module, task: Task, run: RunFolder) -> None:
     """
     if run.keeps_best():
         model.load_state_dict(load_checkpoint(run.best_checkpoint)["model"])
+    for path in (run.metrics_file, run.checkpoints):
+        flush(path)  # before what marks the run as finished: nobody looks at them again then
     task.finish(run)
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from ..errors import BadInput
+from ..errors import BadInput, RunFailed
 from ..files import write_text
 from ..run_folder import RunFolder
 
@@ -82,21 +84,51 @@ def tracker_id(run: RunFolder, make: Callable[[], str]) -> str:
 
 
 class TensorboardLogger:
-    """TensorBoard, in the run's folder; a run that goes on from step s first drops what was written after s."""
+    """TensorBoard, in the run's folder; a run that goes on from step s first drops what was written after s.
+
+    A thread of its own writes; what it cannot write is told by the next call, and ends the run.
+    """
 
     def __init__(self, tensorboard: Any, run: RunFolder, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # which imports the package
 
-        self.board = SummaryWriter(str(run.tensorboard), purge_step=run.step + 1 if run.step else None)
+        self.run, self._hook = run, threading.excepthook
+        self._error: OSError | None = None
+        threading.excepthook = self._hear
+        with self._one_sentence():
+            self.board = SummaryWriter(str(run.tensorboard), purge_step=run.step + 1 if run.step else None)
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Send a row of metrics."""
-        for name, value in numbers(row).items():
-            self.board.add_scalar(name, value, row["step"])
+        with self._one_sentence():
+            for name, value in numbers(row).items():
+                self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Close the file of events."""
-        self.board.close()
+        with self._one_sentence():
+            try:
+                self.board.close()
+            finally:
+                threading.excepthook = self._hook
+            if self._error is not None:
+                raise self._error
+
+    def _hear(self, about: threading.ExceptHookArgs) -> None:
+        if isinstance(about.exc_value, OSError) and type(about.thread).__module__.startswith("tensorboard"):
+            self._error = about.exc_value
+        else:
+            self._hook(about)
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFailed(
+                f"the events for TensorBoard in {self.run.tensorboard} could not be written ({error.strerror}); "
+                f"free some space, and `sogclr resume {self.run.path}` goes on (metrics.jsonl has the same numbers)"
+            ) from None
 
 
 class WandbLogger:
