@@ -29,6 +29,7 @@ test-triton: .venv/triton
 	mv $@.tmp $@
 
 # The real packages of other people's that this one is used with: trainers, experiment trackers, stores. An environment of their own.
+# PEERS=FOLDER, with clones of lightly and open_clip in it, runs these two projects' own tests of losses and retrieval on ours.
 test-integrations: .venv-integrations/installed
 	.venv-integrations/bin/python -m pytest tests/integration
 
