@@ -32,6 +32,7 @@ test-triton: .venv/triton
 	mv $@.tmp $@
 
 # The real packages of other people's that this one is used with: trainers, experiment trackers, stores. An environment of their own.
+# PEERS=FOLDER, with clones of lightly and open_clip in it, runs these two projects' own tests of losses and retrieval on ours.
 test-integrations: .venv-integrations/installed
 	.venv-integrations/bin/python -m pytest tests/integration
 
@@ -50,9 +51,10 @@ lint: .venv/installed
 docs: .venv-tools/installed
 	NO_MKDOCS_2_WARNING=1 .venv-tools/bin/mkdocs build --strict
 
-# The wheel and the source archive, in dist/, looked through, and the wheel used where there is no clone.
+# The wheel and the source archive, in dist/, looked through, and the wheel used where there is no clone, by PYTHON, with the versions of CONSTRAINTS.
+CONSTRAINTS ?= constraints.txt
 release-check: .venv-tools/installed
-	.venv-tools/bin/python .ci/release_check.py
+	.venv-tools/bin/python .ci/release_check.py --python $(PYTHON) --constraints $(CONSTRAINTS)
 
 .venv-tools/installed: constraints.txt constraints-integrations.txt constraints-tools.txt
 	$(PYTHON) -m venv .venv-tools

@@ -1,11 +1,13 @@
 """Build the source archive and the wheel, look through both, and use the wheel where there is no clone: `make release-check`.
 
 Into an environment that is made for it go the wheel, with the pinned versions of what it depends on, and no extra. There images
-are trained on, embedded and exported by the command line, and the loss is called from Python.
+are trained on, embedded, scored and exported by the command line, and the loss is called from Python. Its Python and the versions may be
+named: `make release-check PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt`.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -37,7 +39,7 @@ assert sogclr.__version__ == version("sogclr")
 assert "site-packages" in sogclr.__file__, sogclr.__file__
 z0, z1 = torch.randn(2, 8, 4, requires_grad=True)
 sogclr.GlobalContrastiveLoss(num_samples=8)(z0, z1, index=torch.arange(8)).backward()
-print(sogclr.load_encoder("run").encode_files(["photos/dark/1.png"]).shape)
+print("embedded by the loaded encoder:", tuple(sogclr.load_encoder("run").encode_files(["photos/dark/1.png"]).shape))
 """
 
 
@@ -73,22 +75,36 @@ def check_contents(wheel: Path, source: Path) -> None:
         print(f"{file.name}: {len(names)} files, {file.stat().st_size / 1000:.0f} kB")
 
 
-def use(wheel: Path, folder: Path) -> None:
-    """Install the wheel in a folder far from the clone, and use it there."""
-    run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+def use(wheel: Path, folder: Path, interpreter: str, constraints: Path) -> None:
+    """Install the wheel in a folder far from the clone, and use it there.
+
+    Args:
+        wheel: what is installed.
+        folder: an empty one.
+        interpreter: the Python of the environment.
+        constraints: the file of versions that pip is held to.
+    """
+    run(interpreter, "-m", "venv", folder / "venv", cwd=folder)
     python, sogclr = folder / "venv/bin/python", folder / "venv/bin/sogclr"
     pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    run(*pip, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+    run(*pip, "--constraint", constraints, wheel, cwd=folder)
     run(python, "-c", IMAGES, cwd=folder)
-    print(run(sogclr, "--version", cwd=folder).strip())
+    print(
+        f"{run(python, '--version', cwd=folder).strip()}, {constraints.name}, {run(sogclr, '--version', cwd=folder).strip()}"
+    )
     run(sogclr, "--help", cwd=folder)
     small = ("--epochs", 1, "--batch-size", 8, "--model", "resnet10_mini", "--device", "cpu", "--workers", 0)
     said = run(sogclr, "train", "photos", "--out", "board", "--logger", "tensorboard", cwd=folder, code=2)
     assert "--logger tensorboard needs a package that is not installed" in said, said
     run(sogclr, "train", "photos", "--out", "run", *small, cwd=folder)
-    for command in (("embed", "run", "photos", "--out", "e.parquet"), ("eval", "run", "photos"), ("report", "run")):
-        run(sogclr, *command, cwd=folder)
-    run(sogclr, "export", "run", "--format", "torchscript", cwd=folder)
+    for command in (
+        "embed run photos --out e.parquet",
+        "eval run photos",
+        "report run",
+        "export run --format torchscript",
+    ):
+        said = run(sogclr, *command.split(), cwd=folder)
+        print(f"sogclr {command}\n  {said.strip().splitlines()[-1]}")
     print(run(python, "-c", PYTHON, cwd=folder).strip())
     for file in ("e.parquet", "run/encoder.safetensors", "run/eval.json", "run/report.html"):
         assert (folder / file).stat().st_size > 0, file
@@ -96,6 +112,10 @@ def use(wheel: Path, folder: Path) -> None:
 
 def main() -> None:
     """Build, look through, use."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", default=sys.executable, help="what the wheel is used with")
+    parser.add_argument("--constraints", default="constraints.txt", help="the versions of what it depends on")
+    arguments = parser.parse_args()
     for old in DIST.glob("sogclr-*"):
         old.unlink()
     run(sys.executable, "-m", "build", "--outdir", DIST, cwd=ROOT)  # the wheel from the source archive
@@ -103,7 +123,7 @@ def main() -> None:
     print(run(sys.executable, "-m", "twine", "check", "--strict", wheel, source, cwd=ROOT).strip())
     check_contents(wheel, source)
     with tempfile.TemporaryDirectory() as folder:
-        use(wheel, Path(folder))
+        use(wheel, Path(folder), arguments.python, ROOT / arguments.constraints)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -58,6 +61,18 @@ def sogclr(
             f"exit code {result.returncode}, not {check}:\n{result.stdout}\n{result.stderr}"
         )
     return result
+
+
+def sogclr_here(*args: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    """As `sogclr`, in this process: for tests that are of the command and not of its process, whose start takes seconds."""
+    from sogclr.cli import main
+
+    out, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+        patch.setenv("COLUMNS", environment()["COLUMNS"])
+        code = main([str(arg) for arg in args])
+    assert code == check, f"exit code {code}, not {check}:\n{out.getvalue()}\n{error.getvalue()}"
+    return subprocess.CompletedProcess(args, code, out.getvalue(), error.getvalue())
 
 
 def environment() -> dict[str, str]:

@@ -62,9 +62,10 @@ def test_each_package_is_pinned_in_one_place():
 def test_the_workflow_tests_every_python_that_is_promised():
     jobs = read_yaml(".github/workflows/ci.yml")["jobs"]
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
-    assert jobs["newest"]["strategy"]["matrix"]["python"] == named
+    for job in ("newest", "build"):
+        assert jobs[job]["strategy"]["matrix"]["python"] == named
     assert PROJECT["requires-python"] == f">={named[0]}"
-    assert {"lint", "oldest", "build"} <= set(jobs)
+    assert {"lint", "oldest"} <= set(jobs)
 
 
 def test_a_tag_publishes_what_was_checked_without_a_token():

@@ -1,4 +1,4 @@
-"""Messages and progress bars while a command runs: a bar on a terminal, a line now and then elsewhere."""
+"""Messages and progress while a command runs: a bar on a terminal, a line that is rewritten in a notebook, one now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib import import_module
+from typing import Any
 
 import rich.progress
 from rich.console import Console, RenderableType
@@ -28,17 +29,46 @@ ProgressCallback = Callable[[int, int], None]
 """Called with (done, total), both in the same unit: images, steps, files."""
 
 
+class NotebookOutput:
+    """One output of a notebook's cell, rewritten in place: messages, and below them a line of progress."""
+
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+        self._line = ""
+        self._display: Any = None
+
+    def info(self, text: str) -> None:
+        """Add a message."""
+        self._messages.append(text)
+        self.show(self._line)
+
+    def stop(self) -> None:
+        """Remove the line of progress."""
+        if self._line:
+            self.show("")
+
+    def show(self, line: str) -> None:
+        """Write all messages again, and a line of progress."""
+        self._line = line
+        shown = {"text/plain": "\n".join(self._messages + [line] * bool(line))}
+        if self._display is None:
+            self._display = import_module("IPython.display").display(shown, raw=True, display_id=True)
+        else:
+            self._display.update(shown, raw=True)
+
+
 class Progress:
-    """Messages and progress bars on standard error: standard output is for results only.
+    """Messages and progress on standard error, or in a notebook's cell: standard output is for results only.
 
     Args:
         quiet: show nothing.
-        every: seconds between two lines of progress where standard error is no terminal.
+        every: seconds between two lines of progress where standard error is no terminal; a notebook's is rewritten each second.
     """
 
     def __init__(self, quiet: bool = False, every: float = 15.0) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.every = every
+        self._notebook = NotebookOutput() if self.console.is_jupyter and not quiet else None
+        self.every = every if self._notebook is None else min(every, 1.0)
         self._bar: rich.progress.Progress | None = None
         self._task: TaskID | None = None
         self._next_line = 0.0
@@ -51,7 +81,10 @@ class Progress:
 
     def info(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
-        self.console.print(text, markup=False)
+        if self._notebook is not None:
+            self._notebook.info(text)
+        else:
+            self.console.print(text, markup=False)
 
     def start(self, name: str, total: int, done: int = 0) -> None:
         """Begin a progress bar.
@@ -64,7 +97,7 @@ class Progress:
         self.stop()
         self._next_line = time.monotonic() + self.every
         self._started, self._first = time.monotonic(), done
-        if self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None):
+        if self.console.is_terminal and self._notebook is None:
             self._bar = rich.progress.Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -88,13 +121,16 @@ class Progress:
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self.every
             left = (time.monotonic() - self._started) / max(1, done - self._first) * (total - done)
-            self.info(f"{self._name} {done:,}/{total:,}, {clock(left)} left" + (f", {note}" if note else ""))
+            line = f"{self._name} {done:,}/{total:,}, {clock(left)} left" + (f", {note}" if note else "")
+            (self.info if self._notebook is None else self._notebook.show)(line)
 
     def stop(self) -> None:
-        """Remove the bar."""
+        """Remove the bar, or the line of progress."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
+        if self._notebook is not None:
+            self._notebook.stop()
 
     def callback(self, name: str) -> ProgressCallback:
         """Return a callback `(done, total)` that shows a bar of its own, and removes it when all is done."""
@@ -156,6 +192,10 @@ class RichText:
 
     def __rich__(self) -> RenderableType:
         raise NotImplementedError
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """Return what IPython and notebooks show."""
+        return {"text/plain": str(self)}
 
     def __str__(self) -> str:
         terminal = sys.stdout is not None and sys.stdout.isatty()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from digits import SMALL, environment, sogclr, words, write_digits
+from digits import SMALL, environment, sogclr, sogclr_here, words, write_digits
 
 from sogclr.cli import COMMANDS, main
 from sogclr.config.schema import BASIC_OPTIONS
@@ -306,7 +306,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stands(data, tmp_path):
     """The limit on a file's size stands for a full disk."""
     import resource
 
-    sogclr("train", data, "--out", tmp_path / "run", *words(SMALL | {"max_steps": 1}), check=0)
+    sogclr_here("train", data, "--out", tmp_path / "run", *words(SMALL | {"max_steps": 1}), check=0)
     out = tmp_path / "e.npz"
     out.write_bytes(b"old")
     limited = sogclr(
@@ -331,7 +331,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stands(data, tmp_path):
 def test_another_process_in_the_same_run_or_file_is_refused(data, tmp_path, capsys):
     """The lock is held by a process of its own, as locks are a process's."""
     run, out = tmp_path / "run", tmp_path / "e.npz"
-    sogclr("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)
+    sogclr_here("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)
     (run / "encoder.safetensors").rename(tmp_path / "encoder.safetensors")
     code = (
         "import contextlib, pathlib, sys; from sogclr.files import file_lock\n"
@@ -372,7 +372,7 @@ def test_a_locale_without_the_letters_is_no_error(tmp_path, monkeypatch):
 @pytest.mark.integration
 def test_a_configuration_that_does_not_fit_the_checkpoint_is_named(data, tmp_path, capsys):
     run = tmp_path / "run"
-    sogclr("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)
+    sogclr_here("train", data, "--out", run, *words(SMALL | {"max_steps": 1}), check=0)
     (run / "encoder.safetensors").unlink()
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(text.replace("head_dim = ", "head_dim = 1"))

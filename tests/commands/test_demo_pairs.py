@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from digits import sogclr
+from digits import sogclr, sogclr_here
 from PIL import Image
 
 from sogclr.commands.demo_pairs import base_of, write_emoji
@@ -69,5 +69,5 @@ def test_the_quick_demo_runs_and_says_whose_drawings_they_are(emoji, tmp_path):
 def test_an_unknown_language_is_refused():
     with pytest.raises(BadInput, match="--language xx is not known; give one of ar, de"):
         write_emoji(8, "xx")
-    result = sogclr("demo", "--language", "de", check=2)
+    result = sogclr_here("demo", "--language", "de", check=2)
     assert "--language de is for captions; give --pairs too" in result.stderr

@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from digits import sogclr
+from digits import sogclr, sogclr_here
 
 from sogclr.commands.demo import wordnet_is_missing
 from sogclr.commands.demo_texts import JUDGED, OURS, every_so_many, over_seeds, verdicts
@@ -69,4 +69,4 @@ def test_without_wordnet_the_demo_says_so_and_takes_digits(tmp_path, monkeypatch
 
 
 def test_two_demos_at_once_are_refused():
-    assert "three demos; give one" in sogclr("demo", "--pairs", "--texts", check=2).stderr
+    assert "three demos; give one" in sogclr_here("demo", "--pairs", "--texts", check=2).stderr

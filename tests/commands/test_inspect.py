@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from digits import SMALL, sogclr, write_digits
+from digits import SMALL, sogclr_here, write_digits
 
 import sogclr as package
 from sogclr.cli import main
@@ -72,7 +72,7 @@ def test_an_encoder(run):
 @pytest.mark.parametrize("what", ["data", "run", "encoder"])
 def test_the_command_prints_json_and_a_table(what, data, run, capsys):
     path = {"data": data, "run": run.path, "encoder": run.encoder_file}[what]
-    assert json.loads(sogclr("inspect", path, "--json", check=0).stdout) == json.loads(
+    assert json.loads(sogclr_here("inspect", path, "--json", check=0).stdout) == json.loads(
         json.dumps(inspect(path).to_json())
     )
     assert main(["inspect", str(path)]) == 0
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
     assert found.images == 12
     assert found.log_u is None
     assert newest.name in found.damaged_checkpoint
-    result = sogclr("inspect", copy)
+    result = sogclr_here("inspect", copy)
     assert result.returncode == 0
     assert "damaged" in result.stdout
 
@@ -112,7 +112,9 @@ def test_a_damaged_checkpoint_is_told_and_hides_nothing_else(run, tmp_path):
 @pytest.mark.slow
 def test_advice_is_measured_on_the_images(tmp_path):
     data = write_digits(tmp_path / "digits", digits=3, per_digit=50)
-    found = json.loads(sogclr("inspect", data, "--advise", "--minutes", "0.05", "--json", check=0).stdout)["advice"]
+    found = json.loads(sogclr_here("inspect", data, "--advise", "--minutes", "0.05", "--json", check=0).stdout)[
+        "advice"
+    ]
     assert list(found["rates"]) == ["16"]
     assert found["rates"]["16"] > 0
     assert found["batch_size"] == 16

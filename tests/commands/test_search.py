@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from captioned import PAIRS, write_pairs
-from digits import sogclr
+from digits import sogclr_here
 from PIL import Image
 from torch.nn import functional
 
@@ -93,7 +93,7 @@ def test_embeddings_of_other_weights_are_refused(run, data, embeddings, tmp_path
 @pytest.mark.integration
 @pytest.mark.slow
 def test_the_command_prints_paths_and_scores(run, data, tmp_path):
-    said = sogclr(
+    said = sogclr_here(
         "search",
         run,
         "a handwritten zero",

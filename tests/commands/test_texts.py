@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from captioned import PAIRS, write_pairs
-from digits import SMALL, sogclr
+from digits import SMALL, sogclr, sogclr_here
 from PIL import Image
 
 import sogclr as package
@@ -204,7 +204,9 @@ def test_the_commands_as_a_user_types_them(run, table, tmp_path):
     ).stdout
     assert said == f"{tmp_path / 'w.parquet'}: 18 embeddings of 128 numbers\n"
     query = "what they call cedarmoon here"
-    said = sogclr("search", run, query, "--in", tmp_path / "w.parquet", "--top", 3, "--device", "cpu", check=0).stdout
+    said = sogclr_here(
+        "search", run, query, "--in", tmp_path / "w.parquet", "--top", 3, "--device", "cpu", check=0
+    ).stdout
     lines = said.splitlines()
     assert len(lines) == 4
     score, text = lines[0].split("  ")
@@ -212,7 +214,9 @@ def test_the_commands_as_a_user_types_them(run, table, tmp_path):
     assert text.endswith(", a place")
     options = [word for key, value in TEXTS.items() for word in (f"--{key.replace('_', '-')}", value)]
     out = tmp_path / "run"
-    done = sogclr("train", table, "--columns", "definition,word", "--out", out, "--max-steps", 2, *options, check=0)
+    done = sogclr_here(
+        "train", table, "--columns", "definition,word", "--out", out, "--max-steps", 2, *options, check=0
+    )
     assert done.stdout.splitlines()[0] == f"encoders  {out / 'two_tower.safetensors'}"
     assert "pairs/s" in done.stderr
     assert "images/s" not in done.stderr

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from captioned import PAIRS, write_pairs
-from digits import SMALL, environment, sogclr, words, write_digits
+from digits import SMALL, environment, sogclr_here, words, write_digits
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
 
@@ -264,7 +264,7 @@ def make(data, side=0, **options):
 def test_a_run_finds_them_and_is_the_same_run(data, tmp_path, capsys):
     plain = package.train(data, tmp_path / "plain", quiet=True, **RUN)
     assert plain.config().data.cache == "none"
-    shown = sogclr("cache", data, check=0)
+    shown = sogclr_here("cache", data, check=0)
     assert "40 decoded images, at full size, from" in shown.stdout
     cached = package.train(data, tmp_path / "cached", **RUN)
     assert "cache     40 decoded images" in "".join(capsys.readouterr())
@@ -306,10 +306,10 @@ def test_a_run_on_pairs_finds_them_and_is_the_same_run(tmp_path, monkeypatch):
     plain = package.train(data, tmp_path / "plain", quiet=True, **options)
     with pytest.raises(BadInput, match="name one with --caption-column"):
         make(data)
-    shown = sogclr("cache", data, "--caption-column", "said", check=0).stdout
+    shown = sogclr_here("cache", data, "--caption-column", "said", check=0).stdout
     assert "39 decoded images, at full size, from" in shown
     assert f"1 could not be decoded, first: {damaged.relative_to(data.parent)}" in shown
-    shown = sogclr("train", data, "--out", tmp_path / "cached", *words(options), check=0).stderr
+    shown = sogclr_here("train", data, "--out", tmp_path / "cached", *words(options), check=0).stderr
     assert "cache     39 decoded images, at full size, from" in shown
     cached = RunFolder(tmp_path / "cached")
     assert (plain.config().data.cache, cached.config().data.cache) == ("none", "full")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from digits import SMALL, sogclr, words
+from digits import SMALL, sogclr_here, words
 from safetensors.torch import save_file
 
 import sogclr as package
@@ -116,7 +116,7 @@ def test_a_run_is_resumed_without_the_weights(published, hub, digits_data, tmp_p
 
 def test_without_a_network_the_file_to_bring_is_named(hub, digits_data, tmp_path):
     out = tmp_path / "run"
-    result = sogclr("train", digits_data, "--out", out, *words(RUN), "--pretrained", NAME, check=2)
+    result = sogclr_here("train", digits_data, "--out", out, *words(RUN), "--pretrained", NAME, check=2)
     assert "`hf download timm/test_resnet.r160_in1k model.safetensors`, bring the file, and give" in result.stderr
     assert f"--model {NAME} --pretrained FILE" in result.stderr
     assert "Traceback" not in result.stderr
@@ -129,8 +129,8 @@ def test_a_name_in_a_file_is_not_enough(published, digits_data, tmp_path):
     with pytest.raises(BadInput, match=f"names the weights {NAME}.*--pretrained {NAME}"):
         package.train(digits_data, tmp_path / "run", config=file, quiet=True, **RUN)
     args = ["train", digits_data, "--out", tmp_path / "run", *words(RUN | {"image_size": 32}), "--config", file]
-    assert "say so yourself" in sogclr(*args, check=2).stderr
-    assert f"{NAME} (timm's, licence apache-2.0); mean 0.5" in sogclr(*args, "--pretrained", NAME, check=0).stderr
+    assert "say so yourself" in sogclr_here(*args, check=2).stderr
+    assert f"{NAME} (timm's, licence apache-2.0); mean 0.5" in sogclr_here(*args, "--pretrained", NAME, check=0).stderr
 
 
 def test_a_file_with_the_name_of_its_weights_is_prepared_as_they_are(digits_data, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from captioned import PAIRS, write_pairs
-from digits import SMALL, sogclr, write_digits
+from digits import SMALL, sogclr_here, write_digits
 from PIL import Image
 from torch import nn
 
@@ -217,7 +217,7 @@ def test_commands_that_need_the_model_say_so(command, finished, data, tmp_path, 
 def test_a_run_on_a_data_set_of_ones_own_is_used_like_any_other(data, tmp_path, capsys):
     """But for what needs its images, which are in no file."""
     run = train("images", data, tmp_path / "run")
-    sogclr("embed", run.path, data, "--out", tmp_path / "f.npz", check=0)
+    sogclr_here("embed", run.path, data, "--out", tmp_path / "f.npz", check=0)
     assert main(["eval", str(run.path), str(data), "--json"]) == 0
     assert main(["report", str(run.path)]) == 0  # the page goes without pictures
     assert main(["inspect", str(run.path)]) == 0
@@ -230,7 +230,7 @@ def test_a_run_on_a_data_set_of_ones_own_is_used_like_any_other(data, tmp_path, 
 def test_resume_asks_for_the_very_parts(data, tmp_path):
     run = train("views", data, tmp_path / "run")
     run.encoder_file.unlink()
-    result = sogclr("resume", run.path, check=2)
+    result = sogclr_here("resume", run.path, check=2)
     assert "this run was trained with a model of your own (MyNet); pass it: sogclr.resume(" in result.stderr
     given = parts_of("views", data)
     for part, said in {"model": "MyNet", "loss": "MyLoss", "dataset": "Images"}.items():
@@ -343,7 +343,7 @@ def test_a_configuration_with_parts_of_ones_own_asks_for_them(data, tmp_path):
         with pytest.raises(BadInput, match=rf"of a run with a {part} of your own \(.*\); pass one: .*{part}=\.\.\."):
             package.train(data, tmp_path / "other", config=runs[name].config_file, quiet=True)
         words = ["train", data, "--out", tmp_path / "other", "--config", runs[name].config_file]
-        assert f"with a {part} of your own" in sogclr(*words, check=2).stderr
+        assert f"with a {part} of your own" in sogclr_here(*words, check=2).stderr
     assert not (tmp_path / "other").exists()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from captioned import PAIRS, write_pairs
-from digits import environment, sogclr, words
+from digits import environment, sogclr_here, words
 
 import sogclr as package
 from sogclr.cli import main
@@ -106,7 +106,7 @@ def test_killed_and_resumed_it_is_the_same_run_bit_for_bit(run, data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not other.encoder_file.exists()
-    assert "resuming" in sogclr("resume", other.path, "--workers", 0, check=0).stderr
+    assert "resuming" in sogclr_here("resume", other.path, "--workers", 0, check=0).stderr
     assert_equal_runs(run, other)
 
 
@@ -316,7 +316,7 @@ def test_rates_of_the_towers(run, data, tmp_path):
 @pytest.mark.integration
 def test_a_run_can_start_from_another(run, data, tmp_path):
     path = write_pairs(tmp_path / "data", per_digit=5)
-    result = sogclr(
+    result = sogclr_here(
         "train",
         path,
         "--out",

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from digits import SMALL, environment, sogclr, words, write_digits
+from digits import SMALL, environment, sogclr, sogclr_here, words, write_digits
 
 import sogclr as package
 from sogclr.errors import BadInput
@@ -94,7 +94,7 @@ def test_kill_9_in_mid_epoch_twice_then_resume(data, uninterrupted, tmp_path):
 
     with open(run.metrics_file, "a") as file:
         file.write('{"kind": "train", "step": 3')  # a line that the kill cut off
-    result = sogclr("resume", run.path, "--workers", 0, check=0)
+    result = sogclr_here("resume", run.path, "--workers", 0, check=0)
     assert "resuming" in result.stderr
     assert_equal_runs(run, uninterrupted)
     assert not list(run.path.rglob("*.tmp"))
@@ -131,7 +131,7 @@ def test_resume_before_the_first_checkpoint_starts_again(data, uninterrupted, tm
 @pytest.mark.integration
 def test_a_finished_run_is_left_alone(uninterrupted):
     before = uninterrupted.metrics_file.read_bytes()
-    result = sogclr("resume", uninterrupted.path, check=0)
+    result = sogclr_here("resume", uninterrupted.path, check=0)
     assert "is finished" in result.stderr
     assert uninterrupted.metrics_file.read_bytes() == before
 
@@ -161,7 +161,7 @@ def test_init_from_takes_weights_and_the_normalizers_of_common_images(stopped, t
     run, folder = stopped
     sorted((folder / "4").iterdir())[0].rename(folder / "4" / "zzz.png")
     options = RUN | {"epochs": 1, "lr": 1e-12, "gamma_schedule": "constant", "gamma": 1e-6}
-    result = sogclr(
+    result = sogclr_here(
         "train",
         folder,
         "--out",

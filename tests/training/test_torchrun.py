@@ -41,6 +41,8 @@ PLAIN = SMALL | {
     "eval_every": 3,
     "diagnose_every": 3,
 }
+ON_PAIRS = {k: v for k, v in PLAIN.items() if k not in ("labels", "diagnose_every")} | PAIRS
+ON_PAIRS |= {"model": PLAIN["model"], "image_size": 32, "method": "isogclr", "optimizer": "sgd", "max_steps": 4}
 
 # the same command, with a head without BatchNorm, whose statistics depend on how a batch is split, and one bad sample
 WITHOUT_BATCH_NORM = """
@@ -113,14 +115,15 @@ with distributed.process_group():
         assert distributed.all_gather_object(ended[-1].counts["skipped"]) == [0 if overflows else 1] * 2
 """
 
-# the command itself, twice in the same processes
-REFUSED = """
+# the command itself, several times in the same processes, which saves their start
+COMMANDS = """
 import json, sys
 from sogclr import distributed
 from sogclr.cli import main
 
 with distributed.process_group():
-    assert [main(command) for command in json.loads(sys.argv[1])] == [2, 2]
+    for code, command in json.loads(sys.argv[1]):
+        assert main(command) == code, command
 """
 METHODS = {
     "moco": {"method": "moco", "queue": 24, "symmetric": True, "key_schedule": "cosine"},
@@ -281,13 +284,33 @@ def test_two_processes_equal_one_without_batch_norm(tmp_path, monkeypatch):
     assert objectives[0] == pytest.approx(objectives[1], abs=1e-4)
 
 
-def test_two_processes_equal_one_on_pairs(tmp_path):
+@pytest.fixture(scope="module")
+def commands(data, uninterrupted, tmp_path_factory):
+    """Commands one after the other on two processes: the folder of their runs, and what they said."""
+    folder = tmp_path_factory.mktemp("commands")
+    held_out = write_digits(folder / "held_out", 6, start=8)
+    start = {"epochs": 1, "init_from": uninterrupted.path, "validation": held_out}
+    given = {
+        "refused": (2, data, RUN | {"batch_size": 9}),
+        "gone": (2, folder / "nowhere", RUN),
+        "pairs": (0, write_pairs(folder / "captioned", per_digit=2), ON_PAIRS),
+        "started": (0, data, RUN | start),
+    }
+    script = folder / "commands.py"
+    script.write_text(COMMANDS)
+    typed = [
+        (code, ["train", str(source), "--out", str(folder / name), *words(options)])
+        for name, (code, source, options) in given.items()
+    ]
+    _, error = finished(torchrun(json.dumps(typed), program=(script,)))
+    return folder, error
+
+
+def test_two_processes_equal_one_on_pairs(commands, tmp_path):
     """Neither tower has BatchNorm here, and every image and text has a temperature of its own."""
-    data, runs = write_pairs(tmp_path / "digits", per_digit=2), [RunFolder(tmp_path / name) for name in ("one", "two")]
-    options = {k: v for k, v in PLAIN.items() if k not in ("labels", "diagnose_every")} | PAIRS
-    options |= {"model": PLAIN["model"], "image_size": 32, "method": "isogclr", "optimizer": "sgd", "max_steps": 4}
-    package.train(data, runs[0].path, quiet=True, **options)
-    finished(torchrun("train", data, "--out", runs[1].path, *words(options)))
+    folder, _ = commands
+    runs = [package.train(folder / "captioned" / "captions.csv", tmp_path / "one", quiet=True, **ON_PAIRS)]
+    runs.append(RunFolder(folder / "pairs"))
     assert_near(*runs)
     assert state_of(runs[0])["loss"]["text_temperature.tau"].std() > 0
 
@@ -308,10 +331,9 @@ def test_every_rank_ends_with_the_same_state(data, tmp_path):
         assert all(np.isfinite(row["objective"]) for row in rows if "objective" in row)
 
 
-def test_a_start_is_kept_and_scored_once(data, uninterrupted, tmp_path):
-    run, options = RunFolder(tmp_path / "run"), RUN | {"epochs": 1, "init_from": uninterrupted.path}
-    held_out = write_digits(tmp_path / "held_out", 6, start=8)
-    _, error = finished(torchrun("train", data, "--out", run.path, "--validation", held_out, *words(options)))
+def test_a_start_is_kept_and_scored_once(commands, uninterrupted):
+    folder, error = commands
+    run = RunFolder(folder / "started")
     assert [(row["kind"], row["step"]) for row in run.metrics() if row["kind"] == "eval"] == [("eval", 0), ("eval", 5)]
     assert (
         error.count("on validation images, whose weights the run keeps")
@@ -323,15 +345,9 @@ def test_a_start_is_kept_and_scored_once(data, uninterrupted, tmp_path):
     assert start.fingerprint() == package.load_encoder(uninterrupted.path).fingerprint()
 
 
-def test_what_cannot_be_used_is_refused_once(data, tmp_path):
-    script, run = tmp_path / "refused.py", tmp_path / "run"
-    script.write_text(REFUSED)
-    commands = [
-        ["train", str(source), "--out", str(run), *words(options)]
-        for source, options in ((data, RUN | {"batch_size": 9}), (tmp_path / "gone", RUN))
-    ]
-    _, error = finished(torchrun(json.dumps(commands), program=(script,)))
+def test_what_cannot_be_used_is_refused_once(commands):
+    folder, error = commands
     assert error.count("--batch-size 9 is the batch of all processes together") == 1
     assert "give 8" in error
     assert error.count("sogclr: ") == 2  # the second found by the main process alone, and told to the other
-    assert not run.exists()
+    assert not [name for name in ("refused", "gone") if (folder / name).exists()]

@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from digits import SMALL, sogclr, words, write_digits
+from digits import SMALL, sogclr_here, words, write_digits
 
 import sogclr as package
 from sogclr.commands.report.run_summary import RunSummary
@@ -461,7 +461,7 @@ def assert_same(a, b):
 @pytest.mark.integration
 @pytest.mark.slow
 def test_ten_skipped_steps_in_a_row_stop_the_run_with_advice(data, tmp_path):
-    result = sogclr(
+    result = sogclr_here(
         "train",
         data,
         "--out",
@@ -508,7 +508,7 @@ def test_configuration_file_and_options_agree(data, tmp_path):
     table = first.config_table()
     assert table["run"]["seed"] == 5
     assert table["versions"]["torch"] == torch.__version__
-    sogclr("train", data, "--out", tmp_path / "second", "--config", first.config_file, check=0)
+    sogclr_here("train", data, "--out", tmp_path / "second", "--config", first.config_file, check=0)
     second = RunFolder(tmp_path / "second")
     assert second.config_table() | {"data": None} == table | {"data": None}
     a, b = (load_checkpoint(run.latest_checkpoint())["model"] for run in (first, second))

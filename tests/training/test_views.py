@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from digits import SMALL, sogclr, words, write_digits
+from digits import SMALL, sogclr_here, words, write_digits
 from reference import unit
 from two_ranks import run as run_two_ranks
 
@@ -102,7 +102,7 @@ def test_decoded_images_and_reader_processes_give_the_same_run(data, tmp_path, m
     runs.append(
         package.train(data, tmp_path / "workers", quiet=True, max_bad=0.1, cache="none", **CROPS | {"workers": 2})
     )
-    sogclr("cache", data, check=0)
+    sogclr_here("cache", data, check=0)
     assert require_decoded(Manifest.scan(data), "white", "full") is not None
     runs.append(package.train(data, tmp_path / "decoded", quiet=True, max_bad=0.1, cache="full", **CROPS))
     for run in runs[1:]:
@@ -114,16 +114,16 @@ def test_decoded_images_and_reader_processes_give_the_same_run(data, tmp_path, m
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_command_trains_and_a_resumed_run_is_the_same(kind, data, tmp_path):
     options = KINDS[kind] | {"max_bad": 0.1}
-    said = sogclr("train", data, "--out", tmp_path / "whole", *words(options), check=0)
+    said = sogclr_here("train", data, "--out", tmp_path / "whole", *words(options), check=0)
     rows = {"views": "4 views of 8 samples: 32 rows of 16 pixels", "crops": "3 views: 24 rows of 12 pixels"}[kind]
     assert rows in said.stdout + said.stderr
     stopped = tmp_path / "stopped"
-    sogclr("train", data, "--out", stopped, *words(options), check=0)
+    sogclr_here("train", data, "--out", stopped, *words(options), check=0)
     run = RunFolder(stopped)
     run.checkpoint_files()[-1].unlink()  # as if it had been killed after the one before
     assert load_checkpoint(run.latest_checkpoint())["step"] == 12
     run.encoder_file.unlink()
-    sogclr("resume", stopped, check=0)
+    sogclr_here("resume", stopped, check=0)
     assert_equal_runs(RunFolder(tmp_path / "whole"), run)
     assert any(row["step"] == 15 and math.isfinite(row["objective"]) for row in run.metrics() if row["kind"] == "train")
 

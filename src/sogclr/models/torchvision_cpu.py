@@ -8,6 +8,7 @@ those operators, so after that very error, and only then, their schemas are decl
 from __future__ import annotations
 
 import sys
+import warnings
 from types import ModuleType
 
 _MISSING = "operator torchvision::nms does not exist"
@@ -27,6 +28,10 @@ def import_timm() -> ModuleType:
             torch.library.define(f"torchvision::{name}", _SCHEMA)
         for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
             del sys.modules[name]
-    import timm
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "IProgress not found"
+        )  # tqdm's in a notebook, for bars that nothing here draws
+        import timm
 
     return timm
