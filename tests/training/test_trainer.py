@@ -105,9 +105,9 @@ METHOD_OPTIONS = [
     ({"method": "neuclip", "prototypes": 20, "accumulate": 2}, "NeuCLIP, neural normalizer"),
     (
         {"temperature_mode": "global", "gamma_schedule": "cosine-full"},
-        "SogCLR, learned temperature, γ 1 → 0.9, positive beside 150 negatives",
+        "SogCLR, learned temperature, γ 1 → 0.9",
     ),
-    ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer, positive beside 150 negatives"),
+    ({"estimator": "mini-batch"}, "SogCLR, mini-batch normalizer"),
     ({"num_negatives": 15.0}, "SogCLR, γ 0.9, positive beside 15 negatives"),
     ({"method": "isogclr", "num_negatives": 4e3}, "iSogCLR, γ 0.9, positive beside 4,000 negatives"),
 ]

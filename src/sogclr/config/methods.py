@@ -62,7 +62,6 @@ METHODS = _table(
         title="SogCLR",
         help="the global contrastive loss",
         options=_POSITIVE,
-        usual={"images": {"num_negatives": 150.0}},  # docs/results/extras.md; of pairs the positive is left out
         losses=_GLOBAL,
         estimator="moving-average",
     ),

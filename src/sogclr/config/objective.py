@@ -60,7 +60,7 @@ class LossConfig:
     num_negatives: Annotated[
         float | None, Range(0, above=True, infinite=True, note="255 is a batch of 256, inf leaves the positive out")
     ] = None
-    """Put the positive in the denominator beside so many negatives, as the softmax loss of a batch with that many does, at any batch size. The fewer, the less an anchor counts that has won. 150 of sogclr on images when left out, else inf: the positive is not there, as in the paper."""
+    """Put the positive in the denominator beside so many negatives, as the softmax loss of a batch with that many does, at any batch size. The fewer, the less an anchor counts that has won. inf, the positive is not there, as in the paper, when left out."""
     estimator: Annotated[
         str | None,
         _estimators,

@@ -59,8 +59,6 @@ class Method(Row):
     """Kind of DATA -> `module:name` of the loss."""
     estimator: str | None = None
     """Where the normalizers come from when `--estimator` is left out; None: it has a way of its own, and no choice."""
-    usual: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Kind of DATA -> option -> its value there when it is left out."""
     temperature_mode: str = "constant"
     """What the temperature does when `--temperature-mode` is left out."""
     temperature_modes: tuple[str, ...] = TEMPERATURE_MODES

@@ -67,7 +67,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     recipe = recipe_from_table(named_recipe(named, size), config.augment)
     groups = crop_groups(config.data.crops, config.data.views, size, recipe)
     cache, cache_lines = choose_cache(config, source, groups)
-    loss = resolve_loss(config.loss, source.kind)
+    loss = resolve_loss(config.loss)
     resolved = replace(
         config,
         data=replace(config.data, image_size=size, workers=workers, cache=cache),
@@ -161,8 +161,8 @@ def image_size_for(source: Source) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- the sections
-def resolve_loss(loss: LossConfig, kind: str) -> LossConfig:
-    """Return the section with the defaults of its method and estimator for this kind of DATA in the place of open options."""
+def resolve_loss(loss: LossConfig) -> LossConfig:
+    """Return the section with the defaults of its method and estimator in the place of open options."""
     method, estimator = METHODS[loss.method], estimator_of(loss.method, loss.estimator)
     meant: dict[str, Any] = {
         "estimator": estimator.name if estimator else None,
@@ -170,7 +170,6 @@ def resolve_loss(loss: LossConfig, kind: str) -> LossConfig:
         "temperature_mode": method.temperature_mode,
         **(estimator.defaults if estimator else {}),
         **method.defaults,
-        **method.usual.get(kind, {}),
     }
     return replace(loss, **{k: v for k, v in meant.items() if getattr(loss, k) is None})
 
