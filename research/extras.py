@@ -51,6 +51,9 @@ DATA: dict[str, dict[str, Any]] = {
 RESNET, VIT = "resnet10_mini", "vit_tiny_patch16_224"
 MODELS = {RESNET: "LARS at 0.3 sqrt(B)", VIT: "64 pixels, AdamW at the trainer's rate"}
 """Model -> what is said of its training."""
+SCALED, BESIDE = "SogCLR, the gradient scaled", "SogCLR, scaled, m = 150"
+COMPARED = ((SCALED, BASE), (BESIDE, SCALED), (BESIDE, BASE), ("SimCLR", SCALED), ("SimCLR", BASE))
+"""Rows whose difference is shown over the batch sizes together."""
 SHOWN = {"knn": "kNN", "linear": "linear", "few": "linear, ten labels a class"}
 
 
@@ -97,6 +100,28 @@ def against(rows: dict[str, dict[int, dict[str, float]]], row: str, score: str) 
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def together(cache: Cache) -> list[str]:
+    """Return a table of differences over all batch sizes, paired by batch size and seed."""
+    lines = [
+        "",
+        "## Batch sizes together",
+        "",
+        f"| | | less | pairs | {' | '.join(SHOWN.values())} |",
+        "|---" * (4 + len(SHOWN)) + "|",
+    ]
+    for data, model in itertools.product(DATA, MODELS):
+        of_batch = [dict(found(cache, Case(data, model, batch))) for batch in BATCHES]
+        for row, base in COMPARED:
+            pairs = [
+                (r[row][s], r[base][s]) for r in of_batch if {row, base} <= r.keys() for s in r[row].keys() & r[base]
+            ]
+            if len(pairs) < 3:
+                continue
+            cells = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*interval([a[s] - b[s] for a, b in pairs])) for s in SHOWN]
+            lines.append(f"| {data}, {model} | {row} | {base} | {len(pairs)} | {' | '.join(cells)} |")
+    return lines
+
+
 def report(cache: Cache) -> None:
     """Write page and CSV from the runs of the cache."""
     text = [
@@ -134,6 +159,7 @@ def report(cache: Cache) -> None:
                 )
                 for s in SCORES
             ]
+    text += together(cache)
     write_points("extras.csv", points)
     pages.write_page("extras.md", "\n".join([*text, ""]))
 
