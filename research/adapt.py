@@ -67,7 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Name -> options of `sogclr.train` beside the settings' own: all else is what the trainer chooses by itself."""
 SAME: dict[str, Any] = {"workers": 0, "threads": 1, "device": "cpu", "labels": "none", "quiet": True}
-SAME["lr_rule"] = "sqrt"  # what the trainer chose from nothing when the page was made
+SAME |= {"lr_rule": "sqrt", "gradient_scale": 1.0}  # what the trainer chose when the page was made
 MINI = {"model": "resnet10_mini", "image_size": 64, "batch_size": 64, "precision": "bf16"}
 LITE = {"model": "tf_efficientnet_lite0.in1k", "image_size": 96, "batch_size": 32, "precision": "fp32", "max_steps": 58}
 SMALL = {**LITE, "image_size": 64, "max_steps": None}
