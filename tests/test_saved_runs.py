@@ -65,7 +65,7 @@ def assert_as_expected(run, wanted, tolerance=TOLERANCE):
 def test_the_same_command_makes_the_same_run(name, stored, tmp_path):
     """With it what resuming does not need: first weights, defaults, the schedules' beginnings."""
     old = saved.lay_out(stored / f"{name}-interrupted", tmp_path / "old")
-    options = saved.COMMON | saved.RUNS[name] | {"lr_rule": "sqrt"}  # the only one in 0.1
+    options = saved.COMMON | saved.RUNS[name] | {"lr_rule": "sqrt", "gradient_scale": 1.0}  # the only ones in 0.1
     if options.get("method", "sogclr") == "sogclr":
         options["num_negatives"] = math.inf  # 0.1 left the positive out
     if name in saved.PAIRS:

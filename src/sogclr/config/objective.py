@@ -116,7 +116,7 @@ class OptimConfig:
     still_steps: Annotated[int | None, Range(0)] = None
     """First steps of a warm start, at learning rate 0: they fill the optimizer's moments. A fiftieth of the run, at most 30, of adamw (ema: an epoch, at most half the run), when left out."""
     gradient_scale: Annotated[float | None, Range(0, above=True)] = None
-    """Factor of the loss's gradient. A global loss is tau times a softmax loss: 1/tau, which makes it as large as theirs, when left out; else 1. Biases and normalisation under lars feel it, and sgd; adamw does not."""
+    """Factor of the loss's gradient. A global loss is tau times a softmax loss: with lars and sgd 1/tau, which makes it as large as theirs, when left out; else 1. Biases and normalisation under lars feel it, and all under sgd."""
     clip_grad: Annotated[float | None, Range(0, above=True)] = None
     """Largest norm of the gradient."""
     accumulate: Annotated[int, Range(1)] = 1

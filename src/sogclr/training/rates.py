@@ -41,13 +41,14 @@ def small_factor(optimizer: str, rule: str, small: bool) -> float:
     return SMALL_FACTOR if small and rule == "auto" and optimizer == "lars" else 1.0
 
 
-def gradient_scale(loss: LossConfig) -> float:
-    """Return the factor of a loss's gradient, 1/tau of a global loss, whose value is tau times a softmax loss, else 1.
+def gradient_scale(loss: LossConfig, optimizer: str) -> float:
+    """Return the factor of a loss's gradient, 1/tau of a global loss, whose value is tau times a softmax loss; 1 for AdamW, else.
 
-    LARS adapts the step of matrices and filters to any scale, but not that of biases and normalisation, which would move by tau
+    AdamW feels no factor. LARS adapts the step of matrices and filters to any scale, but not that of biases and normalisation, which would move by tau
     as much as with SimCLR's loss. At a batch size that leaves few steps this costs several points (docs/results/flat_line.md).
     """
-    return 1 / (loss.temperature or 1.0) if estimator_of(loss.method, loss.estimator) else 1.0
+    of_tau = optimizer != "adamw" and estimator_of(loss.method, loss.estimator) is not None
+    return 1 / (loss.temperature or 1.0) if of_tau else 1.0
 
 
 def weight_decay(optimizer: str) -> float:
@@ -81,8 +82,7 @@ def optimizer_words(optim: OptimConfig, batch_size: int, small: bool, epochs: fl
     layers = f", times {optim.layer_decay:g} a layer down" if optim.layer_decay != 1 else ""
     decay = f" ({name}'s)" if optim.weight_decay == weight_decay(name) else ""
     usual = " (a tenth of the run, 10 at most)" if optim.warmup_epochs == warmup(epochs) else ""
-    felt = name != "adamw" and optim.gradient_scale not in (None, 1.0)
-    scale = f", the gradient times {optim.gradient_scale:.4g}" if felt else ""
+    scale = f", the gradient times {optim.gradient_scale:.4g}" if optim.gradient_scale not in (None, 1.0) else ""
     return (
         f"{name}, lr {rate:.4g}{f' ({said[rate]})' if rate in said else ''}{layers}{scale}, "
         f"weight decay {optim.weight_decay:g}{decay}, {optim.warmup_epochs:g} warm-up epochs{usual}"

@@ -202,7 +202,7 @@ def _resolve_optim(
         optimizer=optimizer,
         lr=optim.lr or (rule * TUNED_SHARE if tuned and kind == "images" and optimizer == "adamw" else rule),
         layer_decay=optim.layer_decay or (TUNED_LAYER_DECAY if tuned else 1.0),
-        gradient_scale=optim.gradient_scale or gradient_scale(config.loss),
+        gradient_scale=optim.gradient_scale or gradient_scale(config.loss, optimizer),
         weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
         warmup_epochs=warmup(epochs) if optim.warmup_epochs is None else optim.warmup_epochs,
     )

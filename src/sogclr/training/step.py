@@ -61,7 +61,9 @@ class TrainStep:
         self.parts, self.meters = parts, meters
         self.encode: Encode = torch.compile(parts.model) if parts.compile else parts.model
         self.grad_cache = GradCache(parts.model, self.encode, parts.micro_batch) if parts.micro_batch else None
-        self.scaler = torch.amp.GradScaler(parts.device.type, init_scale=2.0**14, enabled=parts.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            parts.device.type, init_scale=2.0**14 / parts.gradient_scale, enabled=parts.precision == "fp16"
+        )
         self.optimizers = [parts.optimizer, *parts.loss_optimizers]
         # BatchNorm's statistics, which a forward pass changes; and where they are kept for a step that is skipped
         self.buffers = [b for module in (parts.model, *parts.task.companions()) for b in module.buffers()]
