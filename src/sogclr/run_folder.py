@@ -273,8 +273,11 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
         older = [p.name for p in run.checkpoint_files()]
         again = f"`sogclr resume {run.path}` goes on from {older[-1] if older else 'the start'}"
         again = again if run.config_file.is_file() else "start the run again"
+        reason = (
+            error.__context__ if isinstance(error.__context__, OSError) else error
+        )  # torch's own words are of its archive
         raise RunFailed(
-            f"the checkpoint {path} could not be written ({error}); free some space, then {again}"
+            f"the checkpoint {path} could not be written ({reason}); free some space, then {again}"
         ) from None
     remove_older(run, keep)
     return path

@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(data, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY)),
     )
     assert limited.returncode == 1, limited.stderr
-    assert "could not be written" in limited.stderr
+    assert "could not be written ([Errno 27] File too large); free some space" in limited.stderr
     assert "Traceback" not in limited.stderr
     assert {p.name: p.read_bytes() for p in run.checkpoint_files()} == before
     assert not list(run.path.rglob("*.tmp"))
