@@ -143,13 +143,20 @@ class RunFolder:
         return read_table(self.config_file)
 
     def config(self) -> TrainConfig:
-        """Read the resolved configuration."""
+        """Read the resolved configuration.
+
+        Raises:
+            BadInput: it is no configuration of this version.
+        """
         table = self.config_table()
         if (
             self.holds_pairs()
         ):  # version 0.1 did not look for what matches by another pair: such a run goes on as it was
             table["pairs"] = {"known_pairs": False, **table.get("pairs", {})}
-        return from_options({}, table)
+        try:
+            return from_options({}, table)
+        except BadInput as error:
+            raise BadInput(f"{self.config_file} is changed, or of another version: {error}") from None
 
     def holds_pairs(self) -> bool:
         """Return whether the run is on pairs."""
