@@ -85,7 +85,7 @@ class RunFolder:
             raise BadInput(
                 f"{self.path} holds another run; continue it with `sogclr resume {self.path}`, or give another --out"
             )
-        if file := next((p for p in (self.path, *self.path.parents) if p.is_file()), None):
+        if file := next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None):
             where = "is a file" if file == self.path else f"lies in {file}, which is a file"
             raise BadInput(f"--out {self.path} {where}; give a folder")
         before_config = {self.manifest_file, self.pairs_folder, self.text_folder, self.checkpoints, self.bad_file}
