@@ -8,7 +8,7 @@ import torch
 
 from sogclr.checkpoint_file import DamagedCheckpoint
 from sogclr.errors import BadInput
-from sogclr.files import atomic_folder, atomic_write, clear_leftovers
+from sogclr.files import atomic_folder, atomic_write, check_output, clear_leftovers
 from sogclr.run_folder import RunFolder, load_checkpoint, load_newest, save_checkpoint
 
 
@@ -140,3 +140,12 @@ def test_what_a_killed_start_on_pairs_left_is_not_taken_for_the_next_runs(tmp_pa
     (run.pairs_folder / "mine.csv").touch()
     with pytest.raises(BadInput, match=r"pairs holds other files \(mine.csv\); give a new or an empty --out"):
         run.clear_remains()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_folder_that_may_not_be_written_is_told_before_the_work(tmp_path):
+    check_output(tmp_path / "e.npz", [".npz"])
+    tmp_path.chmod(0o555)
+    with pytest.raises(BadInput, match=r"e.npz lies in a folder that may not be written or is read-only; give another"):
+        check_output(tmp_path / "e.npz", [".npz"])
+    tmp_path.chmod(0o755)

@@ -167,7 +167,7 @@ def completion(shell: str = "") -> str:
 
 def _flags(name: str) -> list[str]:
     if name == "train":
-        return [*flags(read_sections(from_options({"data": "", "out": ""}))), "--config", "--help", "--help-all"]
+        return [*flags(read_sections(from_options({"data": ".", "out": "."}))), "--config", "--help", "--help-all"]
     return [*flags(read_signature(COMMANDS[name].load(), COMMANDS[name].positional)), "--help"]
 
 
@@ -220,7 +220,7 @@ def _run_train(name: str, words: list[str]) -> None:
 
         check_given(table, OwnParts())
     needed = [option for option in ("data", "out") if option not in table.get("data", {})]
-    base = from_options(dict.fromkeys(needed, ""), table)
+    base = from_options(dict.fromkeys(needed, "."), table)
     options = [replace(option, default=REQUIRED) if option.name in needed else option for option in read_sections(base)]
     options.append(Option("config", str | None, "A TOML file with any of these options.", None))
     values = _parse(name, words, options, f"{COMMANDS[name].summary.capitalize()}.", (*BASIC_OPTIONS, "config"))
@@ -275,7 +275,7 @@ def _parse(
 def _sentence(box: str) -> str:
     """Return the parser's framed message as one sentence, without the help texts that it quotes."""
     lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
-    body = [line for line in lines[1:] if line and not re.match(r"For full helptext|sogclr \S+ --help$", line)]
+    body = [line for line in lines[1:] if line and not re.match(r"For full helptext|sogclr \S+ --help$|-+$", line)]
     text = re.sub(r"^Error parsing \S+: ", "", " ".join(body))
     what, _, near = text.partition("Perhaps you meant:")
     if near:
@@ -284,8 +284,10 @@ def _sentence(box: str) -> str:
     if choices := re.match(r"(invalid choice .*)\. Expected one of (\(.*\))", text):
         names = set(re.findall(r"'(.*?)'", choices[2])) - {"None"}
         return f"{choices[1]}; give one of {', '.join(sorted(names))}"
-    if invalid := re.match(r"(invalid literal.*?) Argument helptext: (--\S+|\S+)", text):
-        return f"{invalid[2]}: {invalid[1]}"
+    if number := re.search(r"(could not convert|invalid literal)[^:]*: (.*) Argument helptext: (\S+)", text):
+        return (
+            f"{number[3]} must be {'a' if number[1] == 'could not convert' else 'a whole'} number and was {number[2]}"
+        )
     return text
 
 

@@ -219,7 +219,7 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         suffixes: those allowed, with the dot.
 
     Raises:
-        BadInput: `path` has another suffix, is a folder, or lies in a folder that does not exist.
+        BadInput: `path` has another suffix, is a folder, or lies in a folder that does not exist or may not be written.
     """
     if path.suffix not in suffixes:
         raise BadInput(f"--out {path} ends in {path.suffix or 'nothing'!r}; give a name in {', '.join(suffixes)}")
@@ -227,6 +227,8 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise BadInput(f"--out {path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise BadInput(f"there is no folder {path.parent} for {path.name}; make it, or give another --out")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"--out {path} lies in a folder that may not be written or is read-only; give another --out")
 
 
 def check_folder(path: Path) -> None:

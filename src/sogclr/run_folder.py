@@ -85,7 +85,7 @@ class RunFolder:
             raise BadInput(
                 f"{self.path} holds another run; continue it with `sogclr resume {self.path}`, or give another --out"
             )
-        if file := next((p for p in (self.path, *self.path.parents) if p.is_file()), None):
+        if file := next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None):
             where = "is a file" if file == self.path else f"lies in {file}, which is a file"
             raise BadInput(f"--out {self.path} {where}; give a folder")
         before_config = {self.manifest_file, self.pairs_folder, self.text_folder, self.checkpoints, self.bad_file}
@@ -143,13 +143,20 @@ class RunFolder:
         return read_table(self.config_file)
 
     def config(self) -> TrainConfig:
-        """Read the resolved configuration."""
+        """Read the resolved configuration.
+
+        Raises:
+            BadInput: it is no configuration of this version.
+        """
         table = self.config_table()
         if (
             self.holds_pairs()
         ):  # version 0.1 did not look for what matches by another pair: such a run goes on as it was
             table["pairs"] = {"known_pairs": False, **table.get("pairs", {})}
-        return from_options({}, table)
+        try:
+            return from_options({}, table)
+        except BadInput as error:
+            raise BadInput(f"{self.config_file} is changed, or of another version: {error}") from None
 
     def holds_pairs(self) -> bool:
         """Return whether the run is on pairs."""
@@ -273,8 +280,11 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int, best: bool
         older = [p.name for p in run.checkpoint_files()]
         again = f"`sogclr resume {run.path}` goes on from {older[-1] if older else 'the start'}"
         again = again if run.config_file.is_file() else "start the run again"
+        reason = (
+            error.__context__ if isinstance(error.__context__, OSError) else error
+        )  # torch's own words are of its archive
         raise RunFailed(
-            f"the checkpoint {path} could not be written ({error}); free some space, then {again}"
+            f"the checkpoint {path} could not be written ({reason}); free some space, then {again}"
         ) from None
     remove_older(run, keep)
     return path

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,13 @@ def test_no_command_shows_the_usage(capsys):
     assert "usage: sogclr COMMAND" in capsys.readouterr().out
 
 
+def test_one_image_is_not_sent_to_a_batch_that_it_does_not_fill(data, tmp_path, capsys):
+    (tmp_path / "one").mkdir()
+    shutil.copy(next(data.rglob("*.png")), tmp_path / "one")
+    sentence = refused(capsys, "train", tmp_path / "one", "--out", tmp_path / "out")
+    assert sentence.endswith("one has 1 usable images, fewer than one batch of 256; add images")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -145,13 +153,25 @@ def test_no_command_shows_the_usage(capsys):
         (["train", "{data}", "--out", "{out}", "--optimizer", "larz"], "invalid choice 'larz'"),
         (
             ["train", "{data}", "--out", "{out}", "--epochs", "many"],
-            "--epochs: invalid literal for int() with base 10: 'many'",
+            "--epochs must be a whole number and was 'many'",
         ),
+        (
+            ["train", "{data}", "--out", "{out}", "--temperature", "warm"],
+            "--temperature must be a number and was 'warm'",
+        ),
+        (
+            ["train", "{data}", "--out", "{out}", "--image-size", "32x32"],
+            "--image-size must be a whole number and was '32x32'",
+        ),
+        (["train", "{data}", "--out", "{out}", "--lr", "it's"], '--lr must be a number and was "it\'s"'),
+        (["train", "", "--out", "{out}"], "a path of DATA was empty"),
+        (["train", "{data}", "--out", ""], "--out must be a folder and was empty"),
+        (["train", "{data}", "--out", "/dev/null"], "--out /dev/null is a file; give a folder"),
         (["train", "{tmp}/nowhere", "--out", "{out}"], "there is no folder or list file {tmp}/nowhere"),
         (["train", "{empty}", "--out", "{out}"], "{empty}"),
         (["train", "{data}", "--out", "{out}"], "16 usable images, fewer than one batch of 256"),
-        (["train", "{data}", "--out", "{out}", "--batch-size", "1"], "--batch-size was 1"),
-        (["train", "{data}", "--out", "{out}", "--batch-size", "0"], "--batch-size must be 1 or more and was 0"),
+        (["train", "{data}", "--out", "{out}", "--batch-size", "1"], "--batch-size must be 2 or more and was 1"),
+        (["train", "{data}", "--out", "{out}", "--batch-size", "0"], "--batch-size must be 2 or more and was 0"),
         (["train", "{data}", "--out", "{out}", "--batch-size", "8", "--model", "resnet19"], "did you mean resnet1"),
         (
             ["train", "{data}", "--out", "{out}", "--temperature", "0"],

@@ -1,6 +1,7 @@
 """`inspect` says what is there: images with their bad files, a run, an encoder."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -127,7 +128,8 @@ def test_advice_is_measured_on_the_images(tmp_path):
 def test_advice_needs_images_enough_and_no_run(data, run):
     with pytest.raises(BadInput, match="at least 128 images to measure on and found 11"):
         inspect(data, advise=True, quiet=True)
-    with pytest.raises(BadInput, match="--minutes must be greater than 0 and was 0"):
-        inspect(data, advise=True, minutes=0, quiet=True)
+    for minutes in (0, math.nan, math.inf):  # the last two would train for ever
+        with pytest.raises(BadInput, match=f"--minutes must be a finite number greater than 0 and was {minutes}"):
+            inspect(data, advise=True, minutes=minutes, quiet=True)
     with pytest.raises(BadInput, match="is a run and --advise trains on images"):
         inspect(run.path, advise=True)

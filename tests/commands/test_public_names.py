@@ -55,7 +55,7 @@ def test_the_command_is_the_function(name):
 
 
 def test_every_option_of_a_training_has_a_section():
-    config = from_options({"data": "", "out": ""})
+    config = from_options({"data": ".", "out": "."})
     options = read_sections(config)
     assert len({option.name for option in options}) == len(options) > 60
     assert [option.name for option in options if option.positional] == ["data"]

@@ -153,6 +153,10 @@ def test_a_query_image_that_cannot_be_read_is_refused(digits_run, digits_data, t
     ]:
         with pytest.raises(BadInput, match=message):
             search(digits_run, source=digits_data, image=tmp_path / name, device="cpu", workers=0)
+    with pytest.raises(
+        BadInput, match=r"there is no folder .*gone for page.html; make it"
+    ):  # before anything is embedded
+        search(digits_run, source=tmp_path / "nothing", text="x", out=tmp_path / "gone" / "page.html")
     with pytest.raises(BadInput, match=r"is no run's folder, .*; give --out"):
         search(digits_run / "encoder.safetensors", source=digits_data, image=tmp_path / "gone.png")
 

@@ -352,6 +352,10 @@ def test_a_run_can_start_from_another(run, data, tmp_path):
         ({"caption_column": "words"}, "has no column 'words'; its columns are image, caption"),
         ({"max_bad": 0.01}, "2 of 82 pairs cannot be read, more than --max-bad 1.0%, first: captions.csv:83"),
         ({"batch_size": 500}, "80 usable pairs, fewer than one batch of 500"),
+        (
+            {"batch_size": 20, "accumulate": 5},
+            "80 usable pairs, fewer than the 100 of one step: .*; give --accumulate 4 or",
+        ),
         ({"text_width": 100}, None),
         ({"text_width": 200}, "--text-width must be a multiple of 64"),
         ({"diagnose_every": 1}, "--diagnose-every measures losses on two views"),

@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(data, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY)),
     )
     assert limited.returncode == 1, limited.stderr
-    assert "could not be written" in limited.stderr
+    assert "could not be written ([Errno 27] File too large); free some space" in limited.stderr
     assert "Traceback" not in limited.stderr
     assert {p.name: p.read_bytes() for p in run.checkpoint_files()} == before
     assert not list(run.path.rglob("*.tmp"))
@@ -244,3 +244,25 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint_and_clears_what_a_kill_l
     assert "step-00000060.pt is damaged, and is now damaged-step-00000060.pt" in capsys.readouterr().err
     assert_equal_runs(run, uninterrupted)
     assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('device = "cpu"', 'device = "cuda:99"', "--device cuda:99 is not there .*; give --device auto"),
+        ("[loss]", "[loss]\nflux = 3", r"config.toml is changed, or of another version: \[loss\] .* no option 'flux'"),
+        ("temperature = 0.1", "temperature = -1", "config.toml is changed, .*: --temperature must be greater than 0"),
+    ],
+    ids=["a machine without its device", "an option of a newer version", "a value that cannot be"],
+)
+def test_a_configuration_that_cannot_go_on_here_is_said(old, new, said, uninterrupted, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(uninterrupted.path, run.path)
+    run.encoder_file.unlink()
+    text = run.config_file.read_text()
+    assert old in text
+    run.config_file.write_text(text.replace(old, new, 1))
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(BadInput, match=said):
+        package.resume(run.path, quiet=True)
+    assert sorted(run.path.rglob("*")) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -85,8 +86,8 @@ def advise(
     Raises:
         BadInput: too few samples, or no time.
     """
-    if minutes <= 0:
-        raise BadInput(f"--minutes must be greater than 0 and was {minutes:g}")
+    if not 0 < minutes < math.inf:
+        raise BadInput(f"--minutes must be a finite number greater than 0 and was {minutes:g}")
     sizes = [b for b in BATCHES if count >= LEAST_STEPS * b]
     if not sizes:
         raise BadInput(f"advice needs at least {LEAST_STEPS * BATCHES[0]} {kind} to measure on and found {count}")

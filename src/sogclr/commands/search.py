@@ -21,7 +21,7 @@ from ..data.listing import list_paths
 from ..data.manifest import Manifest
 from ..data.pair_columns import Kind
 from ..errors import BadImage, BadInput
-from ..files import write_text
+from ..files import check_output, write_text
 from ..hardware import computing_on
 from ..models.encoder import Encoder
 from ..models.features import compute_features
@@ -118,7 +118,9 @@ def search(
 def _page(run: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
     if out is None and not Path(run).is_dir():
         raise BadInput(f"{run} is no run's folder, which the page could be written to; give --out PAGE.html")
-    return RunFolder(run).search_file if out is None else Path(out)
+    page = RunFolder(run).search_file if out is None else Path(out)
+    check_output(page, [".html"])
+    return page
 
 
 def embed_query(tower: Encoder | TextTower, query: str, device: torch.device) -> Tensor:

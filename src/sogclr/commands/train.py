@@ -145,8 +145,8 @@ def resume(
         config = folder.config()
         if workers is not None:
             config = replace(config, data=replace(config.data, workers=workers))
-        if device is not None:
-            config = replace(config, run=replace(config.run, device=str(choose_device(device))))
+        found = str(choose_device(device or config.run.device))  # the run's own may be another machine's
+        config = replace(config, run=replace(config.run, device=found))
         optim: dict[str, Any] = {
             name: value for name, value in (("lr", lr), ("clip_grad", clip_grad)) if value is not None
         }

@@ -10,6 +10,9 @@ from typing import Any, Literal, get_type_hints
 from ..errors import BadInput
 from .rows import Row
 
+_TINIEST, _HUGEST = 1e-37, 1e37
+"""Between these in size a number and its inverse are normal ones of float32, in which the device computes."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -84,7 +87,7 @@ def check_fields(section: Any) -> None:
     """Check every field of a dataclass against its annotation.
 
     Raises:
-        BadInput: a number is not finite or out of its range, or a name is in no table.
+        BadInput: a number is not finite, not one of float32, or out of its range, or a name is in no table.
     """
     limits = limits_of(type(section))
     for name, value in vars(section).items():
@@ -92,6 +95,10 @@ def check_fields(section: Any) -> None:
         endless = value == math.inf and any(getattr(limit, "infinite", False) for limit in limits[name])
         if isinstance(value, float) and not math.isfinite(value) and not endless:
             raise BadInput(f"{option} must be a finite number and was {value}")
+        if isinstance(value, float) and math.isfinite(value) and value and not _TINIEST <= abs(value) <= _HUGEST:
+            raise BadInput(
+                f"{option} must be from {_TINIEST:g} to {_HUGEST:g} in size, for float32 to hold it, and was {value}"
+            )
         for limit in limits[name] if value is not None else ():
             if refusal := limit.refusal(value):
                 raise BadInput(f"{option} {refusal}")

@@ -53,6 +53,8 @@ def _cache_refusal(value: str) -> str | None:
 
 
 def _out_refusal(value: str) -> str | None:
+    if not value:
+        return "must be a folder and was empty"
     return f"must be a folder on this disk and was {value}" if is_url(value) else None
 
 
@@ -150,7 +152,7 @@ class RunConfig:
     """Passes over the data."""
     max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps, if that is sooner than --epochs."""
-    batch_size: Annotated[int, Range(1)] = 256
+    batch_size: Annotated[int, Range(2, note="contrastive learning needs other images as negatives")] = 256
     """Images (or pairs) in a batch, of all processes together."""
     batches: Batches = "random"
     """What is in a batch together: random samples; or neighbours, from the second epoch on: groups of samples whose embeddings are near, so that hard negatives meet."""
@@ -183,10 +185,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.batch_size == 1:
-            raise BadInput(
-                "--batch-size was 1, and contrastive learning needs other images as negatives; use 2 or more"
-            )
         if self.shard_state and self.diagnose_every:
             raise BadInput(
                 "--diagnose-every needs all normalizers on the main process and --shard-state divides them; leave one out"

@@ -271,8 +271,8 @@ def _orientation(image: Image.Image) -> int:
 
 # ------------------------------------------------------------------------------------------------------------ reasons
 def _bomb(width: int | None, height: int | None, limit: int | None) -> str:
-    size = f"{width} x {height} pixels" if width else f"more than {2 * (limit or 0):,} pixels"
-    return f"is too large ({size}; the limit against decompression bombs is {limit:,})"
+    size = f"{width} x {height}, " if width else ""
+    return f"is too large ({size}more than the {limit:,} pixels of the limit against decompression bombs)"
 
 
 def _unidentified(path: ImageFile) -> str:

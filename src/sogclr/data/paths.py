@@ -40,9 +40,11 @@ def as_path(data: str | os.PathLike[str]) -> AnyPath:
     """Return DATA as a path: of this disk, also for `file://`, or remote for any other URL.
 
     Raises:
-        BadInput: a pipe, which would run a program, or a chain of URLs.
+        BadInput: nothing, a pipe, which would run a program, or a chain of URLs.
     """
     text = os.fspath(data)
+    if not text:  # an unset variable of a shell; Path("") would be the working folder
+        raise BadInput("a path of DATA was empty; give a folder, a list, a table or a URL, or . for the working folder")
     if text.startswith("pipe:"):
         raise BadInput(f"{text} would run a program, and DATA is only read; give the files themselves, or their URL")
     if isinstance(data, RemotePath) or not is_url(text):

@@ -184,9 +184,14 @@ def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
     if usable < batch:
         raise BadInput(
             f"{config.data.data} has {usable} usable {source.kind}, fewer than one batch of {batch}; "
-            f"add {source.kind} or give --batch-size {max(2, usable // 2)}"
+            f"add {source.kind}" + (f" or give --batch-size {max(2, usable // 2)}" if usable > 1 else "")
         )
-    return max(1, usable // (batch * config.optim.accumulate))
+    if usable < (step := batch * config.optim.accumulate):
+        raise BadInput(
+            f"{config.data.data} has {usable} usable {source.kind}, fewer than the {step} of one step: "
+            f"--batch-size {batch} times --accumulate {config.optim.accumulate}; give --accumulate {usable // batch} or less"
+        )
+    return usable // step
 
 
 def _resolve_optim(
