@@ -50,7 +50,6 @@ def digits_run(digits_data, tmp_path_factory):
         "optimizer": "adamw",
         "lr": 3e-3,
         "precision": "fp32",
-        "num_negatives": float("inf"),
     }
     return sogclr.train(digits_data, out, quiet=True, **options).path
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 
 def main() -> int:
@@ -15,16 +16,17 @@ def main() -> int:
     """
     interrupted = False
 
-    def interrupt(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if _imports(frame):
+            _end_here()
         raise KeyboardInterrupt
 
     def unraisable(about: Any) -> None:
         if interrupted or issubclass(about.exc_type, KeyboardInterrupt):  # Python would go on without it
-            print("sogclr: interrupted", file=sys.stderr, flush=True)
-            os._exit(130)
+            _end_here()
         sys.__unraisablehook__(about)
 
     sys.unraisablehook = unraisable
@@ -36,7 +38,7 @@ def main() -> int:
 
         progress.of_command = True
         return run()
-    except BaseException:  # also what a module makes of an interruption while it is imported
+    except BaseException:  # also what else is made of an interruption
         if not interrupted:
             raise
         print("sogclr: interrupted", file=sys.stderr, flush=True)
@@ -44,6 +46,20 @@ def main() -> int:
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left but to end
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported, which may catch any exception and go on without it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end_here() -> NoReturn:
+    print("sogclr: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 if __name__ == "__main__":

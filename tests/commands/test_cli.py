@@ -316,8 +316,9 @@ def test_output_to_a_closed_pipe_is_no_error(data):
     command = [sys.executable, "-m", "sogclr", "inspect", str(data), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         process.stdout.close()
-        assert "Traceback" not in process.stderr.read().decode()
-        assert process.wait() == 0
+        said = process.stderr.read().decode()
+        assert "Traceback" not in said
+        assert process.wait() == 0, said
 
 
 @pytest.mark.integration
