@@ -252,8 +252,14 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint_and_clears_what_a_kill_l
         ('device = "cpu"', 'device = "cuda:99"', "--device cuda:99 is not there .*; give --device auto"),
         ("[loss]", "[loss]\nflux = 3", r"config.toml is changed, or of another version: \[loss\] .* no option 'flux'"),
         ("temperature = 0.1", "temperature = -1", "config.toml is changed, .*: --temperature must be greater than 0"),
+        ("temperature = 0.1", "", r"\[loss\] temperature is left out of the configuration, .*; put it back"),
     ],
-    ids=["a machine without its device", "an option of a newer version", "a value that cannot be"],
+    ids=[
+        "a machine without its device",
+        "an option of a newer version",
+        "a value that cannot be",
+        "a choice taken out",
+    ],
 )
 def test_a_configuration_that_cannot_go_on_here_is_said(old, new, said, uninterrupted, tmp_path):
     run = RunFolder(tmp_path / "run")

@@ -174,6 +174,12 @@ def test_every_parameter_moves_as_with_the_rivals_loss_where_the_normalizer_is_t
     assert any((of_loss["unscaled"][k] - of_loss["rival"][k]).abs().max() > 1e-2 for k in biases)
 
 
+def test_a_short_run_of_which_no_step_was_taken_fails(data, tmp_path):
+    with pytest.raises(RunFailed, match="2 steps in a row had no finite gradient, the last at step 2"):
+        package.train(data, tmp_path / "run", quiet=True, **SMALL, max_steps=2, gradient_scale=1e36, precision="fp32")
+    assert not RunFolder(tmp_path / "run").encoder_file.exists()
+
+
 def test_a_run_that_was_begun_without_a_scale_goes_on_without(data, tmp_path):
     manifest = Manifest.scan(data)
     options = {"data": str(data), "out": str(tmp_path), **SMALL, "method": "isogclr", "batch_size": 8}
@@ -466,11 +472,11 @@ def test_ten_skipped_steps_in_a_row_stop_the_run_with_advice(data, tmp_path):
         data,
         "--out",
         tmp_path / "run",
-        *words(SMALL | {"lr": 1e38, "epochs": 5, "optimizer": "sgd", "eval_every": 100}),
+        *words(SMALL | {"lr": 1e37, "epochs": 5, "optimizer": "sgd", "eval_every": 100}),
         check=1,
     )
     assert f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient" in result.stderr
-    assert "lower --lr (now 1e+38)" in result.stderr
+    assert "lower --lr (now 1e+37)" in result.stderr
     assert "Traceback" not in result.stderr
     rows = RunFolder(tmp_path / "run").metrics()
     assert sum(row["kind"] == "skipped" for row in rows) == SKIPS_IN_A_ROW

@@ -37,7 +37,7 @@ from .own.views import OwnViews
 from .pair_task import PairTask
 from .parts import OnMetrics, Parts
 from .reading import Reading, view_groups
-from .resolve import count_steps_per_epoch, tower_rates
+from .resolve import check_resolved, count_steps_per_epoch, tower_rates
 from .skip import use_fused
 from .views import ImageViews, Views
 
@@ -65,11 +65,11 @@ def build(
         validation: what the online evaluation is on, of the source's kind; None for a sample of it.
 
     Raises:
-        BadInput: options that cannot be met: no such weights, labels or decoded images, frozen towers without weights.
+        BadInput: choices are open, or options cannot be met: no such weights, labels or decoded images, frozen towers without weights.
     """
     own, options, optim = own or OwnParts(), config.run, config.optim
-    if not (config.data.image_size and options.max_steps):
-        raise ValueError("choices are open in this configuration; resolve makes them")
+    check_resolved(config)
+    assert options.max_steps is not None  # which was checked
     device = distributed.local_device(torch.device(options.device))
     steps_per_epoch = count_steps_per_epoch(config, source)
 

@@ -32,15 +32,13 @@ def diverged(what: str, parts: Parts) -> RunFailed:
 
 
 def check_skips(in_a_row: int, step: int, reason: str, parts: Parts) -> None:
-    """Check that not too many steps in a row were skipped.
+    """Check that not too many steps in a row were skipped, nor all of a run.
 
     Raises:
         RunFailed: they were.
     """
-    if in_a_row >= SKIPS_IN_A_ROW:
-        raise diverged(
-            f"{SKIPS_IN_A_ROW} steps in a row had no finite gradient, the last at step {step}: {reason}", parts
-        )
+    if in_a_row >= min(SKIPS_IN_A_ROW, parts.total_steps):
+        raise diverged(f"{in_a_row} steps in a row had no finite gradient, the last at step {step}: {reason}", parts)
 
 
 def check_scores(scores: Mapping[str, float], step: int, parts: Parts) -> None:

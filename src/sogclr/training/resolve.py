@@ -90,6 +90,23 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
     return resolved, [*lines, *time_lines(resolved, groups, source)]
 
 
+_CHOSEN = {"data": ("image_size",), "loss": ("temperature",), "optim": ("lr", "weight_decay"), "run": ("max_steps",)}
+
+
+def check_resolved(config: TrainConfig) -> None:
+    """Check that what `resolve` chooses is there, also where somebody took it out of a run's file.
+
+    Raises:
+        BadInput: it is not.
+    """
+    for section, names in _CHOSEN.items():
+        for name in names:
+            if getattr(getattr(config, section), name) is None:
+                raise BadInput(
+                    f"[{section}] {name} is left out of the configuration, and a run's own holds it; put it back into config.toml"
+                )
+
+
 # ------------------------------------------------------------------------------------------------------ the kind of DATA
 def check_kind(config: TrainConfig, kind: str) -> None:
     """Check that the options go with the kind of DATA.
