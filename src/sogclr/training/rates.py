@@ -45,7 +45,7 @@ def gradient_scale(loss: LossConfig, optimizer: str) -> float:
     """Return the factor of a loss's gradient, 1/tau of a global loss, whose value is tau times a softmax loss; 1 for AdamW, else.
 
     AdamW feels no factor. LARS adapts the step of matrices and filters to any scale, but not that of biases and normalisation, which would move by tau
-    as much as with SimCLR's loss. At a batch size that leaves few steps this costs several points (docs/results/flat_line.md).
+    as much as with SimCLR's loss. Where a large batch leaves few steps this costs points (docs/results/flat_line.md).
     """
     of_tau = optimizer != "adamw" and estimator_of(loss.method, loss.estimator) is not None
     return 1 / (loss.temperature or 1.0) if of_tau else 1.0
