@@ -13,9 +13,10 @@ test: .venv/with-text .venv/with-research
 # hours. Each pass says how far it is.
 torture: .venv/with-text
 	for kind in images pairs; do \
-		for what in kill "kill --twice" ENOSPC EIO EMFILE; do $(BIN)/python tests/torture/fork_server.py --kind $$kind --what $$what || exit 1; done; \
+		for what in kill "kill --twice" ENOSPC EIO EMFILE ENOMEM; do $(BIN)/python tests/torture/fork_server.py --kind $$kind --what $$what || exit 1; done; \
 		$(BIN)/python tests/torture/power_cut.py --kind $$kind || exit 1; \
 	done
+	$(BIN)/python tests/torture/fork_server.py --ranks
 	TORTURE_EXAMPLES=20000 $(BIN)/python -m pytest tests/torture/test_fuzz.py -n 2
 
 # Without what starts a process, needs a package of an extra, or takes long: an answer in about a minute.

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ from sogclr import cli
 from sogclr.commands import train  # noqa: F401  (all that a run imports)
 from sogclr.run_folder import RunFolder, load_checkpoint
 
-FAULTS = {name: getattr(errno, name) for name in ("ENOSPC", "EIO", "EMFILE")}
+FAULTS = {name: getattr(errno, name) for name in ("ENOSPC", "EIO", "EMFILE", "ENOMEM")}
 EVENTS = ("open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.chmod")
 WRITES = (1, 16, 256)  # of each file
 OPTIONS = {"epochs": 3, "save_every": 2, "eval_every": 1, "log_every": 1, "lr": 0.01, "precision": "fp32"}
@@ -121,12 +122,42 @@ def fault(run: Path, at: int, what: str) -> Act:
 
 def in_a_process(argv: list[str], run: Path, act: Act) -> tuple[int, int, str]:
     """Run a command in a forked process; return its exit code (-9 where it was killed), its events and what it said."""
-    said, counted = run.with_name(f"{run.name}.said"), run.with_name(f"{run.name}.count")
+    _, status = os.waitpid(_fork(argv, run, act, {}), 0)
+    return os.waitstatus_to_exitcode(status), *_told(run)
+
+
+def on_ranks(argv: list[str], run: Path, acts: list[Act]) -> list[tuple[int, int, str]]:
+    """Run a command on several forked ranks, each with an act of its own; when one fails the others are ended, as torchrun does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    same = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": len(acts), "LOCAL_WORLD_SIZE": len(acts)}
+    ranks = [_fork(argv, run, act, same | {"RANK": r, "LOCAL_RANK": r}, f"-{r}") for r, act in enumerate(acts)]
+    codes: dict[int, int] = {}
+    while len(codes) < len(ranks):
+        child, status = os.wait()
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child]:
+            for other in ranks:
+                if other not in codes:
+                    os.kill(other, signal.SIGKILL)
+    return [(codes[child], *_told(run, f"-{r}")) for r, child in enumerate(ranks)]
+
+
+def _told(run: Path, rank: str = "") -> tuple[int, str]:
+    counted = run.with_name(f"{run.name}.count{rank}")
+    said = run.with_name(f"{run.name}.said{rank}").read_text(errors="replace")
+    return int(counted.read_text()) if counted.is_file() else 0, said
+
+
+def _fork(argv: list[str], run: Path, act: Act, environment: dict[str, Any], rank: str = "") -> int:
+    said, counted = run.with_name(f"{run.name}.said{rank}"), run.with_name(f"{run.name}.count{rank}")
     counted.unlink(missing_ok=True)
+    said.touch()
     child = os.fork()
     if child == 0:
         code = 70
         try:
+            os.environ |= {name: str(value) for name, value in environment.items()}
             signal.alarm(PATIENCE)  # which ends it: exit code -14
             with open(said, "w") as file:
                 os.dup2(file.fileno(), 1)
@@ -140,9 +171,7 @@ def in_a_process(argv: list[str], run: Path, act: Act) -> tuple[int, int, str]:
             traceback.print_exc()
         finally:
             os._exit(code)
-    _, status = os.waitpid(child, 0)
-    count = int(counted.read_text()) if counted.is_file() else 0
-    return os.waitstatus_to_exitcode(status), count, said.read_text(errors="replace")
+    return child
 
 
 def result(run: RunFolder) -> dict[str, object]:
@@ -267,11 +296,42 @@ def torture(kind: str, what: str, trials: int, twice: bool) -> bool:
         bench.close()
 
 
+def torture_ranks(trials: int) -> bool:
+    """Return whether each run on two ranks, of which one was killed at one of its events, ended as it should."""
+    bench = Bench("images")
+    whole = bench.run("whole-of-two")
+    done = on_ranks(bench.command(whole), whole.path, [nothing, nothing])
+    assert all(code == 0 for code, _, _ in done), done
+    bench.expected = result(whole)
+    events = [(rank, at) for rank, (_, count, _) in enumerate(done) for at in range(1, count + 1)]
+
+    def trial(which: int) -> dict[str, object] | None:
+        rank, at = events[which - 1]
+        run = bench.run(f"run-{which}")
+        acts = [fault(run.path, at, "kill") if r == rank else nothing for r in range(2)]
+        begun = on_ranks(bench.command(run), run.path, acts)
+        argv = ["resume", str(run.path)] if run.config_file.is_file() else bench.command(run)
+        ended = on_ranks(argv, run.path, [nothing, nothing])
+        unlike = bench.unlike(run)
+        shutil.rmtree(run.path, ignore_errors=True)
+        if all(code == 0 for code, _, _ in ended) and not unlike:
+            return None
+        told = [text[-900:] for _, _, text in (*begun, *ended)]
+        return {"rank": rank, "event": at, "codes": [c for c, _, _ in (*begun, *ended)], "unlike": unlike, "said": told}
+
+    try:
+        return bench.report(f"two ranks, kill, {len(events)} events", list(spread(len(events), trials)), trial)
+    finally:
+        bench.close()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=("images", "pairs"), default="images")
     parser.add_argument("--what", choices=("kill", *FAULTS), default="kill")
     parser.add_argument("--trials", type=int, default=0, help="evenly among the events; 0 is each of them")
     parser.add_argument("--twice", action="store_true", help="and once more while it goes on")
+    parser.add_argument("--ranks", action="store_true", help="kill one of two ranks, and go on with two")
     given = parser.parse_args()
-    sys.exit(0 if torture(given.kind, given.what, given.trials, given.twice) else 1)
+    well = torture_ranks(given.trials) if given.ranks else torture(given.kind, given.what, given.trials, given.twice)
+    sys.exit(0 if well else 1)
