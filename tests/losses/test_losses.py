@@ -525,6 +525,7 @@ def test_the_state_stays_finite_even_without_the_check():
         ({"temperature": 0}, "temperature must be greater than 0 and was 0"),
         ({"temperature": float("nan")}, "temperature must be greater than 0"),
         ({"temperature": float("inf")}, "temperature must be a finite number and was inf"),
+        ({"temperature": 1e300}, "temperature must be from 1e-37 to 1e\\+37, for float32 to hold it, and was 1e\\+300"),
         ({"temperature": "x"}, "temperature must be a number or a module of sogclr.temperatures and was 'x'"),
         ({"gamma": "x"}, "gamma must be a number, a CosineGamma or an AdaptiveGamma and was 'x'"),
         ({"gamma": None}, "gamma must be a number, a CosineGamma or an AdaptiveGamma and was None"),

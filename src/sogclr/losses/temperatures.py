@@ -131,7 +131,7 @@ def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
     """Return a module as it is, and a number as a float.
 
     Raises:
-        BadInput: the number is not greater than 0, or it is neither.
+        BadInput: the number is not greater than 0, or float32 does not hold it or its inverse, or it is neither.
     """
     if isinstance(temperature, nn.Module):
         return temperature
@@ -146,6 +146,10 @@ def as_temperature(temperature: float | nn.Module) -> float | nn.Module:
         raise BadInput(f"temperature must be a finite number and was {temperature}; 0.1 is the paper's")
     if not tau > 0:
         raise BadInput(f"temperature must be greater than 0 and was {temperature}; 0.1 is the paper's")
+    if not 1e-37 <= tau <= 1e37:
+        raise BadInput(
+            f"temperature must be from 1e-37 to 1e+37, for float32 to hold it, and was {temperature}; 0.1 is the paper's"
+        )
     return tau
 
 
