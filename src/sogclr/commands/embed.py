@@ -209,6 +209,7 @@ class _Parts:
         if not (head.is_file() and head.read_text(encoding="utf-8") == text):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._job = (head, text)
+        self._bad: dict[int, list[tuple[int, str]]] = {}  # of the pieces that are there
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
@@ -219,8 +220,8 @@ class _Parts:
 
     def _is_whole(self, number: int) -> bool:
         with contextlib.suppress(OSError, ValueError):
-            return bool(read_sealed(self._file(number)))
-        return False
+            self._bad[number] = json.loads(self._read(number)["bad"].tobytes())
+        return number in self._bad
 
     def write(self, number: int, features: np.ndarray, ids: np.ndarray, bad: list[tuple[int, str]]) -> None:
         """Save a piece: float (m, D), int64 (m,), and (id, reason) of images that cannot be read."""
@@ -231,14 +232,18 @@ class _Parts:
             lost = np.frombuffer(json.dumps(bad).encode(), np.uint8)
             save_file({"embedding": features, "id": ids, "bad": lost}, temporary)
             seal(temporary)
+        self._bad[number] = bad
+
+    def _read(self, number: int) -> dict[str, np.ndarray]:
+        return load(bytes(read_sealed(self._file(number))))
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield `embedding`, `id` and `bad` of all pieces, in order."""
-        return (load(bytes(read_sealed(self._file(k)))) for k in range(self.count))
+        return map(self._read, range(self.count))
 
     def bad(self) -> list[tuple[int, str]]:
-        """Return (id, reason) of the images that cannot be read."""
-        return [(int(i), reason) for part in self.read() for i, reason in json.loads(part["bad"].tobytes())]
+        """Return (id, reason) of the images that cannot be read, once no piece is missing."""
+        return [(int(i), reason) for k in range(self.count) for i, reason in self._bad[k]]
 
     def remove(self) -> None:
         """Take all pieces away."""
