@@ -22,6 +22,7 @@ from ..errors import BadInput
 from ..files import atomic_write
 from .pair_columns import CAPTION_COLUMNS, IMAGE_COLUMNS
 from .paths import AnyPath, status_of, unpacked_file, write_checksums
+from .tables import damaged_table
 
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category")
 _ROWS = 64  # read at a time
@@ -65,13 +66,9 @@ def unpack(path: AnyPath) -> Iterator[dict[str, Any]]:
     room = shutil.disk_usage(target.parent).free
     _check_room(path, status.size, room)
     with atomic_write(target) as temporary, open(temporary, "wb") as images, path.open("rb") as file:
-        try:
-            checksums = array("q")
+        checksums = array("q")
+        with damaged_table(path):
             yield from _copy(path, file, images, room, checksums)
-        except (pa.ArrowException, OSError, UnicodeError) as error:  # the second also for what thrift cannot read
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise BadInput(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
         write_checksums(target, np.array(checksums).reshape(-1, 2).T)
 
 

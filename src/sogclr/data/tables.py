@@ -274,9 +274,24 @@ def _jsonl(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -
         raise BadInput(f"{path} holds no JSON object; give one a line, with the two sides of a pair")
 
 
+@contextlib.contextmanager
+def damaged_table(path: AnyPath, kind: str = "") -> Iterator[None]:
+    """Make one sentence of what pyarrow says of a file that it cannot read; a fault of the disk stays what it is.
+
+    Raises:
+        BadInput: the file cannot be read; `kind`, as " as Parquet", is in the sentence.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # the second also for what thrift cannot read
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BadInput(f"{path} cannot be read{kind} ({str(error).splitlines()[0]}); write it again") from None
+
+
 def _parquet(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]]) -> Iterator[Any]:
     """Yield the columns, and then the rows."""
-    try:
+    with damaged_table(path, " as Parquet"):
         file = pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"), memory_map=True)
         columns = find_columns(path, file.schema_arrow.names, asked)
         yield columns
@@ -285,10 +300,6 @@ def _parquet(path: AnyPath, asked: ColumnNames, rejected: list[tuple[str, str]])
             for values in zip(*(_values(batch.column(name)) for name in columns.names), strict=True):
                 number += 1
                 yield f"{path.name}:{number}", *values
-    except (pa.ArrowException, OSError, UnicodeError) as error:  # the second also for what thrift cannot read
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise BadInput(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); write it again") from None
 
 
 def _values(column: pa.Array) -> list[Any]:
