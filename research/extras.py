@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,11 @@ from benchmarks import pages
 
 from .measure import Cache
 from .paired import interval
-from .points import Point, plus_minus, write_points
+from .points import Point, cell, write_points
 from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
 
 BATCHES, EPOCHS, SEEDS = (16, 32), 12, 6
-BASE = "SogCLR, the paper's"
+BASE, SCALED, BESIDE = "SogCLR, the paper's", "SogCLR, the gradient scaled", "SogCLR, scaled, m = 150"
 OURS = {"method": "sogclr"}
 SIMCLR = {"method": "simclr"}
 FOUR_VIEWS = {"views": 4}
@@ -32,8 +32,8 @@ NEIGHBOURS = {"batches": "neighbours"}
 ROWS: dict[str, dict[str, Any]] = {
     BASE: PAPER,
     "SimCLR": SIMCLR,
-    "SogCLR, the gradient scaled": OURS,
-    "SogCLR, scaled, m = 150": OURS | {"num_negatives": 150.0},
+    SCALED: OURS,
+    BESIDE: OURS | {"num_negatives": 150.0},
     "SogCLR, scaled, m = 30": OURS | {"num_negatives": 30.0},
     "SogCLR, scaled, 4 views": OURS | FOUR_VIEWS,
     "SimCLR, 4 views": SIMCLR | FOUR_VIEWS,
@@ -51,7 +51,6 @@ DATA: dict[str, dict[str, Any]] = {
 RESNET, VIT = "resnet10_mini", "vit_tiny_patch16_224"
 MODELS = {RESNET: "LARS at 0.3 sqrt(B)", VIT: "64 pixels, AdamW at the trainer's rate"}
 """Model -> what is said of its training."""
-SCALED, BESIDE = "SogCLR, the gradient scaled", "SogCLR, scaled, m = 150"
 COMPARED = ((SCALED, BASE), (BESIDE, SCALED), (BESIDE, BASE), ("SimCLR", SCALED), ("SimCLR", BASE))
 """Rows whose difference is shown over the batch sizes together."""
 SHOWN = {"knn": "kNN", "linear": "linear", "few": "linear, ten labels a class"}
@@ -96,8 +95,12 @@ def against(rows: dict[str, dict[int, dict[str, float]]], row: str, score: str) 
     seeds = rows[row].keys() & rows.get(BASE, {}).keys()
     if row == BASE or len(seeds) < 2:
         return ""
-    mean, low, high = interval([rows[row][s][score] - rows[BASE][s][score] for s in sorted(seeds)])
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return difference([(rows[row][s], rows[BASE][s]) for s in sorted(seeds)], score)
+
+
+def difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], score: str) -> str:
+    """Return the mean of what the first of each pair has more of a score, with its 95 % interval."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval([a[score] - b[score] for a, b in pairs]))
 
 
 def together(cache: Cache) -> list[str]:
@@ -117,7 +120,7 @@ def together(cache: Cache) -> list[str]:
             ]
             if len(pairs) < 3:
                 continue
-            cells = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*interval([a[s] - b[s] for a, b in pairs])) for s in SHOWN]
+            cells = [difference(pairs, s) for s in SHOWN]
             lines.append(f"| {data}, {model} | {row} | {base} | {len(pairs)} | {' | '.join(cells)} |")
     return lines
 
@@ -144,7 +147,7 @@ def report(cache: Cache) -> None:
             "|---" * (2 + 2 * len(SHOWN)) + "|",
         ]
         for row, by_seed in rows.items():
-            cells = [c for s in SHOWN for c in (plus_minus([r[s] for r in by_seed.values()], 1), against(rows, row, s))]
+            cells = [c for s in SHOWN for c in (cell([r[s] for r in by_seed.values()], 1), against(rows, row, s))]
             text.append(f"| {row} | {len(by_seed)} | {' | '.join(cells)} |")
             points += [
                 Point(

@@ -106,6 +106,17 @@ class Stop(Exception):
     pass
 
 
+def embed_until(rows, **job):
+    """Embed, and be interrupted after so many rows."""
+
+    def stop(done, total):
+        if done >= rows:
+            raise Stop
+
+    with pytest.raises(Stop):
+        embed(**job, workers=0, batch_size=8, progress=stop)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_going_on_after_an_interruption_gives_the_same_file(
     suffix, digits_run, digits_data, tmp_path, small_parts, monkeypatch
@@ -113,12 +124,7 @@ def test_going_on_after_an_interruption_gives_the_same_file(
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
     embed(digits_run, digits_data, whole, workers=0)
 
-    def stop(done, total):
-        if done >= 100:
-            raise Stop
-
-    with pytest.raises(Stop):
-        embed(digits_run, digits_data, out, workers=0, batch_size=8, progress=stop)
+    embed_until(100, run=digits_run, data=digits_data, out=out)
     assert not out.exists()
     parts = tmp_path / f".{out.name}.parts"
     assert len(list(parts.glob("*.safetensors"))) == 6  # 96 of 180 images
@@ -135,12 +141,7 @@ def test_a_part_that_is_damaged_is_computed_again(digits_run, digits_data, tmp_p
     whole, out = tmp_path / "whole.npz", tmp_path / "cut.npz"
     embed(digits_run, digits_data / "test", whole, workers=0)
 
-    def stop(done, total):
-        if done >= 40:
-            raise Stop
-
-    with pytest.raises(Stop):
-        embed(digits_run, digits_data / "test", out, workers=0, batch_size=8, progress=stop)
+    embed_until(40, run=digits_run, data=digits_data / "test", out=out)
     first, second = sorted((tmp_path / ".cut.npz.parts").glob("*.safetensors"))
     content = bytearray(first.read_bytes())
     content[len(content) // 2] ^= 1 << 6  # of a number
@@ -154,10 +155,6 @@ def test_parts_of_another_job_are_thrown_away(digits_run, digits_data, tmp_path,
     whole, out = tmp_path / "whole.npz", tmp_path / "cut.npz"
     embed(digits_run, digits_data / "test", whole, workers=0)
 
-    def stop(done, total):
-        if done >= 40:
-            raise Stop
-
     others = [{"dtype": "float16"}, {"data": digits_data / "train"}]
     info = EncoderInfo("resnet10_mini", 16)
     torch.manual_seed(5)
@@ -165,8 +162,7 @@ def test_parts_of_another_job_are_thrown_away(digits_run, digits_data, tmp_path,
     others.append({"run": tmp_path / "other.safetensors"})
     for other in others:
         job = {"run": digits_run, "data": digits_data / "test", **other}
-        with pytest.raises(Stop):
-            embed(**job, out=out, workers=0, batch_size=8, progress=stop)
+        embed_until(40, **job, out=out)
         assert list((tmp_path / ".cut.npz.parts").glob("*.safetensors"))
         embed(digits_run, digits_data / "test", out, workers=0)
         assert read(out)[2].tobytes() == read(whole)[2].tobytes()

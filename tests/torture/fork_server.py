@@ -193,10 +193,14 @@ def result(run: RunFolder) -> dict[str, object]:
     }
 
 
+def going_on(train_argv: list[str], run: RunFolder) -> list[str]:
+    """Return the words by which a user would go on: resume where there is a run, else start again."""
+    return ["resume", str(run.path)] if run.config_file.is_file() else train_argv
+
+
 def finish(train_argv: list[str], run: RunFolder, act: Act) -> tuple[int, int, str]:
-    """Go on as the user would: resume where there is a run, else start again."""
-    argv = ["resume", str(run.path)] if run.config_file.is_file() else train_argv
-    return in_a_process(argv, run.path, act)
+    """Go on as the user would."""
+    return in_a_process(going_on(train_argv, run), run.path, act)
 
 
 class Bench:
@@ -310,8 +314,7 @@ def torture_ranks(trials: int) -> bool:
         run = bench.run(f"run-{which}")
         acts = [fault(run.path, at, "kill") if r == rank else nothing for r in range(2)]
         begun = on_ranks(bench.command(run), run.path, acts)
-        argv = ["resume", str(run.path)] if run.config_file.is_file() else bench.command(run)
-        ended = on_ranks(argv, run.path, [nothing, nothing])
+        ended = on_ranks(going_on(bench.command(run), run), run.path, [nothing, nothing])
         unlike = bench.unlike(run)
         shutil.rmtree(run.path, ignore_errors=True)
         if all(code == 0 for code, _, _ in ended) and not unlike:
