@@ -20,10 +20,8 @@ from ..run_folder import RunFolder
 from .demo_steps import CommandLine, DemoResult, announced, fresh_runs, read_scores
 
 SMALL, LARGE = 32, 512  # batch sizes
-LR = {
-    SMALL: 1e-3,
-    LARGE: 4e-3,
-}  # the best of 0.5, 1, 2 and 4 (2, 4 and 8) times 1e-3 for each method, on 4,000 other pairs
+# the best of 0.5, 1, 2 and 4 (2, 4 and 8) times 1e-3 for each method, on 4,000 other pairs
+LR = {SMALL: 1e-3, LARGE: 4e-3}
 SEEDS, CLEAR = 3, 3.0  # so many standard deviations of the seeds are a difference
 OURS = f"SogCLR, batch {SMALL}"
 ROWS = {

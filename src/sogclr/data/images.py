@@ -24,11 +24,8 @@ NOT_NOW = "cannot be read now"
 """Begins the reason of a fault of the machine, the disk or the network, not of the file."""
 _MOST_SCANS = 100  # of a progressive JPEG; encoders write about ten
 _ROWS_AT_ONCE = 64
-_OF_THE_BYTES = (
-    None,
-    errno.EINVAL,
-    errno.EOVERFLOW,
-)  # Pillow's own errors have no number; a damaged offset cannot be sought
+# Pillow's own errors have no number; a damaged offset cannot be sought
+_OF_THE_BYTES = (None, errno.EINVAL, errno.EOVERFLOW)
 _MAY_PASS = (NOT_NOW, "no longer exists", "may not be read", "its shard")
 
 # What Pillow may try. A closed list: some of its other plugins start programs (EPS) or fetch stubs.

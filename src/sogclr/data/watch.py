@@ -54,9 +54,8 @@ def _look(row: list[int]) -> None:
     while True:
         time.sleep(LOOK_EVERY)
         before, seen = seen, list(row)
-        looks = (
-            looks + 1 if seen == before and seen[0] >= 0 else 0
-        )  # counted, since the whole process may be stopped for long
+        # looks are counted, and no clock is read: the whole process may be stopped for long
+        looks = looks + 1 if seen == before and seen[0] >= 0 else 0
         if looks * LOOK_EVERY > HANGS_AFTER:
             print(f"sogclr: {_hangs(_name(seen[0]), looks * LOOK_EVERY)}", file=sys.stderr, flush=True)
             if progress.of_command:

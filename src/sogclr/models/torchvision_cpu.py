@@ -29,9 +29,8 @@ def import_timm() -> ModuleType:
         for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
             del sys.modules[name]
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "IProgress not found"
-        )  # tqdm's in a notebook, for bars that nothing here draws
+        # tqdm's in a notebook, for bars that nothing here draws
+        warnings.filterwarnings("ignore", "IProgress not found")
         import timm
 
     return timm
