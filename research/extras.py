@@ -4,7 +4,8 @@
 
 Views, batches of neighbours and how much the positive counts, each with the global loss and, where it has it too, with SimCLR's: six seeds that share initialisation and
 order. A ResNet has LARS at the rate that was best for SimCLR and SogCLR alike on photographs (research.flat_line), a vision transformer what the trainer chooses. Rows
-through the encoder, steps and images seen are the same in every row: four views of half as many images for half as many epochs. DIR as for research.flat_line; every run
+through the encoder, steps and images seen are the same in every row: four views of half as many images for half as many epochs; with four crops of half the side, which cost as
+much as one more view, two thirds of the epochs. DIR as for research.flat_line; every run
 is a line of research/cache/extras.jsonl. Writes docs/results/extras.md and .csv.
 """
 
@@ -28,6 +29,7 @@ BASE, SCALED, BESIDE = "SogCLR, the paper's", "SogCLR, the gradient scaled", "So
 OURS = {"method": "sogclr"}
 SIMCLR = {"method": "simclr"}
 FOUR_VIEWS = {"views": 4}
+CROPS = "2x32,4x16"  # cost three views
 NEIGHBOURS = {"batches": "neighbours"}
 ROWS: dict[str, dict[str, Any]] = {
     BASE: PAPER,
@@ -37,6 +39,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "SogCLR, scaled, m = 30": OURS | {"num_negatives": 30.0},
     "SogCLR, scaled, 4 views": OURS | FOUR_VIEWS,
     "SimCLR, 4 views": SIMCLR | FOUR_VIEWS,
+    "SogCLR, scaled, 2 views and 4 crops": OURS | {"crops": CROPS},
+    "SimCLR, 2 views and 4 crops": SIMCLR | {"crops": CROPS},
     "SogCLR, scaled, neighbours": OURS | NEIGHBOURS,
     "SimCLR, neighbours": SIMCLR | NEIGHBOURS,
     "SogCLR, scaled, tau 0.05": OURS | {"temperature": 0.05},
@@ -79,6 +83,9 @@ class Case:
             options["image_size"] = 64
         if "views" in options:
             options |= {"batch_size": self.batch // 2, "epochs": EPOCHS // 2}
+        if "crops" in options:
+            del options["image_size"]
+            options["epochs"] = 2 * EPOCHS // 3
         return Job(self.data, options | {"seed": seed})
 
 
