@@ -28,9 +28,15 @@ def exact(z: Tensor, tau: float, rows: int = 32) -> tuple[float, float, Tensor]:
     views, n, _ = z.shape
     flat = z.reshape(views * n, -1)
     turned = (flat / tau).T.contiguous()
-    total = torch.cat([(flat[k : k + rows] @ turned).exp_().sum(dim=1) for k in range(0, views * n, rows)])
-    own = torch.exp(torch.einsum("vnd,wnd->vwn", z, z) / tau).sum(dim=1)
-    log_g = ((total.view(views, n) - own) / (views * (n - 1))).log()
+    total = []
+    for k in range(0, views * n, rows):
+        e = (flat[k : k + rows] @ turned).exp_().view(-1, views, n)
+        anchor = torch.arange(k, k + len(e))
+        e[anchor - k, :, anchor % n] = (
+            0.0  # its own views; to subtract them from the sum would lose it at a low temperature
+        )
+        total.append(e.sum(dim=(1, 2)))
+    log_g = (torch.cat(total).view(views, n) / (views * (n - 1))).log()
     sim = torch.einsum("vnd,wnd->vwn", z, z).mean(dim=2).double()
     s = float((sim.sum() - sim.diagonal().sum()) / (views * (views - 1)))
     f1 = -s + tau * float(log_g.double().mean())

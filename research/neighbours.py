@@ -133,7 +133,7 @@ class Runs:
             run = sogclr.train(tables["train"], place / "run", epochs=epochs, **options, **SAME)
             about = {"columns": one.options["columns"]} if "columns" in one.options else {}
             scores = sogclr.evaluate(run.path, tables["test"], quiet=True, **about)
-        found = {"recall": 100 * statistics.mean(scores[name] for name in one.scores)}
+        found: dict[str, Any] = {"recall": 100 * statistics.mean(scores[name] for name in one.scores)}
         found |= {"seconds": time.monotonic() - begun, "machine": pages.where("cpu")}
         self.cache.put(config, found)
         print(f"{data}, {row}, lr {lr:g}, seed {seed}: {found['recall']:.2f}, {found['seconds']:.0f} s", flush=True)

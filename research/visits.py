@@ -2,10 +2,10 @@
 
     python -m research.visits [--quick] [--report]
 
-Digits in 8 fixed views, so that the exact objective is computed; B = 16, Adam, cosine to 0, every cell two seeds. gamma = 1 is the mini-batch's own normalizer
-(DCL); below it u remembers. A visit is an epoch; the weights' speed is the learning rate. At the end of a run the stored u is compared with the exact g of its sample:
-its spread (noise) and its mean (lag: u is too large while embeddings still spread). Every run is a line of research/cache/visits.jsonl. Writes
-docs/results/visits.md and .csv.
+Digits in 8 fixed views, so that the exact objective is computed; B = 16, Adam, cosine to 0, every cell six seeds. gamma = 1 is the mini-batch's own normalizer
+(DCL); below it u remembers. A visit is an epoch; the weights' speed is the learning rate, slowest where weights that are trained already are tuned, from exact
+normalizers, as the trainer does. At the end of a run the stored u is compared with the exact g of its sample: its spread (noise) and its mean (lag: u is too large
+while embeddings still spread). Every run is a line of research/cache/visits.jsonl. Writes docs/results/visits.md and .csv.
 """
 
 from __future__ import annotations
@@ -17,21 +17,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import pages
+from sogclr.evaluation.knn import knn_predict
 from sogclr.losses.functional import log_mean
 
 from .many_runs import Job, ManyRuns
-from .measure import Cache, exact
+from .measure import Cache, exact, split
+from .paired import interval
 from .points import Point, write_points
 from .problems import Problem, digits
 
 GAMMAS = (1.0, 0.9, 0.5, 0.2, 0.1)
-EPOCHS, RATES, SAMPLES, TAUS, SEEDS, BATCH = (5, 20, 80), (1e-3, 4e-3), (360, 1797), (0.1, 0.05), (0, 1), 16
-READING = """So it is the temperature that decides. At 0.1 a batch of 16 estimates log g well enough: 0.9 gains a little or nothing, and smaller gammas lose what u lags behind by, most where
-the weights move fast and visits are few. At 0.05 one batch's log g is off by a standard deviation of 1 to 4 and too low on average by as much (the logarithm of a mean of few,
-heavy-tailed terms), while u at gamma 0.2 is off by 0.2 to 0.5 with a lag near nothing: then every gamma below 1 gains from 20 visits on, at both numbers of samples and both rates, 0.9 most
-or nearly so, and it gains at 5 visits already where there are more samples or faster weights. At 80 visits 0.5 is as good as 0.9 or better: slow changes let u remember more."""
+TUNING = 1e-4
+"""Rate at which trained weights are tuned; the others are of starts from nothing."""
+EPOCHS, RATES, SAMPLES, TAUS = (5, 20, 80), (TUNING, 1e-3, 4e-3), (360, 1797), (0.1, 0.05, 0.02)
+SEEDS, BATCH = tuple(range(6)), 16
+START_SEED, START_EPOCHS, START_RATE, START_TAU = 100, 20, 1e-3, 0.1
+ABOUT = f"""Digits in 8 fixed views, B = {BATCH}, Adam with a cosine to 0, {len(SEEDS)} seeds. *From nothing* at the rates 0.001 and 0.004; *tuned* at {TUNING:g}, from the weights of {START_EPOCHS} epochs at tau {START_TAU} and gamma 1 and from
+exact normalizers (`--warm-start exact`, as the trainer tunes). Exact F2, lower is better, of gamma 1; of the others the mean difference from it, paired by seed, bold where the 95 % interval by
+Student's t is below 0. kNN accuracy of half of the digits by the other half, and its differences, bold where the interval is above 0. Then, of gamma 0.2 at the end: how far log u is above
+log g (lag), and its standard deviation over the samples (noise); those of gamma 1 are one batch's."""
+READING = ""
 
 
 def config_of(epochs: int, rate: float, samples: int, tau: float, gamma: float, seed: int) -> dict[str, Any]:
@@ -46,18 +54,41 @@ def part_of(problem: Problem, samples: int) -> Problem:
     )
 
 
+def trained(problem: Problem) -> list[Tensor]:
+    """Return the weights that are tuned: of a training by the mini-batch's own normalizer."""
+    job = Job({"rule": "sogclr", "end": 1.0}, START_RATE, START_SEED)
+    runs = ManyRuns(problem, [job], BATCH, START_EPOCHS, START_TAU)
+    for _ in runs.run():
+        pass
+    return [w.detach() for w in runs.weights]
+
+
+def begin_from(runs: ManyRuns, start: list[Tensor]) -> None:
+    """Put the same weights into all runs, and exact normalizers beside them."""
+    for w, begun in zip(runs.weights, start, strict=True):
+        w.data.copy_(begun.expand_as(w))
+    _, _, log_g = exact(runs.embeddings(0), runs.tau)
+    for _, rule in runs.rules:
+        rule.log_u[:] = log_mean(log_g)
+
+
 def measure(cache: Cache, epochs: tuple[int, ...] = EPOCHS) -> None:
     """Make the runs that the cache lacks: those of one length, number of samples and temperature side by side."""
     whole = digits()
-    for length, samples, tau in itertools.product(epochs, SAMPLES, TAUS):
-        cells = [(r, g, s) for r, g, s in itertools.product(RATES, GAMMAS, SEEDS)]
+    starts = {samples: trained(part_of(whole, samples)) for samples in SAMPLES}
+    for length, samples, tau, tuned in itertools.product(epochs, SAMPLES, TAUS, (True, False)):
+        rates = [r for r in RATES if (r == TUNING) == tuned]
+        cells = [(r, g, s) for r, g, s in itertools.product(rates, GAMMAS, SEEDS)]
         missing = [c for c in cells if cache.get(config_of(length, c[0], samples, tau, c[1], c[2])) is None]
         if not missing:
             continue
         missing.sort(key=lambda c: (c[1], c[0]))
         jobs = [Job({"rule": "sogclr", "end": g}, r, s) for r, g, s in missing]
         begun = time.monotonic()
-        runs = ManyRuns(part_of(whole, samples), jobs, BATCH, length, tau)
+        problem = part_of(whole, samples)
+        runs = ManyRuns(problem, jobs, BATCH, length, tau)
+        if tuned:
+            begin_from(runs, starts[samples])
         for _ in runs.run():
             pass
         seconds = (time.monotonic() - begun) / len(jobs)
@@ -66,9 +97,16 @@ def measure(cache: Cache, epochs: tuple[int, ...] = EPOCHS) -> None:
             part, rule = next((p, r) for p, r in runs.rules if p.start <= k < p.stop)
             error = rule.log_u[k - part.start] - log_mean(log_g)
             error = error[torch.isfinite(error)]
-            found = {"F2": f2, "lag": float(error.mean()), "noise": float(error.std()), "seconds": seconds}
+            teach, test = split(problem.labels)
+            x, classes = runs.features(k).numpy(), int(problem.labels.max()) + 1
+            guess = knn_predict(x[teach], problem.labels[teach], x[test], num_classes=classes)
+            knn = 100 * float((guess == problem.labels[test]).mean())
+            found = {"F2": f2, "knn": knn, "lag": float(error.mean()), "noise": float(error.std()), "seconds": seconds}
             cache.put(config_of(length, rate, samples, tau, gamma, seed), found)
-        print(f"{length} epochs, n {samples}, tau {tau}: {time.monotonic() - begun:.0f} s", flush=True)
+        print(
+            f"{length} epochs, n {samples}, tau {tau}, {'tuned' if tuned else 'from nothing'}: {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
 
 
 def row_of(cache: Cache, epochs: int, rate: float, samples: int, tau: float) -> dict[float, list[dict[str, Any]]]:
@@ -77,47 +115,65 @@ def row_of(cache: Cache, epochs: int, rate: float, samples: int, tau: float) -> 
     return {g: [r for r in results if r is not None] for g, results in found.items()}
 
 
+def gain(row: dict[float, list[dict[str, Any]]], gamma: float, metric: str) -> tuple[float, float, float]:
+    """Return the mean difference of a gamma from gamma 1, and the ends of its 95 % interval."""
+    return interval([r[metric] - base[metric] for r, base in zip(row[gamma], row[1.0], strict=True)])
+
+
+def summary(rows: dict[tuple[int, float, float, int], dict[float, list[dict[str, Any]]]]) -> list[str]:
+    """Return a table of where each gamma below 1 is lower in F2, over the numbers of samples and of epochs."""
+    lines = ["| tau | weights | " + " | ".join(f"gamma {g:g}" for g in GAMMAS[1:]) + " | the least and the most |"]
+    lines.append("|---" * (len(GAMMAS) + 2) + "|")
+    for tau, tuned in itertools.product(TAUS, (False, True)):
+        mine = [row for (_, t, rate, _), row in rows.items() if t == tau and (rate == TUNING) == tuned]
+        if not mine:
+            continue
+        found = {g: [gain(row, g, "F2") for row in mine] for g in GAMMAS[1:]}
+        cells = [
+            f"lower in {sum(high < 0 for *_, high in gains)}, higher in {sum(low > 0 for _, low, _ in gains)} of {len(mine)}"
+            for gains in found.values()
+        ]
+        means = [mean for gains in found.values() for mean, *_ in gains]
+        kind = "tuned" if tuned else "from nothing"
+        lines.append(f"| {tau} | {kind} | {' | '.join(cells)} | {max(means):+.4f} to {min(means):+.4f} |")
+    return lines
+
+
 def report(cache: Cache) -> None:
     """Write page and CSV from the runs of the cache."""
+    cells = itertools.product(SAMPLES, TAUS, RATES, EPOCHS)
+    rows = {(n, tau, rate, epochs): row_of(cache, epochs, rate, n, tau) for n, tau, rate, epochs in cells}
+    rows = {cell: row for cell, row in rows.items() if all(len(r) == len(SEEDS) for r in row.values())}
     text = [
         *pages.head(
             "Where the remembered normalizer earns its place", "research.visits", f"; {60 * cache.hours:.0f} minutes"
         ),
-        f"Digits in 8 fixed views, B = {BATCH}, Adam, mean of {len(SEEDS)} seeds. Exact F2, lower is better, of gamma 1; of the others the difference from it, by seed: the lowest bold, where it is "
-        f"below gamma 1 in every seed. Then, of gamma 0.2 at the end: how far log u is above log g (lag), and its standard deviation over the samples (noise); those of gamma 1 are one batch's.",
+        ABOUT,
         "",
-        f"| n | tau | rate | epochs | F2, gamma 1 | {' | '.join(f'{g:g}' for g in GAMMAS[1:])} | lag, 0.2 | noise, 0.2 | lag, 1 | noise, 1 |",
-        "|---" * (9 + len(GAMMAS) - 1) + "|",
+        *summary(rows),
+        "",
+        READING,
+        "",
+        f"| n | tau | rate | epochs | F2, gamma 1 | {' | '.join(f'{g:g}' for g in GAMMAS[1:])} | kNN, gamma 1, % | 0.9 | 0.2 | lag, 0.2 | noise, 0.2 | lag, 1 | noise, 1 |",
+        "|---" * (12 + len(GAMMAS) - 1) + "|",
     ]
-    points, wins = [], []
-    for samples, tau, rate, epochs in itertools.product(SAMPLES, TAUS, RATES, EPOCHS):
-        row = row_of(cache, epochs, rate, samples, tau)
-        if any(len(r) < len(SEEDS) for r in row.values()):
-            continue
-        base = [r["F2"] for r in row[1.0]]
-        gaps = {g: [r["F2"] - b for r, b in zip(row[g], base, strict=True)] for g in GAMMAS[1:]}
-        best = min(gaps, key=lambda g: statistics.mean(gaps[g]))
-        clear = max(gaps[best]) < 0
-        wins.append((samples, tau, rate, epochs, best if clear else None))
-        shown = [f"{statistics.mean(v):+.4f}" for v in gaps.values()]
-        shown = [f"**{s}**" if clear and g == best else s for g, s in zip(gaps, shown, strict=True)]
+    points = []
+    for (samples, tau, rate, epochs), row in rows.items():
+        shown = []
+        for g, metric in [*((g, "F2") for g in GAMMAS[1:]), (0.9, "knn"), (0.2, "knn")]:
+            mean, low, high = gain(row, g, metric)
+            number = f"{mean:+.4f}" if metric == "F2" else f"{mean:+.1f}"
+            shown.append(f"**{number}**" if (high < 0 if metric == "F2" else low > 0) else number)
+        shown.insert(len(GAMMAS) - 1, f"{statistics.mean(r['knn'] for r in row[1.0]):.1f}")
         tail = [f"{statistics.mean(r[k] for r in row[g]):+.3f}" for g in (0.2, 1.0) for k in ("lag", "noise")]
-        text.append(
-            f"| {samples:,} | {tau} | {rate} | {epochs} | {statistics.mean(base):.4f} | {' | '.join(shown + tail)} |"
-        )
+        base = statistics.mean(r["F2"] for r in row[1.0])
+        named = f"{rate:g}{', tuned' if rate == TUNING else ''}"
+        text.append(f"| {samples:,} | {tau} | {named} | {epochs} | {base:.4f} | {' | '.join(shown + tail)} |")
         points += [
             Point("digits", f"gamma {g:g}", BATCH, epochs, rate, k, [r[k] for r in row[g]], {"n": samples, "tau": tau})
             for g in GAMMAS
-            for k in ("F2", "lag", "noise")
+            for k in ("F2", "knn", "lag", "noise")
         ]
-    for epochs in EPOCHS:
-        of_length = [w for w in wins if w[3] == epochs]
-        won = [w for w in of_length if w[4] is not None]
-        text += [
-            "",
-            f"At {epochs} epochs some gamma below 1 is lower in every seed in {len(won)} of {len(of_length)} cells.",
-        ]
-    text += ["", READING]
     write_points("visits.csv", points)
     pages.write_page("visits.md", "\n".join([*text, ""]))
 
