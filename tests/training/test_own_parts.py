@@ -14,7 +14,7 @@ from torch import nn
 import sogclr as package
 from sogclr.cli import main
 from sogclr.errors import BadInput
-from sogclr.losses import GlobalContrastiveLoss, MoCoLoss
+from sogclr.losses import GlobalContrastiveLoss, MoCoLoss, NTXentLoss
 from sogclr.losses.temperatures import PerSample
 from sogclr.run_folder import RunFolder, load_checkpoint
 
@@ -175,6 +175,22 @@ def test_a_skipped_step_takes_back_what_a_loss_of_ones_own_changed(data, tmp_pat
     assert [row["step"] for row in skipped] == [3, 4, 5]  # the count stays at 2, and so the next is the third again
     assert float(load_checkpoint(run.latest_checkpoint())["loss"]["loss.calls"]) == 2
     assert [row for row in seen if row["kind"] == "skipped"] == skipped
+
+
+@pytest.mark.parametrize(
+    ("loss", "given", "scale"),
+    [
+        (lambda: GlobalContrastiveLoss(40, temperature=0.5), {}, 2.0),
+        (lambda: GlobalContrastiveLoss(40, temperature=PerSample(40, initial=0.2)), {}, 5.0),
+        (lambda: NTXentLoss(temperature=0.5), {}, 1.0),  # as large as a softmax loss already
+        (MyLoss, {}, 1.0),
+        (MyLoss, {"gradient_scale": 3.0}, 3.0),
+    ],
+)
+def test_the_gradient_of_a_given_loss_is_scaled_by_its_own_temperature(loss, given, scale, data, tmp_path):
+    options = RUN | OURS | {"max_steps": 1, "optimizer": "lars"} | given
+    run = package.train(data, out=tmp_path / "run", loss=loss(), **options)
+    assert run.config().optim.gradient_scale == pytest.approx(scale)
 
 
 def test_a_model_with_its_own_head_gets_none(data, tmp_path):

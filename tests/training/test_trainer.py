@@ -285,6 +285,15 @@ def test_an_option_that_would_do_nothing_is_refused(options, said):
         from_options({"data": "x", "out": "y", **options})
 
 
+def test_momentum_is_refused_of_the_optimizer_that_has_none(tmp_path):
+    manifest = Manifest.scan(write_digits(tmp_path / "digits", 4))
+    options = {"data": "x", "out": "y", **SMALL, "momentum": 0.8}
+    with pytest.raises(BadInput, match=r"--momentum 0.8 is of lars and sgd, and the optimizer is adamw; leave it out"):
+        resolve(from_options(options | {"optimizer": "adamw"}), manifest)
+    config, _ = resolve(from_options(options | {"optimizer": "sgd"}), manifest)
+    assert config.optim.momentum == 0.8
+
+
 @pytest.mark.parametrize(
     "options", [{"method": "simclr"}, {"method": "neuclip"}, {"estimator": "mini-batch"}, {}], ids=str
 )

@@ -101,7 +101,7 @@ def build(
         batch_size=options.batch_size,
         accumulate=optim.accumulate,
         micro_batch=optim.micro_batch,
-        gradient_scale=(optim.gradient_scale or 1.0) if isinstance(loss, ContrastiveLoss) else 1.0,
+        gradient_scale=optim.gradient_scale or 1.0,
         clip_grad=optim.clip_grad,
         total_steps=options.max_steps,
         steps_per_epoch=steps_per_epoch,

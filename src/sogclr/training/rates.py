@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ..config.methods import estimator_of
 from ..config.objective import LossConfig, OptimConfig
+from ..config.schema import TrainConfig
+from ..errors import BadInput
 
 # learning rate at batch 256, by optimizer and rule; 1.2 sqrt(B/256) = 0.075 sqrt(B)
 _RATE_AT_256 = {
@@ -17,8 +20,51 @@ _RATE_AT_256 = {
 # every method of docs/results/with_a_resnet.md (28 pixels, B = 16, 6 and 30 epochs); SogCLR's authors took 13 times for CIFAR-10 (examples/recipes).
 SMALL_VIEWS, SMALL_FACTOR = 96, 3.0
 TUNED_SHARE = 0.1  # of the rule's learning rate, for an encoder that has weights already
+TUNED_LAYER_DECAY = 0.75  # BEiT's
 CLIP_SHARE = 0.01  # the same for a CLIP model: more of it forgets what the model knows
 _DECAY = {"lars": 1e-6, "sgd": 1e-4, "adamw": 0.05}
+
+
+def resolve_optim(
+    config: TrainConfig, epochs: float, kind: str, patches: bool, weights: str | None, size: int
+) -> OptimConfig:
+    """Return the section with every open choice made.
+
+    LARS lets vision transformers collapse, and high rates forget what weights know.
+
+    Args:
+        config: with its loss resolved.
+        epochs: of the whole run.
+        kind: of DATA, images or pairs.
+        patches: whether the encoder is a vision transformer.
+        weights: whose the encoder begins with, if any.
+        size: of the views, pixels.
+
+    Raises:
+        BadInput: momentum for an optimizer that has none.
+    """
+    optim = config.optim
+    tuned = weights is not None and (patches or kind == "images")
+    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches or tuned else "lars")
+    if optimizer == "adamw" and optim.momentum != OptimConfig().momentum:
+        raise BadInput(
+            f"--momentum {optim.momentum:g} is of lars and sgd, and the optimizer is adamw; leave it out or give --optimizer lars or sgd"
+        )
+    rule = learning_rate(optimizer, optim.lr_rule, config.run.batch_size * optim.accumulate, begins_small(config, size))
+    return replace(
+        optim,
+        optimizer=optimizer,
+        lr=optim.lr or (rule * TUNED_SHARE if tuned and kind == "images" and optimizer == "adamw" else rule),
+        layer_decay=optim.layer_decay or (TUNED_LAYER_DECAY if tuned else 1.0),
+        gradient_scale=optim.gradient_scale or gradient_scale(config.loss, optimizer),
+        weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
+        warmup_epochs=warmup(epochs) if optim.warmup_epochs is None else optim.warmup_epochs,
+    )
+
+
+def begins_small(config: TrainConfig, size: int) -> bool:
+    """Return whether an encoder begins from nothing on small views, which LARS takes a higher rate for."""
+    return size <= SMALL_VIEWS and not config.begins_trained
 
 
 def learning_rate(optimizer: str, rule: str, batch_size: int, small: bool = False) -> float:

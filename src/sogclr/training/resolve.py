@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..config.methods import METHODS, estimator_of, options_of
-from ..config.objective import LossConfig, OptimConfig
+from ..config.objective import LossConfig
 from ..config.rows import Row
 from ..config.schema import ModelConfig, PairsConfig, RunConfig, TrainConfig
 from ..data.images import background_colour
@@ -28,12 +28,11 @@ from .clip_start import check_clip, clip_line, fill_in
 from .cost import time_lines
 from .freezing import check_freezing, choose_batchnorm, frozen_words
 from .neighbours import check_neighbours, neighbour_lines
-from .rates import SMALL_VIEWS, TUNED_SHARE, gradient_scale, learning_rate, optimizer_words, warmup, weight_decay
+from .rates import begins_small, optimizer_words, resolve_optim
 from .reading import check_views, choose_cache, view_groups
 from .warm_start import resolve_warm_start, usual_warm_start
 
 _SIZES = ((48, 32), (80, 64), (160, 96))  # (images smaller than this, get views of this size); larger ones get 224
-TUNED_LAYER_DECAY = 0.75  # BEiT's
 _NAMES = {"images": "images alone", "pairs": "pairs"}  # kind of DATA -> its name in a sentence
 
 
@@ -76,7 +75,7 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         ),
         loss=loss,
         optim=resolve_warm_start(
-            _resolve_optim(replace(config, loss=loss), total / steps_per_epoch, source.kind, patches, weights, size),
+            resolve_optim(replace(config, loss=loss), total / steps_per_epoch, source.kind, patches, weights, size),
             usual_warm_start(config, source, run.device),
             total,
             steps_per_epoch,
@@ -211,30 +210,6 @@ def count_steps_per_epoch(config: TrainConfig, source: Source) -> int:
     return usable // step
 
 
-def _resolve_optim(
-    config: TrainConfig, epochs: float, kind: str, patches: bool, weights: str | None, size: int
-) -> OptimConfig:
-    """Return the section; LARS lets vision transformers (`patches`) collapse, and high rates forget what weights know."""
-    optim = config.optim
-    tuned = weights is not None and (patches or kind == "images")
-    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches or tuned else "lars")
-    rule = learning_rate(optimizer, optim.lr_rule, config.run.batch_size * optim.accumulate, _small(config, size))
-    return replace(
-        optim,
-        optimizer=optimizer,
-        lr=optim.lr or (rule * TUNED_SHARE if tuned and kind == "images" and optimizer == "adamw" else rule),
-        layer_decay=optim.layer_decay or (TUNED_LAYER_DECAY if tuned else 1.0),
-        gradient_scale=optim.gradient_scale or gradient_scale(config.loss, optimizer),
-        weight_decay=weight_decay(optimizer) if optim.weight_decay is None else optim.weight_decay,
-        warmup_epochs=warmup(epochs) if optim.warmup_epochs is None else optim.warmup_epochs,
-    )
-
-
-def _small(config: TrainConfig, size: int) -> bool:
-    """Return whether an encoder begins from nothing on small views, which LARS takes a higher rate for."""
-    return size <= SMALL_VIEWS and not config.begins_trained
-
-
 def _resolve_run(config: TrainConfig, total: int, steps_per_epoch: int) -> tuple[RunConfig, int]:
     """Return the section, and the number of reader processes."""
     run, device = config.run, choose_device(config.run.device)
@@ -279,7 +254,7 @@ def loss_words(loss: LossConfig) -> list[str]:
 
 def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) -> list[str]:
     run, optim, loss, pairs = config.run, config.optim, config.loss, config.pairs
-    small, total = _small(config, config.data.image_size or 0), run.max_steps or 0
+    small, total = begins_small(config, config.data.image_size or 0), run.max_steps or 0
     shape = f"a transformer of {pairs.text_layers} layers" if pairs.text_layers else "a bag of tokens"
     texts = config.model.clip or pairs.text_model or f"{shape}, {pairs.text_width} wide"
     kinds = source.kinds if isinstance(source, Pairs) else ("images", "images")

@@ -6,6 +6,7 @@ import os
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...config.objective import LossConfig, TemperatureMode
@@ -93,6 +94,8 @@ def adapt_options(options: dict[str, Any], table: dict[str, Any], own: OwnParts)
         ours = [f.name for f in fields(LossConfig)]
         unused = in_file if "loss" not in table.get("own", {}) else ()  # a run's own file has all options
         _refuse({**options, **dict.fromkeys(unused)}, ours, "loss=, which is built with its own")
+        if "gradient_scale" not in {*options, *in_file}:
+            settled["gradient_scale"] = _gradient_scale(own.loss)
     if (own.dataset is not None or own.transform is not None) and "image_size" not in {*options, *in_file}:
         side = view_side(own.dataset, own.transform)
         settled |= {} if side is None else {"image_size": side}
@@ -147,6 +150,14 @@ def _check_views(config: TrainConfig, own: OwnParts) -> None:
     ):
         if given is not None and (data.crops is not None or data.views > 2):
             raise BadInput(f"{option} does not go with {name}=, which is for two views of an image; leave it out")
+
+
+def _gradient_scale(loss: nn.Module) -> float:
+    """Return 1/tau of a global loss of ours, which makes its gradient as large as a softmax loss's; 1 of any other."""
+    if not isinstance(loss, ContrastiveLoss) or loss.per_temperature:
+        return 1.0
+    tau = getattr(loss.temperature, "tau", loss.temperature)
+    return 1 / float(torch.as_tensor(tau).detach().mean())
 
 
 def _temperature_mode(loss: nn.Module) -> TemperatureMode:
