@@ -4,8 +4,8 @@
 
 Views, batches of neighbours and how much the positive counts, each with the global loss and, where it has it too, with SimCLR's: six seeds that share initialisation and
 order. A ResNet has LARS at the rate that was best for SimCLR and SogCLR alike on photographs (research.flat_line), a vision transformer what the trainer chooses. Rows
-through the encoder, steps and images seen are the same in every row: four views of half as many images for half as many epochs; with four crops of half the side, which cost as
-much as one more view, two thirds of the epochs. DIR as for research.flat_line; every run
+through the encoder, steps and images seen are the same in every row: four views of half as many images for half as many epochs; but with four crops of half the side, which cost as much as one more
+view, there are two thirds of the epochs. DIR as for research.flat_line; every run
 is a line of research/cache/extras.jsonl. Writes docs/results/extras.md and .csv.
 """
 
@@ -52,8 +52,13 @@ DATA: dict[str, dict[str, Any]] = {
     FASHION: {"image_size": 28},
     DRAWINGS: {"image_size": 32},
 }
-RESNET, VIT = "resnet10_mini", "vit_tiny_patch16_224"
-MODELS = {RESNET: "LARS at 0.3 sqrt(B)", VIT: "64 pixels, AdamW at the trainer's rate"}
+RESNET, VIT, SMALL_VIT = "resnet10_mini", "vit_tiny_patch16_224", "test_vit"
+BY_ADAMW = "64 pixels, AdamW at the trainer's rate"
+MODELS = {
+    RESNET: "LARS at 0.3 sqrt(B)",
+    VIT: f"5.5 million weights, {BY_ADAMW}",
+    SMALL_VIT: f"A vision transformer of 0.3 million weights, {BY_ADAMW}",
+}
 """Model -> what is said of its training."""
 COMPARED = ((SCALED, BASE), (BESIDE, SCALED), (BESIDE, BASE), ("SimCLR", SCALED), ("SimCLR", BASE))
 """Rows whose difference is shown over the batch sizes together."""
