@@ -21,6 +21,7 @@ import torch
 import sogclr
 from benchmarks import pages
 from sogclr.commands.demo_pairs import write_emoji
+from sogclr.config.toml import to_toml
 from sogclr.files import atomic_folder, cache_folder
 
 from .measure import Cache
@@ -41,7 +42,7 @@ class Job:
 
     Attributes:
         data: `PHOTOGRAPHS`, `FASHION` or `DRAWINGS`.
-        options: of `sogclr.train`, the seed among them.
+        options: of `sogclr.train`, the seed among them; `augment` is the table of a configuration file.
     """
 
     data: str
@@ -109,6 +110,9 @@ def train_and_score(folder: Path, options: dict[str, Any], device: str) -> dict[
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as out:
         given = {"eval_every": options["epochs"], "device": device, **options, **SAME}
+        if "augment" in given:
+            given["config"] = Path(out) / "augment.toml"
+            given["config"].write_text(to_toml({"augment": given.pop("augment")}), encoding="utf-8")
         run = sogclr.train(folder / "train", Path(out) / "run", **given)
         scores = sogclr.evaluate(run.path, folder, device=device, workers=0, quiet=True)
     found = {k: 100 * scores[name] for k, name in SCORES.items()}
