@@ -42,7 +42,7 @@ class Advice:
     seconds: dict[int, float]
     """Epochs -> the time that a run takes with this batch size."""
     chosen: dict[str, Any]
-    """What the trainer chooses by itself: model, image_size, temperature, gamma, optimizer."""
+    """What the trainer chooses by itself: model, image_size, temperature, gamma, optimizer, and views of images."""
     gradient: dict[str, float]
     """Of one batch against the exact gradient, of images after a short training: `bias`, `variance`, both relative to its norm."""
 
@@ -113,6 +113,7 @@ def advise(
         config = RunFolder(Path(folder) / f"{batch}").config()
     names = {"model": config.model.model, "image_size": config.data.image_size, "temperature": config.loss.temperature}
     names |= {"gamma": config.loss.gamma, "optimizer": config.optim.optimizer}
+    names |= {"views": config.data.views} if kind == "images" else {}
     return Advice(
         rates=rates,
         images=count,
