@@ -132,8 +132,10 @@ results: .venv/with-research .venv-integrations/installed
 	$(BIN)/python -m research.wordnet
 	$(BIN)/python -m research.hinge
 	$(BIN)/python -m research.visits
+	$(BIN)/python -m research.neighbours
 	$(BIN)/python -m research.with_a_resnet --data $(DATA)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.adapt --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.tune --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.extras --data $(CLOTHES) --fashion $(DATA)
+	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.defaults --data $(CLOTHES) --fashion $(DATA)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.flat_line --data $(CLOTHES) --fashion $(DATA)
