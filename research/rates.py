@@ -18,7 +18,7 @@ from benchmarks import pages
 from .extras import SHOWN
 from .measure import Cache
 from .points import Point, cell, write_points
-from .trainer_runs import PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
+from .trainer_runs import PHOTOGRAPHS, Job, Places, head, make, parser_of
 
 EPOCHS, SEEDS = 12, 3
 FACTORS = (1, 3, 10, 30)
