@@ -2,7 +2,7 @@
 
     python -m research.rates --data DIR [--only NAME ...] [--seeds N] [--quick] [--report]
 
-Two vision transformers and a small ResNet, by the default's loss and by SimCLR's, for 12 epochs of photographs of clothes. DIR as for research.flat_line; every run is a line of
+Vision transformers and convolutional networks, by the default's loss and by SimCLR's, for 12 epochs of photographs of clothes. DIR as for research.flat_line; every run is a line of
 research/cache/rates.jsonl. Writes docs/results/rates.md and .csv.
 """
 
@@ -26,6 +26,7 @@ METHODS = ("sogclr", "simclr")
 MODELS: dict[str, dict[str, Any]] = {
     "test_vit": {"image_size": 64},
     "resnet10_mini": {"image_size": 32, "optimizer": "adamw"},
+    "convnext_atto": {"image_size": 32, "optimizer": "adamw"},
     "vit_tiny_patch16_224": {"image_size": 64},
 }
 """Encoder -> options of its runs."""
