@@ -30,7 +30,7 @@ from sogclr.commands.demo_pairs import write_emoji
 
 from .figures import COLOURS, MARKERS, dress, figure, save
 from .measure import Cache
-from .paired import interval
+from .paired import interval, with_interval
 from .points import Point, plus_minus, write_points
 from .real_weights import write_weights
 
@@ -212,14 +212,6 @@ def changes(rows: Rows, name: str, what: str) -> list[float]:
     ]
 
 
-def spoken(values: list[float]) -> str:
-    """Return a mean with its interval, or a single value."""
-    if len(values) < 2:
-        return f"{values[0]:+.1f}"
-    mean, low, high = interval(values)
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 def verdict(rows: Rows, name: str) -> str:
     """Return whether a row gains what was asked for, and loses no more."""
     words = []
@@ -247,7 +239,7 @@ def section(setting: Setting, rows: Rows) -> list[str]:
         cells = [plus_minus([r[w][s] for r in results], 1) for w in ("target", "source") for s in SCORES]
         cells = [c.removesuffix(" ± 0.0") if len(results) == 1 else c for c in cells]
         seconds = statistics.mean(r["seconds"] for r in results)
-        moved = [spoken(changes(rows, name, what)) for what in ("target", "source")]
+        moved = [with_interval(changes(rows, name, what), 1) for what in ("target", "source")]
         cells += [""] * 3 if name == "start" else [f"{seconds:.0f}", *moved]
         cells.append("" if name in ("start", NOTHING) else verdict(rows, name))
         text.append(f"| {name} | {len(results)} | {' | '.join(cells)} |")

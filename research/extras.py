@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import pages
 
 from .measure import Cache
-from .paired import interval
+from .paired import with_interval
 from .points import Point, cell, write_points
 from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
 
@@ -60,7 +60,18 @@ MODELS = {
     SMALL_VIT: f"A vision transformer of 0.3 million weights, {BY_ADAMW}",
 }
 """Model -> what is said of its training."""
-COMPARED = ((SCALED, BASE), (BESIDE, SCALED), (BESIDE, BASE), ("SimCLR", SCALED), ("SimCLR", BASE))
+COMPARED = (
+    (SCALED, BASE),
+    (BESIDE, SCALED),
+    (BESIDE, BASE),
+    ("SimCLR", SCALED),
+    ("SimCLR", BASE),
+    *(
+        (f"{loss}, {extra}", loss if loss == "SimCLR" else SCALED)
+        for extra in ("4 views", "2 views and 4 crops", "neighbours")
+        for loss in ("SogCLR, scaled", "SimCLR")
+    ),
+)
 """Rows whose difference is shown over the batch sizes together."""
 SHOWN = {"knn": "kNN", "linear": "linear", "few": "linear, ten labels a class"}
 
@@ -112,7 +123,7 @@ def against(rows: dict[str, dict[int, dict[str, float]]], row: str, score: str) 
 
 def difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], score: str) -> str:
     """Return the mean of what the first of each pair has more of a score, with its 95 % interval."""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval([a[score] - b[score] for a, b in pairs]))
+    return with_interval([a[score] - b[score] for a, b in pairs], 1)
 
 
 def together(cache: Cache) -> list[str]:

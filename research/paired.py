@@ -20,6 +20,14 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def with_interval(values: list[float], digits: int = 2) -> str:
+    """Return `+0.42 (+0.10 to +0.74)`: a mean and its 95 % interval, both with so many decimals; of one value itself."""
+    if len(values) < 2:
+        return f"{values[0]:+.{digits}f}"
+    mean, low, high = interval(values)
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
 def difference(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> tuple[int, float, float, float]:
     """Return seeds, mean difference of held-out recall in points, and half its 95 % interval over seeds and over pairs.
 

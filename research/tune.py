@@ -25,7 +25,7 @@ from sogclr.files import cache_folder
 
 from .figures import dress, figure, save, style
 from .measure import Cache
-from .paired import interval
+from .paired import with_interval
 from .points import Point, mean_sd, write_points
 from .tune_data import clothes, emoji, wordnet
 from .tune_starts import SAME, clip_start, text_start
@@ -200,14 +200,6 @@ class Runs:
 
 
 # -------------------------------------------------------------------------------------------------------------- the page
-def with_interval(values: list[float]) -> str:
-    """Return `+0.42 (+0.10 to +0.74)`: a mean of seeds and its 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:+.2f}"
-    mean, low, high = interval(values)
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
 def table(runs: Runs) -> list[str]:
     """Return a table, one row a way."""
     heads = ("way", "B", "rate", "start", "lowest", "end", "end − start", "end − CLIP's loss at 256", "seeds")

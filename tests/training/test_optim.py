@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from sogclr.config.objective import OptimConfig
+from sogclr.config.toml import from_options
 from sogclr.errors import BadInput
 from sogclr.losses.estimators import CosineGamma
 from sogclr.models.backbone import create_backbone
 from sogclr.models.two_view import ContrastiveModel
 from sogclr.training.optim import LR_SCALE, build_optimizer, warmup_cosine
-from sogclr.training.rates import learning_rate
+from sogclr.training.rates import begins_small, learning_rate
 
 
 @pytest.mark.parametrize("batch", [32, 256, 4096])
@@ -19,10 +20,30 @@ def test_rules_are_the_papers(batch):
     assert learning_rate("lars", "auto", batch) == learning_rate("lars", "sqrt", batch)
 
 
-def test_small_views_get_a_higher_rate_of_lars_alone_and_by_auto_alone():
+def test_small_views_get_a_higher_rate_by_auto_alone():
     assert learning_rate("lars", "auto", 16, small=True) == pytest.approx(3 * 0.3)
-    for optimizer, rule in (("lars", "sqrt"), ("lars", "linear"), ("adamw", "auto"), ("sgd", "auto")):
+    assert learning_rate("adamw", "auto", 16, small=True) == pytest.approx(30 * 2.5e-4)
+    for optimizer, rule in (("lars", "sqrt"), ("lars", "linear"), ("adamw", "sqrt"), ("sgd", "auto")):
         assert learning_rate(optimizer, rule, 16, small=True) == learning_rate(optimizer, rule, 16)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "size", "optimizer", "small"),
+    [
+        ("resnet10_mini", "images", 32, "lars", True),
+        ("resnet10_mini", "images", 224, "lars", False),
+        ("resnet10_mini", "images", 32, "adamw", True),
+        ("resnet10_mini", "pairs", 32, "adamw", False),  # a transformer of texts beside it does not take that rate
+        ("test_vit", "images", 64, "adamw", False),
+        ("convnext_atto", "images", 32, "adamw", False),
+        ("own:Net", "images", 32, "adamw", False),
+    ],
+)
+def test_adamw_has_the_higher_rate_with_batchnorm_and_without_texts_alone(model, kind, size, optimizer, small):
+    config = from_options({"data": "x", "out": "y", "model": model})
+    assert begins_small(config, optimizer, kind, size) == small
+    tuned = from_options({"data": "x", "out": "y", "model": model, "init_from": "z"})
+    assert not begins_small(tuned, optimizer, kind, size)
 
 
 def net():

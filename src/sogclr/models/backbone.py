@@ -137,6 +137,14 @@ def is_vision_transformer(name: str) -> bool:
         return False
 
 
+def has_batchnorm(name: str) -> bool:
+    """Return whether timm's model normalises by the statistics of a batch."""
+    try:
+        return not name.startswith((OWN, CLIP)) and bool(batchnorms(_skeleton(name)))
+    except (RuntimeError, ValueError, TypeError):  # what cannot be built is said when it is
+        return False
+
+
 def size_options(name: str, image_size: int) -> dict[str, int]:
     """Return what `timm.create_model` is given of the image size, on which only vision transformers depend."""
     try:

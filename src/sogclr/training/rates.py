@@ -9,6 +9,7 @@ from ..config.methods import estimator_of
 from ..config.objective import LossConfig, OptimConfig
 from ..config.schema import TrainConfig
 from ..errors import BadInput
+from ..models.backbone import has_batchnorm
 
 # learning rate at batch 256, by optimizer and rule; 1.2 sqrt(B/256) = 0.075 sqrt(B)
 _RATE_AT_256 = {
@@ -18,7 +19,8 @@ _RATE_AT_256 = {
 }
 # SimCLR's rates are for views of 224 pixels. On views of at most so many LARS gets so many times the rate: linear accuracy and F2 are better with it for
 # every method of docs/results/with_a_resnet.md (28 pixels, B = 16, 6 and 30 epochs); SogCLR's authors took 13 times for CIFAR-10 (examples/recipes).
-SMALL_VIEWS, SMALL_FACTOR = 96, 3.0
+# AdamW's 1e-3 is of vision transformers; networks with BatchNorm take far more (docs/results/rates.md and with_a_resnet.md).
+SMALL_VIEWS, SMALL_FACTORS = 96, {"lars": 3.0, "adamw": 30.0}
 TUNED_SHARE = 0.1  # of the rule's learning rate, for an encoder that has weights already
 TUNED_LAYER_DECAY = 0.75  # BEiT's
 CLIP_SHARE = 0.01  # the same for a CLIP model: more of it forgets what the model knows
@@ -33,7 +35,7 @@ def resolve_optim(
     LARS lets vision transformers collapse, and high rates forget what weights know.
 
     Args:
-        config: with its loss resolved.
+        config: with its loss and the name of its model resolved.
         epochs: of the whole run.
         kind: of DATA, images or pairs.
         patches: whether the encoder is a vision transformer.
@@ -50,7 +52,8 @@ def resolve_optim(
         raise BadInput(
             f"--momentum {optim.momentum:g} is of lars and sgd, and the optimizer is adamw; leave it out or give --optimizer lars or sgd"
         )
-    rule = learning_rate(optimizer, optim.lr_rule, config.run.batch_size * optim.accumulate, begins_small(config, size))
+    small = begins_small(config, optimizer, kind, size)
+    rule = learning_rate(optimizer, optim.lr_rule, config.run.batch_size * optim.accumulate, small)
     return replace(
         optim,
         optimizer=optimizer,
@@ -62,9 +65,10 @@ def resolve_optim(
     )
 
 
-def begins_small(config: TrainConfig, size: int) -> bool:
-    """Return whether an encoder begins from nothing on small views, which LARS takes a higher rate for."""
-    return size <= SMALL_VIEWS and not config.begins_trained
+def begins_small(config: TrainConfig, optimizer: str, kind: str, size: int) -> bool:
+    """Return whether an encoder begins from nothing on small views, which LARS takes a higher rate for, and AdamW if it has BatchNorm and no text beside it."""
+    small = size <= SMALL_VIEWS and not config.begins_trained
+    return small and (optimizer != "adamw" or (kind == "images" and has_batchnorm(str(config.model.model))))
 
 
 def learning_rate(optimizer: str, rule: str, batch_size: int, small: bool = False) -> float:
@@ -74,7 +78,7 @@ def learning_rate(optimizer: str, rule: str, batch_size: int, small: bool = Fals
         optimizer: lars, sgd or adamw.
         rule: auto, sqrt or linear; auto is sqrt, and knows of small views.
         batch_size: B, samples of an optimizer step.
-        small: whether an encoder begins from nothing on views of at most `SMALL_VIEWS` pixels.
+        small: whether an encoder begins from nothing on views of at most `SMALL_VIEWS` pixels, as `begins_small` says.
     """
     share = batch_size / 256
     if rule == "linear":
@@ -84,7 +88,7 @@ def learning_rate(optimizer: str, rule: str, batch_size: int, small: bool = Fals
 
 def small_factor(optimizer: str, rule: str, small: bool) -> float:
     """Return what the rate is multiplied by for small views; args as of `learning_rate`."""
-    return SMALL_FACTOR if small and rule == "auto" and optimizer == "lars" else 1.0
+    return SMALL_FACTORS.get(optimizer, 1.0) if small and rule == "auto" else 1.0
 
 
 def gradient_scale(loss: LossConfig, optimizer: str) -> float:

@@ -75,7 +75,14 @@ def resolve(config: TrainConfig, source: Source) -> tuple[TrainConfig, list[str]
         ),
         loss=loss,
         optim=resolve_warm_start(
-            resolve_optim(replace(config, loss=loss), total / steps_per_epoch, source.kind, patches, weights, size),
+            resolve_optim(
+                replace(config, loss=loss, model=replace(config.model, model=model)),
+                total / steps_per_epoch,
+                source.kind,
+                patches,
+                weights,
+                size,
+            ),
             usual_warm_start(config, source, run.device),
             total,
             steps_per_epoch,
@@ -254,7 +261,8 @@ def loss_words(loss: LossConfig) -> list[str]:
 
 def _lines(config: TrainConfig, why: str, source: Source, steps_per_epoch: int) -> list[str]:
     run, optim, loss, pairs = config.run, config.optim, config.loss, config.pairs
-    small, total = begins_small(config, config.data.image_size or 0), run.max_steps or 0
+    small = begins_small(config, str(optim.optimizer), source.kind, config.data.image_size or 0)
+    total = run.max_steps or 0
     shape = f"a transformer of {pairs.text_layers} layers" if pairs.text_layers else "a bag of tokens"
     texts = config.model.clip or pairs.text_model or f"{shape}, {pairs.text_width} wide"
     kinds = source.kinds if isinstance(source, Pairs) else ("images", "images")
