@@ -10,7 +10,7 @@ from sogclr.losses.estimators import CosineGamma
 from sogclr.models.backbone import create_backbone
 from sogclr.models.two_view import ContrastiveModel
 from sogclr.training.optim import LR_SCALE, build_optimizer, warmup_cosine
-from sogclr.training.rates import begins_small, learning_rate
+from sogclr.training.rates import begins_small, learning_rate, resolve_optim
 
 
 @pytest.mark.parametrize("batch", [32, 256, 4096])
@@ -36,7 +36,7 @@ def test_small_views_get_a_higher_rate_by_auto_alone():
         ("resnet10_mini", "pairs", 32, "adamw", False),  # a transformer of texts beside it does not take that rate
         ("test_vit", "images", 64, "adamw", False),
         ("convnext_atto", "images", 32, "adamw", False),
-        ("own:Net", "images", 32, "adamw", False),
+        ("own:Net", "images", 32, "adamw", False),  # nobody knows
     ],
 )
 def test_adamw_has_the_higher_rate_with_batchnorm_and_without_texts_alone(model, kind, size, optimizer, small):
@@ -44,6 +44,23 @@ def test_adamw_has_the_higher_rate_with_batchnorm_and_without_texts_alone(model,
     assert begins_small(config, optimizer, kind, size) == small
     tuned = from_options({"data": "x", "out": "y", "model": model, "init_from": "z"})
     assert not begins_small(tuned, optimizer, kind, size)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "patches", "chosen"),
+    [
+        ("resnet10_mini", "images", False, "lars"),
+        ("own:Net", "images", False, "lars"),
+        ("convnext_atto", "images", False, "adamw"),
+        ("test_vit", "images", True, "adamw"),
+        ("resnet10_mini", "pairs", False, "adamw"),
+    ],
+)
+def test_lars_is_chosen_for_networks_with_batchnorm_on_images_alone(model, kind, patches, chosen):
+    config = from_options({"data": "x", "out": "y", "model": model})
+    assert resolve_optim(config, 100, kind, patches, None, 32).optimizer == chosen
+    given = from_options({"data": "x", "out": "y", "model": model, "optimizer": "sgd"})
+    assert resolve_optim(given, 100, kind, patches, None, 32).optimizer == "sgd"
 
 
 def net():

@@ -96,11 +96,11 @@ class OptimConfig:
     title: ClassVar[str] = "optimizer"
 
     optimizer: Optimizer | None = None
-    """lars, or adamw for pairs, vision transformers and weights of --pretrained, when left out."""
+    """lars, or adamw for pairs, encoders without BatchNorm, such as vision transformers, and weights of --pretrained, when left out."""
     lr: Annotated[float | None, Range(0, above=True)] = None
     """Peak learning rate; from --lr-rule when left out, a tenth of it for images and weights of --pretrained, a hundredth with --clip."""
     lr_rule: LearningRateRule = "auto"
-    """LARS: sqrt is 0.075 sqrt(B), linear 0.3 B/256; auto is sqrt, three times that for an encoder from nothing on views of at most 96 pixels."""
+    """LARS: sqrt is 0.075 sqrt(B), linear 0.3 B/256; auto is sqrt, three times that for an encoder from nothing on views of at most 96 pixels, and thirty times for adamw and an encoder with BatchNorm on images alone."""
     weight_decay: Annotated[float | None, Range(0)] = None
     """1e-6 (lars), 1e-4 (sgd) or 0.05 (adamw) when left out; never on biases and normalisation."""
     layer_decay: Annotated[

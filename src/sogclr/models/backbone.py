@@ -137,12 +137,12 @@ def is_vision_transformer(name: str) -> bool:
         return False
 
 
-def has_batchnorm(name: str) -> bool:
-    """Return whether timm's model normalises by the statistics of a batch."""
+def has_batchnorm(name: str) -> bool | None:
+    """Return whether timm's model normalises by the statistics of a batch; None where the name does not tell."""
     try:
-        return not name.startswith((OWN, CLIP)) and bool(batchnorms(_skeleton(name)))
+        return None if name.startswith((OWN, CLIP)) else bool(batchnorms(_skeleton(name)))
     except (RuntimeError, ValueError, TypeError):  # what cannot be built is said when it is
-        return False
+        return None
 
 
 def size_options(name: str, image_size: int) -> dict[str, int]:

@@ -32,7 +32,8 @@ def resolve_optim(
 ) -> OptimConfig:
     """Return the section with every open choice made.
 
-    LARS lets vision transformers collapse, and high rates forget what weights know.
+    LARS is of networks with BatchNorm: it lets vision transformers collapse, and others learn less (docs/results/rates.md). High rates forget what
+    weights know.
 
     Args:
         config: with its loss and the name of its model resolved.
@@ -47,7 +48,8 @@ def resolve_optim(
     """
     optim = config.optim
     tuned = weights is not None and (patches or kind == "images")
-    optimizer = optim.optimizer or ("adamw" if kind == "pairs" or patches or tuned else "lars")
+    by_batches = has_batchnorm(str(config.model.model)) is not False and not patches
+    optimizer = optim.optimizer or ("lars" if by_batches and kind == "images" and not tuned else "adamw")
     if optimizer == "adamw" and optim.momentum != OptimConfig().momentum:
         raise BadInput(
             f"--momentum {optim.momentum:g} is of lars and sgd, and the optimizer is adamw; leave it out or give --optimizer lars or sgd"
@@ -68,7 +70,7 @@ def resolve_optim(
 def begins_small(config: TrainConfig, optimizer: str, kind: str, size: int) -> bool:
     """Return whether an encoder begins from nothing on small views, which LARS takes a higher rate for, and AdamW if it has BatchNorm and no text beside it."""
     small = size <= SMALL_VIEWS and not config.begins_trained
-    return small and (optimizer != "adamw" or (kind == "images" and has_batchnorm(str(config.model.model))))
+    return small and (optimizer != "adamw" or (kind == "images" and has_batchnorm(str(config.model.model)) is True))
 
 
 def learning_rate(optimizer: str, rule: str, batch_size: int, small: bool = False) -> float:
