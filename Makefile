@@ -138,5 +138,5 @@ results: .venv/with-research .venv-integrations/installed
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.tune --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.extras --data $(CLOTHES) --fashion $(DATA)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.rates --data $(CLOTHES)
-	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.defaults --data $(CLOTHES) --fashion $(DATA)
+	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.defaults --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.flat_line --data $(CLOTHES) --fashion $(DATA)

@@ -143,6 +143,8 @@ def draw(cache: Cache) -> None:
         for axis, score in zip(panels, ("knn", "linear"), strict=True):
             for k, method in enumerate((*METHODS, DEFAULT)):
                 mine = [(b, [r[score] for r in results]) for m, b, _, results in rows if m == method]
+                if not mine:
+                    continue
                 means = [statistics.mean(values) for _, values in mine]
                 spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in mine]
                 axis.errorbar([b for b, _ in mine], means, yerr=spread, label=method, **style(k))
@@ -162,6 +164,8 @@ def section(cache: Cache, data: str) -> list[str]:
         ]
         for method in (*METHODS, DEFAULT):
             mine = {b: (f, results) for m, b, f, results in rows if m == method}
+            if not mine:
+                continue
             factor = next((f for f, _ in mine.values()), None)
             cells = [cell([r[score] for r in mine[b][1]], 1) if b in mine else "" for b in BATCHES]
             lines.append(f"| {method} | {'its own' if factor is None else f'x {factor:g}'} | {' | '.join(cells)} |")
