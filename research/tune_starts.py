@@ -1,9 +1,11 @@
-"""What tune.py starts from: a small CLIP in Hugging Face's format, and two towers of texts, trained by CLIP's loss at a large batch."""
+"""What tune.py adapts: a small CLIP in Hugging Face's format and two towers of texts, trained by CLIP's loss at a large batch, and the pairs that each is tuned on."""
 
 from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 import sogclr
 from sogclr.commands.export import export
 from sogclr.models.hugging_face import import_transformers
+
+from .tune_data import clothes, emoji, wordnet
 
 SEED = 1000
 SIDE, PATCH, WIDTH, TOKENS, VOCABULARY = 64, 16, 64, 16, 2000
@@ -86,3 +90,71 @@ def text_start(folder: Path, tables: dict[str, Path], epochs: int) -> Path:
             run = sogclr.train(tables["before"], Path(name) / "run", method="clip", **shape, **options, **SAME)
             run.path.rename(place)
     return place
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Towers that know something, and pairs to tune them on."""
+
+    title: str
+    tables: Callable[..., dict[str, Path]]
+    start: Callable[[Path, dict[str, Path], int], Path]
+    begin_with: str
+    """The option that names the start."""
+    epochs_before: int
+    epochs: int
+    rates: dict[int, tuple[float, ...]]
+    """Batch size -> four of them."""
+    scores: tuple[str, ...]
+    """Whose mean is shown."""
+    options: dict[str, Any]
+    begins_as: str | None = None
+    """Another adaptation, whose start and tables it has."""
+
+
+BOTH = ("image_to_text_r5", "text_to_image_r5")
+ADAPTATIONS = {
+    "emoji": Adaptation(
+        "emoji in lines, tuned on emoji in colour (recall at 5, mean of both ways)",
+        emoji,
+        clip_start,
+        "clip",
+        150,
+        6,
+        {32: (1e-3, 2e-3, 4e-3, 8e-3), 256: (5e-4, 1e-3, 2e-3, 4e-3)},
+        BOTH,
+        {},
+    ),
+    "clothes": Adaptation(
+        "photographs of clothes, tuned on others (zero-shot accuracy, 14 classes)",
+        clothes,
+        clip_start,
+        "clip",
+        150,
+        6,
+        {32: (3e-4, 1e-3, 2e-3, 4e-3), 256: (3e-4, 1e-3, 2e-3, 4e-3)},
+        ("image_to_text_r1",),
+        {},
+    ),
+    "wordnet": Adaptation(
+        "definitions and words, tuned on the same (recall at 1, mean of both ways)",
+        wordnet,
+        text_start,
+        "init_from",
+        12,
+        2,
+        {32: (3e-5, 1e-4, 3e-4, 1e-3), 256: (1e-4, 3e-4, 1e-3, 3e-3)},
+        ("query_to_document_r1", "document_to_query_r1"),
+        {"columns": "definition,words", "temperature": 0.07, "text_layers": 0, "text_width": 128, "text_length": 32},
+    ),
+}
+COLD_TAU = 0.02
+ADAPTATIONS |= {
+    f"{name}-{COLD_TAU}": replace(
+        ADAPTATIONS[name],
+        title=f"{ADAPTATIONS[name].title}, at tau {COLD_TAU}",
+        options=ADAPTATIONS[name].options | {"temperature": COLD_TAU},
+        begins_as=name,
+    )
+    for name in ("wordnet", "clothes")
+}
