@@ -252,7 +252,7 @@ TRUST = """
   of the run at most by default. Exact normalizers every epoch, gamma 1 and gamma 0.2 (from an exact u or a cold one) end where gamma 0.9 does, at tau 0.07.
 - **At tau 0.02 it matters most**, near to where CLIP's models stand. There the positive in the denominator and a batch's own normalizer cost CLIP's loss its gain: on WordNet no rate and neither batch is above the start, where SogCLR at 32 gains
   0.4 (0.7 from a cold u); on the clothes CLIP's loss falls 6 to 7 points below its start first at its best rates, and ends 1.5 (at 32) and 4.0 points (at 256) behind SogCLR, which is above the start after every epoch.
-  Most of that is the positive out of the denominator; what is remembered adds 0.9 points on the clothes (gamma 0.9 against gamma 1), and nothing on WordNet's two epochs. These starts were trained at 0.07, so a part of the fall is the change of temperature, which is the same for both losses.
+  Most of that is the positive out of the denominator; what is remembered adds 0.9 points on the clothes (gamma 0.9 against gamma 1), and nothing on WordNet's two epochs, of which still steps take a part (0.3 points behind; from a cold u level). These starts were trained at 0.07, so a part of the fall is the change of temperature, which is the same for both losses.
 - **The rate of `--clip`** (1e-5 at B = 256) is made for models a thousand times as large, and leaves these small ones nearly where they were.
 
 ## How far to trust this
