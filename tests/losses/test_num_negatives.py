@@ -80,7 +80,8 @@ def test_an_anchor_that_has_won_counts_less():
 def test_the_command_trains_with_it(tmp_path, capsys):
     """With the mini-batch's normalizer it is SimCLR: its gradient times tau, which Adam's ratio takes out."""
     data = write_digits(tmp_path / "digits")
-    how = SMALL | {"max_steps": 6, "labels": "none", "precision": "fp32", "optimizer": "adamw", "weight_decay": 0.0}
+    how = SMALL | {"max_steps": 6, "labels": "none", "precision": "fp32"}
+    how |= {"optimizer": "adamw", "lr_rule": "sqrt", "weight_decay": 0.0}
     runs = {}
     for name, options in {
         "softmax": {"estimator": "mini-batch", "num_negatives": 14},
