@@ -148,12 +148,12 @@ ADAPTATIONS = {
         {"columns": "definition,words", "temperature": 0.07, "text_layers": 0, "text_width": 128, "text_length": 32},
     ),
 }
-COLD_TAU = 0.02
+LOW_TAU = 0.02
 ADAPTATIONS |= {
-    f"{name}-{COLD_TAU}": replace(
+    f"{name}-{LOW_TAU}": replace(
         ADAPTATIONS[name],
-        title=f"{ADAPTATIONS[name].title}, at tau {COLD_TAU}",
-        options=ADAPTATIONS[name].options | {"temperature": COLD_TAU},
+        title=f"{ADAPTATIONS[name].title}, at tau {LOW_TAU}",
+        options=ADAPTATIONS[name].options | {"temperature": LOW_TAU},
         begins_as=name,
     )
     for name in ("wordnet", "clothes")

@@ -87,7 +87,7 @@ def start_of(samples: int, tau: float) -> dict[str, Any]:
 def measure(cache: Cache, epochs: tuple[int, ...] = EPOCHS) -> None:
     """Make the runs that the cache lacks: those of one length, number of samples and temperature side by side."""
     whole = digits()
-    starts = {samples: trained(part_of(whole, samples)) for samples in SAMPLES}
+    starts: dict[int, list[Tensor]] = {}
     for length, samples, tau, tuned in itertools.product(epochs, SAMPLES, TAUS, (True, False)):
         rates = [r for r in RATES if (r == TUNING) == tuned]
         cells = [(r, g, s) for r, g, s in itertools.product(rates, GAMMAS, SEEDS)]
@@ -100,6 +100,8 @@ def measure(cache: Cache, epochs: tuple[int, ...] = EPOCHS) -> None:
         problem = part_of(whole, samples)
         runs = ManyRuns(problem, jobs, BATCH, length, tau)
         if tuned:
+            if samples not in starts:
+                starts[samples] = trained(problem)
             cache.put(start_of(samples, tau), {"F2": begin_from(runs, starts[samples]), "seconds": 0.0})
         for _ in runs.run():
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,6 +138,7 @@ def is_vision_transformer(name: str) -> bool:
         return False
 
 
+@cache
 def has_batchnorm(name: str) -> bool | None:
     """Return whether timm's model normalises by the statistics of a batch; None where the name does not tell."""
     try:
