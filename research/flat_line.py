@@ -25,7 +25,7 @@ from sogclr.data.manifest import Manifest
 from .figures import dress, figure, save, style
 from .measure import Cache
 from .points import Point, cell, write_points
-from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, Job, Places, head, make, parser_of
+from .trainer_runs import DRAWINGS, FASHION, LARGER, PAPER, PHOTOGRAPHS, Job, Places, head, make, parser_of
 
 BATCHES = (8, 16, 32, 64, 128, 256, 512, 1024)
 FIRST = (8, 32, 128, 512)  # batch sizes that are run before the others
@@ -40,6 +40,7 @@ DEFAULT = "sogclr's default"
 EPOCHS = 12
 DATA: dict[str, dict[str, Any]] = {
     PHOTOGRAPHS: {"image_size": 32},
+    LARGER: {"image_size": 64},
     FASHION: {"image_size": 28},
     DRAWINGS: {"image_size": 32},
 }

@@ -30,6 +30,7 @@ from .problems import write_images
 PAPER: dict[str, Any] = {"method": "sogclr", "gamma": 0.9, "num_negatives": math.inf, "gradient_scale": 1.0}
 """SogCLR as the paper has it, whatever the trainer's default is."""
 PHOTOGRAPHS, FASHION, DRAWINGS = "photographs", "Fashion-MNIST", "drawings"
+LARGER = "photographs at 64 pixels"
 FASHION_IMAGES = (4000, 2000)  # for training and for the test
 SCORES = {"knn": "knn_top1", "linear": "linear_top1", "few": "linear_top1_10_per_class"}
 """Name in a result -> name of `sogclr.evaluate`; in percent."""
@@ -41,7 +42,7 @@ class Job:
     """One run.
 
     Attributes:
-        data: `PHOTOGRAPHS`, `FASHION` or `DRAWINGS`.
+        data: `PHOTOGRAPHS`, `LARGER` (the same ones), `FASHION` or `DRAWINGS`.
         options: of `sogclr.train`, the seed among them; `augment` is the table of a configuration file.
     """
 
