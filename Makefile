@@ -137,6 +137,7 @@ results: .venv/with-research .venv-integrations/installed
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.adapt --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.tune --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.extras --data $(CLOTHES) --fashion $(DATA)
+	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.targets --data $(CLOTHES) --fashion $(DATA)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.rates --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.defaults --data $(CLOTHES)
 	[ -z "$(CLOTHES)" ] || $(BIN)/python -m research.flat_line --data $(CLOTHES) --fashion $(DATA)

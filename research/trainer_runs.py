@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +105,17 @@ def parser_of(about: str | None, data: Iterable[str], seeds: int) -> argparse.Ar
     return parser
 
 
-def train_and_score(folder: Path, options: dict[str, Any], device: str) -> dict[str, Any]:
-    """Train on one part of a folder, and return scores on the other, in percent, the seconds it took, and on what."""
+def train_and_score(
+    folder: Path, options: dict[str, Any], device: str, averages: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Train on one part of a folder, and return scores on the other, in percent, the seconds it took, and on what.
+
+    Args:
+        folder: with the two parts.
+        options: of `sogclr.train`.
+        device: to train on.
+        averages: name -> file of an encoder that the run leaves in its folder, which is scored too, in `averages`.
+    """
     torch.set_num_threads(1)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as out:
@@ -115,9 +124,15 @@ def train_and_score(folder: Path, options: dict[str, Any], device: str) -> dict[
             given["config"] = Path(out) / "augment.toml"
             given["config"].write_text(to_toml({"augment": given.pop("augment")}), encoding="utf-8")
         run = sogclr.train(folder / "train", Path(out) / "run", **given)
-        scores = sogclr.evaluate(run.path, folder, device=device, workers=0, quiet=True)
-    found = {k: 100 * scores[name] for k, name in SCORES.items()}
+        found = _score(run.path, folder, device)
+        if averages:
+            found["averages"] = {name: _score(run.path / file, folder, device) for name, file in averages.items()}
     return found | {"seconds": time.monotonic() - begun, "machine": pages.where(device)}
+
+
+def _score(encoder: Path, folder: Path, device: str) -> dict[str, Any]:
+    scores = sogclr.evaluate(encoder, folder, device=device, workers=0, quiet=True)
+    return {k: 100 * scores[name] for k, name in SCORES.items()}
 
 
 def head(title: str, module: str, cache: Cache) -> list[str]:
@@ -133,12 +148,28 @@ def head(title: str, module: str, cache: Cache) -> list[str]:
     ]
 
 
-def make(jobs: Iterable[Job], cache: Cache, places: Places, device: str = "cpu", at_once: int = 1) -> None:
-    """Make the runs that the cache lacks, in their order, so many at once; each is kept as soon as it is done."""
+def make(
+    jobs: Iterable[Job],
+    cache: Cache,
+    places: Places,
+    device: str = "cpu",
+    at_once: int = 1,
+    run: Callable[[Path, dict[str, Any], str], dict[str, Any]] = train_and_score,
+) -> None:
+    """Make the runs that the cache lacks, in their order, so many at once; each is kept as soon as it is done.
+
+    Args:
+        jobs: the runs.
+        cache: of their results.
+        places: where images lie.
+        device: to train on.
+        at_once: how many side by side.
+        run: trains and scores: folder, options, device -> result.
+    """
     missing = [job for job in {str(j.config()): j for j in jobs}.values() if cache.get(job.config()) is None]
     folders = {data: places.folder(data) for data in {job.data for job in missing}}
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(train_and_score, folders[j.data], j.options, device): j for j in missing}
+        waiting = {pool.submit(run, folders[j.data], j.options, device): j for j in missing}
         try:
             for k, done in enumerate(as_completed(waiting)):
                 job, result = waiting[done], done.result()
