@@ -14,8 +14,9 @@ from typing import Any
 
 from benchmarks import pages
 
-from .extras import SHOWN, difference
+from .extras import SHOWN
 from .measure import Cache
+from .paired import difference
 from .points import Point, cell, write_points
 from .trainer_runs import DRAWINGS, PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
 

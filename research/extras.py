@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import pages
 
 from .measure import Cache
-from .paired import with_interval
+from .paired import difference
 from .points import Point, cell, write_points
 from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
 
@@ -119,11 +119,6 @@ def against(rows: dict[str, dict[int, dict[str, float]]], row: str, score: str) 
     if row == BASE or len(seeds) < 2:
         return ""
     return difference([(rows[row][s], rows[BASE][s]) for s in sorted(seeds)], score)
-
-
-def difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], score: str) -> str:
-    """Return the mean of what the first of each pair has more of a score, with its 95 % interval."""
-    return with_interval([a[score] - b[score] for a, b in pairs], 1)
 
 
 def together(cache: Cache) -> list[str]:

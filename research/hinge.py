@@ -29,7 +29,7 @@ from sogclr.losses import functional as F
 
 from .many_runs import Job
 from .measure import Cache
-from .paired import difference
+from .paired import recall_difference
 from .text_pairs import TAU, TextProblem, Training, held_out, text_problem
 from .wordnet import both_ways, cells_of
 
@@ -152,7 +152,7 @@ def report(cache: Cache) -> None:
             continue
         cells = [f"{rate_of(cache, way):g}", *cells_of(results, ("test_r1",))]
         if way != "none":
-            _, mean, of_seeds, of_pairs = difference(results, plain)
+            _, mean, of_seeds, of_pairs = recall_difference(results, plain)
             cells += [f"{mean:+.2f}", f"{of_seeds:.2f}", f"{of_pairs:.2f}"]
         rows.append(f"| {way} | {' | '.join(cells + [''] * (5 - len(cells)))} |")
     before = "" if start is None else f"Before tuning: {100 * both_ways(start):.1f} %."

@@ -21,8 +21,8 @@ import sogclr
 from benchmarks import pages
 from sogclr.data.wordnet import HELD_OUT, find_wordnet, read_wordnet, split_synsets
 
-from .extras import difference
 from .measure import Cache
+from .paired import difference
 from .points import Point, cell, write_points
 from .trainer_runs import SAME, head
 from .tune_data import write_table

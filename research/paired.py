@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,14 @@ def with_interval(values: list[float], digits: int = 2) -> str:
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
-def difference(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> tuple[int, float, float, float]:
+def difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], score: str) -> str:
+    """Return the mean of what the first result of each pair has more of a score, with its 95 % interval."""
+    return with_interval([a[score] - b[score] for a, b in pairs], 1)
+
+
+def recall_difference(
+    ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]
+) -> tuple[int, float, float, float]:
     """Return seeds, mean difference of held-out recall in points, and half its 95 % interval over seeds and over pairs.
 
     Over seeds: Student's, of the differences by seed (the same first table and order of pairs), NaN for one seed. Over

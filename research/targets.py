@@ -29,8 +29,9 @@ from sogclr.training import build
 from sogclr.training.image_task import ImageTask
 from sogclr.training.task import Encode
 
-from .extras import DATA, EPOCHS, RESNET, SCALED, SHOWN, Case, difference
+from .extras import DATA, EPOCHS, RESNET, SCALED, SHOWN, Case
 from .measure import Cache
+from .paired import difference
 from .points import Point, cell, write_points
 from .trainer_runs import PHOTOGRAPHS, Job, Places, head, make, parser_of, train_and_score
 

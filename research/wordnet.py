@@ -25,7 +25,7 @@ from sogclr.data.wordnet import HELD_OUT, Synset, find_wordnet, read_wordnet, sp
 from .figures import dress, figure, save, style
 from .many_runs import Job
 from .measure import Cache
-from .paired import difference, verdict
+from .paired import recall_difference, verdict
 from .points import Point, mean_sd, plus_minus, write_points
 from .text_pairs import ANCHORS, ROWS, SAMPLE, TAU, WIDTH, TextProblem, run, text_problem
 
@@ -191,7 +191,7 @@ def comparisons(cache: Cache) -> list[str]:
         ours, theirs = found(cache, *one, epochs), found(cache, *other, epochs)
         if not ours.keys() & theirs.keys():
             continue
-        count, mean, of_seeds, of_pairs = difference(ours, theirs)
+        count, mean, of_seeds, of_pairs = recall_difference(ours, theirs)
         told = ["", ""] if least is None else [f"≥ {least:g}", verdict(mean, math.hypot(of_seeds, of_pairs), least)]
         what = f"{one[0]}, B {one[1]} − {other[0]}, B {other[1]}"
         spread = "" if math.isnan(of_seeds) else f"{of_seeds:.2f}"
@@ -212,7 +212,7 @@ def gammas_table(cache: Cache) -> list[str]:
             continue
         ahead = ["", "", ""]
         if name != "SogCLR, gamma 1" and results.keys() & base.keys():
-            _, mean, of_seeds, of_pairs = difference(results, base)
+            _, mean, of_seeds, of_pairs = recall_difference(results, base)
             ahead = [f"{mean:+.2f}", "" if math.isnan(of_seeds) else f"{of_seeds:.2f}", f"{of_pairs:.2f}"]
         cells = [*cells_of(results, ("test_r1",)), *ahead, *cells_of(results, more)]
         rows.append(f"| {name.removeprefix('SogCLR, gamma ')} | {epochs} | {' | '.join(cells)} | {len(results)} |")
@@ -243,7 +243,7 @@ def panels(cache: Cache) -> None:
                 axis.errorbar(x, y, sd, label=f"{name}, B = {batch}", **style(k))
     for k, name in enumerate(tuple(METHODS)[2:], len(LINES)):
         runs = {e: (found(cache, name, SMALL, e), found(cache, "SogCLR, gamma 1", SMALL, e)) for e in EPOCHS}
-        shown = [(e, *difference(*both)[1::2]) for e, both in runs.items() if both[0].keys() & both[1].keys()]
+        shown = [(e, *recall_difference(*both)[1::2]) for e, both in runs.items() if both[0].keys() & both[1].keys()]
         if shown:
             x, y, half = zip(*shown, strict=True)
             axes[0][2].errorbar(x, y, half, label=name.removeprefix("SogCLR, "), **style(k))

@@ -52,12 +52,12 @@ def test_a_rate_is_chosen_when_all_four_are_there():
 def test_a_difference_has_intervals_over_seeds_and_over_pairs():
     ours = {s: {"test_r1": r, "test_hits": "2211000000"} for s, r in ((0, 0.31), (1, 0.32), (2, 0.33))}
     theirs = {s: {"test_r1": 0.3, "test_hits": "2100000000"} for s in (0, 1, 5)}
-    seeds, mean, of_seeds, of_pairs = paired.difference(ours, theirs)
+    seeds, mean, of_seeds, of_pairs = paired.recall_difference(ours, theirs)
     assert (seeds, mean) == (2, pytest.approx(1.5))
     assert of_seeds == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2))
     # by pair 0, 50, 50, 50, 0 ... points: mean 15, sum of squares 7500 - 10 * 225
     assert of_pairs == pytest.approx(1.96 * math.sqrt((7500 - 2250) / 9) / math.sqrt(10))
-    assert math.isnan(paired.difference(ours, {2: theirs[5]})[2])
+    assert math.isnan(paired.recall_difference(ours, {2: theirs[5]})[2])
 
 
 @pytest.mark.parametrize(
