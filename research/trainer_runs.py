@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -168,7 +170,7 @@ def make(
     """
     missing = [job for job in {str(j.config()): j for j in jobs}.values() if cache.get(job.config()) is None]
     folders = {data: places.folder(data) for data in {job.data for job in missing}}
-    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         waiting = {pool.submit(run, folders[j.data], j.options, device): j for j in missing}
         try:
             for k, done in enumerate(as_completed(waiting)):
@@ -179,3 +181,15 @@ def make(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent is gone, were it killed: else a run would go on whose result nobody takes."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
