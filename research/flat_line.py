@@ -110,9 +110,9 @@ def advised(cache: Cache) -> list[str]:
     lines = []
     for data in DATA:
         rows, said = found(cache, data), cache.get(advice(data))
-        if said is None:
-            continue
         scores = {score: {(m, b): statistics.mean(r[score] for r in rs) for m, b, _, rs in rows} for score in SHOWN}
+        if said is None or (DEFAULT, said["batch"]) not in scores["knn"]:
+            continue
         cells = []
         for of in scores.values():
             best = max(of, key=of.__getitem__)
