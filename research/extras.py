@@ -22,7 +22,7 @@ from benchmarks import pages
 from .measure import Cache
 from .paired import difference
 from .points import Point, cell, write_points
-from .trainer_runs import DRAWINGS, FASHION, PAPER, PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
+from .trainer_runs import DRAWINGS, FASHION, LARGER, PAPER, PHOTOGRAPHS, SCORES, Job, Places, head, make, parser_of
 
 BATCHES, EPOCHS, SEEDS = (16, 32), 12, 6
 BASE, SCALED, BESIDE = "SogCLR, the paper's", "SogCLR, the gradient scaled", "SogCLR, scaled, m = 150"
@@ -49,6 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
 """Row -> options of `sogclr.train` beside the same of all."""
 DATA: dict[str, dict[str, Any]] = {
     PHOTOGRAPHS: {"image_size": 32},
+    LARGER: {"image_size": 64},
     FASHION: {"image_size": 28},
     DRAWINGS: {"image_size": 32},
 }
