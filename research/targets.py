@@ -175,6 +175,8 @@ def chosen(cache: Cache, loss: str) -> tuple[float, bool]:
 def rows_of(cache: Cache, data: str, loss: str) -> dict[str, dict[int, dict[str, float]]]:
     """Return the results by seed of a loss's plain runs, of their averaged weights, and of runs with a target."""
     plain = {s: r for s in range(SEEDS) if (r := cache.get(job(data, loss, None, False, s).config())) is not None}
+    if not plain:
+        return {}
     target = chosen(cache, loss)
     rows = {loss: plain}
     for m in AVERAGES:
