@@ -15,7 +15,7 @@ import torch
 from image_files import jpeg, large_jpeg, png, png_gray_16, truncated
 from PIL import Image
 
-from sogclr.data import boxes, crops, images, loader, watch
+from sogclr.data import boxes, crops, images, loader, readers, watch
 from sogclr.data.augment_params import CROP_SLOTS, crop_boxes, uniforms
 from sogclr.data.loader import evaluation_loader, training_loader
 from sogclr.data.manifest import Manifest
@@ -416,3 +416,31 @@ def test_no_order_is_asked_for_before_all_batches_of_the_epoch_before_were_taken
         taken.append(next(batches).step)
     assert taken == list(range(1, 2 * each + 1))
     assert asked == {0: 0, 1: each - 1, 2: 2 * each - 1}
+
+
+@pytest.mark.skipif(loader.reader_context() is None, reason="readers are not forked here")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reader_that_does_not_begin_is_forked_again(workers, manifest, tmp_path, monkeypatch):
+    expected, hung = take(manifest, workers=0), tmp_path / "hung"
+    bootstrap = readers._Reader._bootstrap
+
+    def hang_once(self, *args, **kwargs):
+        if not hung.exists():
+            hung.write_text(str(os.getpid()))
+            time.sleep(600)
+        return bootstrap(self, *args, **kwargs)
+
+    monkeypatch.setattr(readers._Reader, "_bootstrap", hang_once)
+    monkeypatch.setattr(readers, "BEGINS_WITHIN", 0.5)
+    assert_same(take(manifest, workers=workers), expected)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(hung.read_text()), 0)
+
+
+@pytest.mark.skipif(loader.reader_context() is None, reason="readers are not forked here")
+def test_a_reader_that_never_begins_ends_the_run(manifest, monkeypatch):
+    monkeypatch.setattr(readers._Reader, "_bootstrap", lambda self, *args, **kwargs: time.sleep(600))
+    monkeypatch.setattr(readers, "BEGINS_WITHIN", 0.2)
+    with pytest.raises(RunFailed, match="did not begin, 3 times"):
+        take(manifest, workers=1)
+    assert not multiprocessing.active_children()

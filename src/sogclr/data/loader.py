@@ -25,6 +25,7 @@ from .crops import Batch, CentralCrop, CropDataset, RandomCrops
 from .decoded import DecodedImages
 from .images import background_colour
 from .multi_crop import CropGroup
+from .readers import reader_context
 from .recipe import Recipe
 from .sampler import Order, Request, ResumableSampler
 from .source import Source
@@ -195,6 +196,7 @@ def read_batches(
         timeout=watch.LOOK_EVERY,
         generator=torch.Generator(),  # its base seed would otherwise come from the global generator
         persistent_workers=True,
+        multiprocessing_context=reader_context(),
     )
     try:
         for of_pass.requests in passes:
